@@ -1,0 +1,46 @@
+package nacre
+
+import (
+	"context"
+	"time"
+)
+
+// Event is a fact about a sandbox, written in the same transaction as the
+// change that it tells of.
+type Event struct {
+	Seq       int64 // given by the store; grows, may have gaps
+	Time      time.Time
+	TeamID    TeamID
+	SandboxID SandboxID
+	Kind      EventKind
+	Data      map[string]string // never a secret
+}
+
+// EventKind names what happened.
+type EventKind string
+
+const (
+	EventCreated  EventKind = "sandbox.created"
+	EventRunning  EventKind = "sandbox.running"
+	EventDeadline EventKind = "sandbox.deadline_changed"
+	EventNetwork  EventKind = "sandbox.network_changed"
+	EventPaused   EventKind = "sandbox.paused"
+	EventResumed  EventKind = "sandbox.resumed"
+	EventEnded    EventKind = "sandbox.ended" // Data: reason, detail
+)
+
+// EventFilter selects events of one team, oldest first.
+type EventFilter struct {
+	TeamID    TeamID
+	AllTeams  bool
+	SandboxID SandboxID
+	Kinds     []EventKind
+	After     int64 // Seq
+	Limit     int   // 0 means 100; at most 1000
+}
+
+// EventLog reads what SandboxStore wrote.
+type EventLog interface {
+	// Events returns the events that the filter selects in the order of Seq.
+	Events(ctx context.Context, f EventFilter) ([]Event, error)
+}

@@ -1,0 +1,127 @@
+package nacre
+
+import (
+	"context"
+	"net"
+	"time"
+)
+
+// Node is one host that runs machines; the same over HTTP as in this process.
+// All methods may run at once. A sandbox that has no machine here is
+// CodeNotFound.
+type Node interface {
+	ID() NodeID
+
+	// Start gives the sandbox a machine: a standby when one fits, else a new one.
+	// It returns when the agent has confirmed its Init, and the node will find the
+	// machine again after a crash from then on. What does not fit is CodeExhausted
+	// and hurts nothing that runs. A sandbox that has a machine is CodeConflict.
+	Start(ctx context.Context, spec StartSpec) (Started, error)
+
+	// Stop ends the sandbox's machine and forgets it, keeping its log. It returns
+	// when nothing of it is left. A repeat, and one that ended by itself, is no error.
+	Stop(ctx context.Context, id SandboxID) error
+
+	// SetEgress replaces the outbound policy of a running sandbox.
+	SetEgress(ctx context.Context, id SandboxID, p EgressPolicy) error
+
+	// Machines lists every sandbox that has a machine here, ended ones that were
+	// not stopped yet too. It is the truth that the records are compared with.
+	Machines(ctx context.Context) ([]MachineStatus, error)
+
+	// WatchExits calls fn for each machine that ended by itself, those that ended
+	// before the call and were not stopped yet first, until ctx ends.
+	WatchExits(ctx context.Context, fn func(SandboxID, Exit)) error
+
+	// Capacity tells how full the host is.
+	Capacity(ctx context.Context) (Capacity, error)
+}
+
+// StartSpec is what a node needs to know of a sandbox.
+type StartSpec struct {
+	Sandbox    SandboxID
+	Team       TeamID
+	Build      BuildID
+	Resources  Resources
+	Env        map[string]string
+	Network    NetworkPolicy
+	Secure     bool
+	TokenEpoch int
+}
+
+// Started is what became of a Start.
+type Started struct {
+	Machine  MachineID
+	BootPath BootPath
+	BootTime time.Duration
+}
+
+// MachineStatus is one line of Node.Machines.
+type MachineStatus struct {
+	Sandbox SandboxID
+	Team    TeamID
+	Machine MachineID
+	Started time.Time
+	Exit    *Exit // nil while it runs
+}
+
+// Capacity of a host. Promised is the sum of limits, which may exceed Total by
+// the configured overcommit.
+type Capacity struct {
+	Sandboxes, MaxSandboxes int
+	Standbys                int
+	CPUs                    int
+	MemoryTotal, MemoryFree int64
+	MemoryPromised          int64
+	DiskTotal, DiskFree     int64
+}
+
+// Traffic is the node's data plane: how the edge reaches guests. It answers from
+// memory and works while the store does not.
+type Traffic interface {
+	// Route returns how to treat traffic for a sandbox; ok is false when it has
+	// no running machine here.
+	Route(id SandboxID) (r Route, ok bool)
+	// Routes calls fn for each running sandbox until it returns false.
+	Routes(fn func(Route) bool)
+	// Dial connects to a TCP port of a guest, on its address or its loopback.
+	// Nobody listening is CodeUnavailable, no machine CodeNotFound.
+	Dial(ctx context.Context, id SandboxID, port int) (net.Conn, error)
+	// Agent returns the agent of a running sandbox.
+	Agent(ctx context.Context, id SandboxID) (Agent, error)
+}
+
+// Route is what the edge knows of a running sandbox.
+type Route struct {
+	Sandbox    SandboxID
+	Team       TeamID
+	TokenEpoch int
+	Secure     bool
+	Network    NetworkPolicy
+}
+
+// Telemetry reads what a node recorded about its sandboxes, ended ones too while
+// their records are kept.
+type Telemetry interface {
+	// Metrics returns samples between from and to (zero = open), oldest first.
+	Metrics(ctx context.Context, id SandboxID, from, to time.Time) ([]Metric, error)
+	// Logs returns at most q.Limit entries. An unknown sandbox has none.
+	Logs(ctx context.Context, id SandboxID, q LogQuery) ([]LogEntry, error)
+}
+
+// LogQuery selects log entries. Backward means newest first.
+type LogQuery struct {
+	After    time.Time // exclusive; Before when Backward
+	Limit    int
+	Backward bool
+	Type     LogType // "" = all
+}
+
+// Metric is one sample of a sandbox's use.
+type Metric struct {
+	Time                        time.Time
+	CPUCount                    int
+	CPUUsedPct                  float64 // 100 = one processor
+	MemUsed, MemTotal, MemCache int64
+	DiskUsed, DiskTotal         int64
+}

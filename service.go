@@ -1,0 +1,54 @@
+package nacre
+
+import (
+	"context"
+	"time"
+)
+
+// Service is the domain: what every dialect, the dashboard and the command call.
+// control implements it. All methods may run at once. A sandbox of another team
+// is CodeNotFound, exactly as one that never was.
+type Service interface {
+	// Create returns a running sandbox whose guest answers. A bad field is
+	// CodeInvalid, an unknown template CodeNotFound, a full host or quota
+	// CodeExhausted. When it fails nothing is left but an ended record that says
+	// why (none at all for a bad request).
+	Create(ctx context.Context, team TeamID, r CreateRequest) (Sandbox, error)
+
+	// Get returns a record, an ended one too.
+	Get(ctx context.Context, team TeamID, id SandboxID) (Sandbox, error)
+
+	// List pages through a team's records; f.TeamID is set by the service.
+	List(ctx context.Context, team TeamID, f SandboxFilter) (SandboxPage, error)
+
+	// Kill ends a sandbox and returns when its machine is gone. One that has
+	// ended already is CodeNotFound.
+	Kill(ctx context.Context, team TeamID, id SandboxID) error
+
+	// SetDeadline moves the deadline to now + d. With extendOnly an earlier
+	// deadline is left as it is. A sandbox that is not running is CodeNotFound
+	// when it ended, CodeConflict otherwise.
+	SetDeadline(ctx context.Context, team TeamID, id SandboxID, d time.Duration, extendOnly bool) (Sandbox, error)
+
+	// SetNetwork replaces the outbound half of the policy.
+	SetNetwork(ctx context.Context, team TeamID, id SandboxID, p NetworkPolicy) error
+
+	// Metrics and Logs work for ended sandboxes too.
+	Metrics(ctx context.Context, team TeamID, id SandboxID, from, to time.Time) ([]Metric, error)
+	Logs(ctx context.Context, team TeamID, id SandboxID, q LogQuery) ([]LogEntry, error)
+
+	// Templates lists what the team can create from: its own and the public ones.
+	Templates(ctx context.Context, team TeamID) ([]Template, error)
+}
+
+// CreateRequest is what a create asks for. Zero fields mean the defaults.
+type CreateRequest struct {
+	Template  string        // name or id; "" means "base"
+	Timeout   time.Duration // 0 means 5 minutes
+	OnTimeout TimeoutAction // "" means kill
+	Resources Resources
+	Metadata  map[string]string
+	Env       map[string]string
+	Network   NetworkPolicy
+	Secure    bool
+}

@@ -1,0 +1,30 @@
+package nacre
+
+import (
+	"context"
+	"time"
+)
+
+// Template is a name with builds. One without a team is built in and public.
+type Template struct {
+	ID        TemplateID
+	TeamID    TeamID
+	Names     []string // aliases that resolve to it, e.g. "base", "moru-ai/base"
+	Public    bool
+	Build     BuildID // the current one; "" while none is ready
+	Resources Resources
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// TemplateStore keeps templates. Errors and concurrency as in SandboxStore.
+type TemplateStore interface {
+	// PutTemplate adds or replaces by ID. A name that another template visible
+	// to the same team has is CodeConflict.
+	PutTemplate(ctx context.Context, t Template) error
+	// ResolveTemplate finds by id or name what the team may use: its own first,
+	// then public ones. Else CodeNotFound.
+	ResolveTemplate(ctx context.Context, team TeamID, nameOrID string) (Template, error)
+	// Templates lists what the team owns, or what is public when team is "".
+	Templates(ctx context.Context, team TeamID) ([]Template, error)
+}
