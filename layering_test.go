@@ -93,6 +93,9 @@ func forbidden(room, imp string, test bool) string {
 		}
 		return "nacretest is for tests"
 	}
+	if test {
+		return "" // a test of the real thing needs its neighbours
+	}
 	for _, a := range allowed[topRoom(room)] {
 		if a == "*" || to == a || strings.HasPrefix(to, a+"/") {
 			return ""
