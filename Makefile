@@ -1,0 +1,52 @@
+# Two commands: `make up` starts Nacre, `make test` runs every test.
+
+GO      ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+AGENT   := internal/agentbin/assets/nacre-agent
+
+export CGO_ENABLED = 0
+
+.PHONY: build up test lint unit e2e bench fuzz deps clean generate
+
+build: bin/nacre
+
+# Go's build cache knows better than make what is out of date.
+.PHONY: bin/nacre $(AGENT)
+bin/nacre: $(AGENT)
+	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o $@ ./cmd/nacre
+
+$(AGENT):
+	$(GO) build -trimpath -ldflags "-s -w" -o $@ ./cmd/nacre-agent
+
+# up builds, prepares the host and runs the server in the foreground.
+up: build
+	bin/nacre up
+
+# test runs everything: rules, contract suites on the real things, and the
+# published SDKs end to end. It needs root and installs what it needs.
+test: deps build lint unit e2e
+
+lint:
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi
+	$(GO) vet ./...
+
+unit: deps build
+	$(GO) test -timeout 30m -p 2 $$($(GO) list ./... | grep -v -e /e2e$$ -e /bench$$)
+
+e2e: deps build
+	$(GO) test -timeout 45m -count 1 ./e2e
+
+# bench measures what the README shows; raw results go to bench/results.
+bench: deps build
+	$(GO) run ./bench
+
+# fuzz gives every fuzz target half a minute.
+fuzz:
+	./scripts/fuzz.sh
+
+deps:
+	@./scripts/deps.sh
+
+clean:
+	rm -rf bin $(AGENT)

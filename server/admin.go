@@ -1,0 +1,234 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// AdminSocket is the unix socket in the data directory that the command on the
+// server's own host talks to. Its mode, 0600, is its authentication.
+const AdminSocket = "admin.sock"
+
+// Status is what GET /status of the admin socket answers.
+type Status struct {
+	Ready   bool   `json:"ready"`
+	Step    string `json:"step"` // what it is doing while it is not ready
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+	HTTP    string `json:"http,omitempty"`
+	HTTPS   string `json:"https,omitempty"`
+
+	Capacity *nacre.Capacity `json:"capacity,omitempty"`
+}
+
+// adminKey is a key in the admin socket's answers.
+type adminKey struct {
+	ID        string     `json:"id"`
+	Team      string     `json:"team"`
+	Name      string     `json:"name,omitempty"`
+	Key       string     `json:"key,omitempty"` // only in the answer that made it
+	Hint      string     `json:"hint,omitempty"`
+	CreatedAt time.Time  `json:"created_at"`
+	RevokedAt *time.Time `json:"revoked_at,omitempty"`
+}
+
+// admin serves the admin socket. It answers /status from the first moment and
+// the rest once the store is open.
+type admin struct {
+	log   *slog.Logger
+	clock nacre.Clock
+
+	mu     sync.Mutex
+	status Status
+	teams  nacre.TeamStore
+	node   nacre.Node
+}
+
+func (a *admin) step(text string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.status.Step = text
+}
+
+func (a *admin) open(teams nacre.TeamStore) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.teams = teams
+}
+
+func (a *admin) ready(node nacre.Node, http, https string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.node = node
+	a.status.Ready, a.status.Step = true, "ready"
+	a.status.HTTP, a.status.HTTPS = http, https
+}
+
+// serve listens on the socket until ctx ends.
+func (a *admin) serve(ctx context.Context, dir string) (stop func(), err error) {
+	path := filepath.Join(dir, AdminSocket)
+	// The data directory's lock is held: a socket that is there is a dead one's.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	srv := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx }}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			a.log.Error("admin socket", "err", err)
+		}
+	}()
+	return func() { srv.Close(); <-done }, nil
+}
+
+func (a *admin) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", a.getStatus)
+	mux.HandleFunc("POST /keys", a.createKey)
+	mux.HandleFunc("GET /keys", a.listKeys)
+	mux.HandleFunc("DELETE /keys/{id}", a.revokeKey)
+	return mux
+}
+
+func (a *admin) getStatus(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	s, node := a.status, a.node
+	a.mu.Unlock()
+	if node != nil {
+		if c, err := node.Capacity(r.Context()); err == nil {
+			s.Capacity = &c
+		}
+	}
+	answer(w, http.StatusOK, s)
+}
+
+func (a *admin) createKey(w http.ResponseWriter, r *http.Request) {
+	var in struct{ Team, Name string }
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16)).Decode(&in); err != nil {
+		fail(w, nacre.Invalidf("body", "the body is not a JSON object: %v", err))
+		return
+	}
+	teams, err := a.teamStore()
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	team, err := teams.EnsureTeam(r.Context(), in.Team)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	secret, key := nacre.NewKey(team.ID, in.Name, a.clock())
+	if err := teams.InsertKey(r.Context(), key); err != nil {
+		fail(w, err)
+		return
+	}
+	answer(w, http.StatusCreated, adminKey{ID: key.ID, Team: team.Name, Name: key.Name, Key: secret, CreatedAt: key.CreatedAt})
+}
+
+func (a *admin) listKeys(w http.ResponseWriter, r *http.Request) {
+	teams, err := a.teamStore()
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	all, err := teams.Teams(r.Context())
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	out := []adminKey{}
+	want := r.URL.Query().Get("team")
+	for _, t := range all {
+		if want != "" && t.Name != want {
+			continue
+		}
+		keys, err := teams.Keys(r.Context(), t.ID)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		for _, k := range keys {
+			ak := adminKey{ID: k.ID, Team: t.Name, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt}
+			if !k.RevokedAt.IsZero() {
+				ak.RevokedAt = &k.RevokedAt
+			}
+			out = append(out, ak)
+		}
+	}
+	answer(w, http.StatusOK, out)
+}
+
+func (a *admin) revokeKey(w http.ResponseWriter, r *http.Request) {
+	teams, err := a.teamStore()
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	all, err := teams.Teams(r.Context())
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	for _, t := range all {
+		if t.Name != r.URL.Query().Get("team") {
+			continue
+		}
+		if err := teams.RevokeKey(r.Context(), t.ID, r.PathValue("id")); err != nil {
+			fail(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	fail(w, nacre.Errorf(nacre.CodeNotFound, "there is no team %q; `nacre key list` shows them", r.URL.Query().Get("team")))
+}
+
+func (a *admin) teamStore() (nacre.TeamStore, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.teams == nil {
+		return nil, nacre.Errorf(nacre.CodeUnavailable, "the server is starting (%s); try again in a moment", a.status.Step)
+	}
+	return a.teams, nil
+}
+
+func answer(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // the reader has gone; nobody to tell
+}
+
+// fail is for the owner of the host: it shows causes too.
+func fail(w http.ResponseWriter, err error) {
+	status := http.StatusInternalServerError
+	switch nacre.ErrorCode(err) {
+	case nacre.CodeInvalid:
+		status = http.StatusBadRequest
+	case nacre.CodeNotFound:
+		status = http.StatusNotFound
+	case nacre.CodeUnavailable:
+		status = http.StatusServiceUnavailable
+	}
+	answer(w, status, map[string]any{"code": status, "message": err.Error()})
+}

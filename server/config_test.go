@@ -1,0 +1,117 @@
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+func load(t *testing.T, env map[string]string, file string, args ...string) (Config, error) {
+	t.Helper()
+	var c Config
+	fs := pflag.NewFlagSet("up", pflag.ContinueOnError)
+	c.Flags(fs)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "nacre.toml"), []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := fs.Parse(append([]string{"--data-dir", dir}, args...)); err != nil {
+		t.Fatal(err)
+	}
+	return c, c.Load(fs, func(k string) string { return env[k] })
+}
+
+func TestFlagWinsOverVariableWinsOverFile(t *testing.T) {
+	file := "http = \"127.0.0.1:1\"\nhttps = \"127.0.0.1:2\"\ndomain = \"file.test\"\nstandby = 3\nallow_private = [\"10.1.0.0/16\", \"10.2.0.0/16\"]\n"
+	env := map[string]string{"NACRE_HTTP": "127.0.0.1:3", "NACRE_HTTPS": "127.0.0.1:4"}
+	c, err := load(t, env, file, "--http", "127.0.0.1:5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.HTTP != "127.0.0.1:5" || c.HTTPS != "127.0.0.1:4" || c.Domain != "file.test" || c.Standby != 3 {
+		t.Errorf("got http %s https %s domain %s standby %d", c.HTTP, c.HTTPS, c.Domain, c.Standby)
+	}
+	if strings.Join(c.AllowPrivate, " ") != "10.1.0.0/16 10.2.0.0/16" {
+		t.Errorf("allow_private = %v", c.AllowPrivate)
+	}
+}
+
+func TestBadSettingsAreNamed(t *testing.T) {
+	for _, c := range []struct{ file, arg, want string }{
+		{"htp = 1", "", `"htp" is no setting`},
+		{"", "--http=3000", "--http"},
+		{"", "--runtime=docker", "--runtime"},
+		{"", "--domain=Nacre.Localhost", "--domain"},
+		{"", "--allow-private=10.0.0.1", "--allow-private"},
+		{"", "--tls-cert=x.pem", "--tls-key"},
+		{"", "--memory-mib=1", "--memory-mib"},
+		{"standby = \"many\"", "", "standby"},
+	} {
+		var args []string
+		if c.arg != "" {
+			args = append(args, c.arg)
+		}
+		_, err := load(t, nil, c.file, args...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("file %q, %s: error %v does not name %q", c.file, c.arg, err, c.want)
+		}
+	}
+}
+
+// TestExampleFileIsValid: each line of the printed file, with its comment sign
+// taken away, is accepted.
+func TestExampleFileIsValid(t *testing.T) {
+	var keys []string
+	for _, line := range strings.Split(Example(), "\n") {
+		if key, _, ok := strings.Cut(strings.TrimPrefix(line, "# "), " = "); ok && !strings.Contains(key, " ") {
+			keys = append(keys, strings.TrimPrefix(line, "# "))
+		}
+	}
+	if len(keys) < 20 {
+		t.Fatalf("only %d settings in the example", len(keys))
+	}
+	if _, err := load(t, nil, strings.Join(keys, "\n")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFault06_SecondDaemonOnOneDataDirIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	first, err := lockDataDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockDataDir(dir); err == nil || !strings.Contains(err.Error(), "in use by another nacre") {
+		t.Fatalf("second lock: %v", err)
+	}
+	first.Close()
+	again, err := lockDataDir(dir)
+	if err != nil {
+		t.Fatalf("after the first has gone: %v", err)
+	}
+	again.Close()
+}
+
+func TestSecretsSurviveARestartAndArePrivate(t *testing.T) {
+	dir := t.TempDir()
+	a, err := loadSecrets(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := loadSecrets(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a != b {
+		t.Error("the second start has other secrets")
+	}
+	if st, _ := os.Stat(filepath.Join(dir, "secret")); st.Mode().Perm() != 0o600 {
+		t.Errorf("mode %o", st.Mode().Perm())
+	}
+	if a.tokens == [32]byte(a.env) {
+		t.Error("two secrets are equal")
+	}
+}
