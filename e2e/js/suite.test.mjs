@@ -1,0 +1,227 @@
+// The published JavaScript SDKs against a real server. NACRE_SDK names the
+// package, NACRE_MODE how it is reached; the rest is what `nacre env` prints.
+import { after, before, test } from 'node:test'
+import assert from 'node:assert/strict'
+
+const sdk = await import(process.env.NACRE_SDK)
+const { Sandbox } = sdk
+const tls = process.env.NACRE_MODE === 'tls'
+let sbx
+
+before(async () => { sbx = await Sandbox.create({ timeoutMs: 300_000, metadata: { suite: 'js' } }) })
+after(async () => { await sbx?.kill() })
+
+const sleep = (ms) => new Promise((r) => setTimeout(r, ms))
+
+async function eventually(check, ms = 15_000, every = 250) {
+  const end = Date.now() + ms
+  for (;;) {
+    const v = await check()
+    if (v) return v
+    assert.ok(Date.now() < end, 'condition not met in time')
+    await sleep(every)
+  }
+}
+
+async function withSandbox(opts, fn) {
+  const s = typeof opts === 'string' ? await Sandbox.create(opts, { timeoutMs: 120_000 }) : await Sandbox.create({ timeoutMs: 120_000, ...opts })
+  try { return await fn(s) } finally { await s.kill() }
+}
+
+test('run: output, exit code, environment, cwd, user', async () => {
+  const r = await sbx.commands.run('echo hello; echo oops >&2')
+  assert.deepEqual([r.stdout, r.stderr, r.exitCode], ['hello\n', 'oops\n', 0])
+  await assert.rejects(sbx.commands.run('exit 42'), (e) => e instanceof sdk.CommandExitError && e.exitCode === 42)
+  assert.equal((await sbx.commands.run('echo $A', { envs: { A: 'zwei' } })).stdout, 'zwei\n')
+  assert.equal((await sbx.commands.run('pwd', { cwd: '/usr' })).stdout, '/usr\n')
+  assert.equal((await sbx.commands.run('whoami', { user: 'root' })).stdout, 'root\n')
+})
+
+test('wire4_04 timeout of one second', async () => {
+  await assert.rejects(sbx.commands.run('sleep 10', { timeoutMs: 1000 }), sdk.TimeoutError)
+})
+
+test('wire4_05 kill reaps at once; kill and connect of nothing', async () => {
+  const h = await sbx.commands.run('sleep 1000', { background: true })
+  assert.equal(await sbx.commands.kill(h.pid), true)
+  await assert.rejects(sbx.commands.run(`kill -0 ${h.pid}`), sdk.CommandExitError)
+  assert.equal(await sbx.commands.kill(999999), false)
+  await assert.rejects(sbx.commands.connect(999999))
+})
+
+test('wire4_06 connect follows a running command', async () => {
+  const h = await sbx.commands.run('for i in 1 2 3 4 5; do echo n$i; sleep 0.4; done', { background: true })
+  const c = await sbx.commands.connect(h.pid)
+  assert.equal(c.pid, h.pid)
+  assert.match((await c.wait()).stdout, /n5\n$/)
+  assert.match((await h.wait()).stdout, /^n1\n/)
+})
+
+test('wire4_07 stdin', async () => {
+  let out = ''
+  const h = await sbx.commands.run('cat', { background: true, stdin: true, onStdout: (d) => { out += d } })
+  await sbx.commands.sendStdin(h.pid, '')
+  await sbx.commands.sendStdin(h.pid, 'no newline')
+  await eventually(() => out === 'no newline', 5000, 50)
+  await h.kill()
+})
+
+test('list of commands', async () => {
+  const h = await sbx.commands.run('sleep 66', { background: true })
+  assert.ok((await sbx.commands.list()).some((p) => p.pid === h.pid && p.args.includes('sleep 66')))
+  await h.kill()
+})
+
+test('big output', async () => {
+  assert.equal((await sbx.commands.run("head -c 5000000 /dev/zero | tr '\\0' x")).stdout.length, 5_000_000)
+})
+
+test('files: write, read, formats, many, empty', async () => {
+  const info = await sbx.files.write('js/hello.txt', 'wörld')
+  assert.equal(info.path, '/home/user/js/hello.txt')
+  assert.equal(await sbx.files.read('js/hello.txt'), 'wörld')
+  assert.equal(Buffer.from(await sbx.files.read('js/hello.txt', { format: 'bytes' })).toString(), 'wörld')
+  assert.equal(await (await sbx.files.read('js/hello.txt', { format: 'blob' })).text(), 'wörld')
+  await sbx.files.write('js/empty', '')
+  assert.equal(await sbx.files.read('js/empty'), '')
+  const many = await sbx.files.write([{ path: '/0/js.txt', data: 'a' }, { path: 'js/b.txt', data: 'b' }])
+  assert.deepEqual(many.map((f) => f.path), ['/0/js.txt', '/home/user/js/b.txt'])
+})
+
+test('trap05 write answers exactly name, type, path', async () => {
+  const info = await sbx.files.write('js/exact.txt', 'x')
+  assert.deepEqual({ name: info.name, type: info.type, path: info.path }, { name: 'exact.txt', type: 'file', path: '/home/user/js/exact.txt' })
+})
+
+test('files: list, info, exists, rename, remove, make dir', async () => {
+  await sbx.files.write('tree/a/b.txt', '12345')
+  assert.deepEqual((await sbx.files.list('tree', { depth: 2 })).map((e) => e.path), ['/home/user/tree/a', '/home/user/tree/a/b.txt'])
+  const info = await sbx.files.getInfo('tree/a/b.txt')
+  assert.deepEqual([info.size, info.permissions, info.owner], [5, '-rw-r--r--', 'user'])
+  assert.equal((await sbx.files.rename('tree/a/b.txt', 'tree/c.txt')).path, '/home/user/tree/c.txt')
+  assert.equal(await sbx.files.exists('tree/a/b.txt'), false)
+  await assert.rejects(sbx.files.rename('nothing', 'x'), sdk.NotFoundError)
+  await sbx.files.remove('nothing')
+  assert.equal(await sbx.files.makeDir('made'), true)
+  assert.equal(await sbx.files.makeDir('made'), false)
+  await assert.rejects(sbx.files.read('nothing'), sdk.NotFoundError)
+})
+
+test('watch: exactly create, chmod, write', async () => {
+  await sbx.files.makeDir('watched')
+  const events = []
+  const h = await sbx.files.watchDir('watched', (e) => { events.push([e.type, e.name]) })
+  await sbx.files.write('watched/new.txt', 'content')
+  await eventually(() => events.length >= 3, 5000, 50)
+  await sleep(200)
+  assert.deepEqual(events, [['create', 'new.txt'], ['chmod', 'new.txt'], ['write', 'new.txt']])
+  await h.stop()
+  await assert.rejects(sbx.files.watchDir('/no/such', () => {}), sdk.NotFoundError)
+})
+
+test('signed URLs', async () => {
+  await sbx.files.write('s.txt', 'signed')
+  const url = await sbx.downloadUrl('s.txt', { user: 'user', useSignatureExpiration: 30 })
+  assert.equal(await (await fetch(url)).text(), 'signed')
+  const up = await sbx.uploadUrl('up.txt', { user: 'user', useSignatureExpiration: 30 })
+  const form = new FormData()
+  form.append('file', new Blob(['uploaded']), 'x')
+  assert.equal((await fetch(up, { method: 'POST', body: form })).status, 200)
+  assert.equal(await sbx.files.read('up.txt'), 'uploaded')
+  const old = await sbx.downloadUrl('s.txt', { user: 'user', useSignatureExpiration: -120 })
+  const r = await fetch(old)
+  assert.equal(r.status, 401)
+  assert.deepEqual(await r.json(), { code: 401, message: 'signature is already expired' })
+})
+
+test('wire4_08 pty', async () => {
+  let out = ''
+  const t = await sbx.pty.create({ cols: 80, rows: 24, envs: { ABC: '123' }, onData: (d) => { out += Buffer.from(d).toString() } })
+  await sbx.pty.resize(t.pid, { cols: 100, rows: 30 })
+  await sbx.pty.sendInput(t.pid, new TextEncoder().encode('tput cols; echo $ABC\n'))
+  await sbx.pty.sendInput(t.pid, new TextEncoder().encode('exit\n'))
+  assert.equal((await t.wait()).exitCode, 0)
+  assert.match(out, /100/)
+  assert.match(out, /123/)
+})
+
+test('pty: reconnect and kill', async () => {
+  const t = await sbx.pty.create({ cols: 80, rows: 24, onData: () => {} })
+  await t.disconnect()
+  let out = ''
+  const again = await sbx.pty.connect(t.pid, { onData: (d) => { out += Buffer.from(d).toString() } })
+  await sbx.pty.sendInput(t.pid, new TextEncoder().encode('echo back-$((40+2))\n'))
+  await eventually(() => out.includes('back-42'), 5000, 50)
+  assert.equal(await sbx.pty.kill(t.pid), true)
+  await again.wait().catch(() => {})
+})
+
+test('info, metrics, timeout, running, connect', async () => {
+  const info = await sbx.getInfo()
+  assert.equal(info.sandboxId, sbx.sandboxId)
+  assert.deepEqual(info.metadata, { suite: 'js' })
+  assert.equal(info.state, 'running')
+  const m = await eventually(async () => { const x = await sbx.getMetrics(); return x.length && x })
+  assert.equal(m[0].cpuCount, 2)
+  const before = (await sbx.getInfo()).endAt
+  const other = await Sandbox.connect(sbx.sandboxId, { timeoutMs: 5000 })
+  assert.deepEqual((await other.getInfo()).endAt, before)
+  assert.equal(await other.isRunning(), true)
+  assert.equal((await other.commands.run('echo again')).stdout, 'again\n')
+  await other.files.write('o.txt', 'x')
+  assert.equal(await sbx.files.read('o.txt'), 'x')
+})
+
+test('wire4_13 set timeout', async () => {
+  const s = await Sandbox.create({ timeoutMs: 60_000 })
+  await s.setTimeout(3000)
+  await sleep(4500)
+  assert.equal(await s.isRunning({ requestTimeoutMs: 5000 }), false)
+})
+
+test('trap01 kill: true, then false', async () => {
+  const s = await Sandbox.create({ timeoutMs: 60_000 })
+  assert.equal(await s.kill(), true)
+  assert.equal(await Sandbox.kill(s.sandboxId), false)
+  assert.equal(await s.isRunning(), false)
+  await assert.rejects(Sandbox.connect(s.sandboxId), sdk.NotFoundError)
+  await assert.rejects(s.commands.run('echo no'))
+})
+
+test('list with filters and pages', async () => {
+  const mark = `js${process.hrtime.bigint()}`
+  await withSandbox({ metadata: { mark, 'a b': 'c&d=é+1' } }, (one) => withSandbox({ metadata: { mark } }, async (two) => {
+    const p = Sandbox.list({ query: { metadata: { mark }, state: ['running'] }, limit: 1 })
+    const ids = []
+    while (p.hasNext) ids.push(...(await p.nextItems()).map((i) => i.sandboxId))
+    assert.deepEqual(ids, [two.sandboxId, one.sandboxId])
+    const q = Sandbox.list({ query: { metadata: { 'a b': 'c&d=é+1', mark } } })
+    const got = await q.nextItems()
+    assert.deepEqual(got.map((i) => i.sandboxId), [one.sandboxId])
+    assert.deepEqual(got[0].metadata, { mark, 'a b': 'c&d=é+1' })
+  }))
+})
+
+test('wire4_17 and 18 network', async () => {
+  const curl = (ip) => `curl -s -o /dev/null --connect-timeout 3 --max-time 5 http://${ip}/`
+  await withSandbox({ allowInternetAccess: false }, async (s) => { await assert.rejects(s.commands.run(curl('1.1.1.1'))) })
+  await withSandbox({ network: { denyOut: ['0.0.0.0/0'], allowOut: ['1.1.1.1'] } }, async (s) => {
+    await s.commands.run(curl('1.1.1.1'))
+    await assert.rejects(s.commands.run(curl('8.8.8.8')))
+  })
+})
+
+test('unknown template and wrong key', async () => {
+  await assert.rejects(Sandbox.create('no-such-template'), /no-such-template/)
+  await assert.rejects(Sandbox.create({ apiKey: `e2b_${'0'.repeat(40)}` }), sdk.AuthenticationError)
+})
+
+test('get host', { skip: tls ? false : 'needs sandbox host names, hence TLS' }, async () => {
+  await withSandbox({}, async (s) => {
+    await s.commands.run('mkdir -p www && echo served > www/index.html')
+    await s.commands.run('python3 -m http.server 8000 --directory www', { background: true })
+    const url = `https://${s.getHost(8000)}`
+    const body = await eventually(async () => { const r = await fetch(url); return r.status === 200 && r.text() }, 10_000, 300)
+    assert.equal(body, 'served\n')
+  })
+})

@@ -1,0 +1,61 @@
+"""The published Python SDKs against a real server.
+
+NACRE_SDK says which package ("moru" or "e2b"), NACRE_MODE how it is reached
+("http" or "tls"); the rest of the environment is what `nacre env` prints.
+"""
+import importlib
+import os
+import time
+
+import pytest
+
+SDK = os.environ["NACRE_SDK"]
+MODE = os.environ["NACRE_MODE"]
+
+
+@pytest.fixture(scope="session")
+def sdk():
+    return importlib.import_module(SDK)
+
+
+@pytest.fixture(scope="session")
+def exc():
+    return importlib.import_module(SDK + ".exceptions")
+
+
+@pytest.fixture(scope="module")
+def sandbox(sdk):
+    sbx = sdk.Sandbox.create(timeout=300, metadata={"suite": "shared"})
+    yield sbx
+    sbx.kill()
+
+
+@pytest.fixture
+def make(sdk):
+    """Creates sandboxes that end with the test."""
+    made = []
+
+    def create(*args, **kwargs):
+        kwargs.setdefault("timeout", 120)
+        sbx = sdk.Sandbox.create(*args, **kwargs)
+        made.append(sbx)
+        return sbx
+
+    yield create
+    for sbx in made:
+        sbx.kill()
+
+
+def eventually(check, seconds=15, every=0.25):
+    """Returns check()'s first true answer; fails when none comes in time."""
+    end = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value:
+            return value
+        assert time.monotonic() < end, "condition not met in %s s" % seconds
+        time.sleep(every)
+
+
+only_moru = pytest.mark.skipif(SDK != "moru", reason="a behaviour of the moru package only")
+only_tls = pytest.mark.skipif(MODE != "tls", reason="needs sandbox host names, hence TLS")
