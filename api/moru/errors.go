@@ -1,0 +1,50 @@
+package moru
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/api"
+)
+
+// statuses is the one table from the domain's codes to this dialect's statuses.
+var statuses = map[nacre.Code]int{
+	nacre.CodeInvalid:         http.StatusBadRequest,
+	nacre.CodeUnauthenticated: http.StatusUnauthorized,
+	nacre.CodeForbidden:       http.StatusForbidden,
+	nacre.CodeNotFound:        http.StatusNotFound,
+	nacre.CodeConflict:        http.StatusConflict,
+	nacre.CodeExhausted:       http.StatusTooManyRequests,
+	nacre.CodeUnavailable:     http.StatusServiceUnavailable,
+	nacre.CodeUnsupported:     http.StatusNotImplemented,
+	nacre.CodeNoSpace:         http.StatusInsufficientStorage,
+	nacre.CodeDeadline:        http.StatusGatewayTimeout,
+	nacre.CodeInternal:        http.StatusInternalServerError,
+}
+
+// retryAfter is how long a client should wait, in seconds.
+const retryAfter = "1"
+
+func status(err error) int {
+	switch {
+	case errors.Is(err, api.ErrMethod):
+		return http.StatusMethodNotAllowed
+	case errors.Is(err, api.ErrTooLarge):
+		return http.StatusRequestEntityTooLarge
+	}
+	if s, ok := statuses[nacre.ErrorCode(err)]; ok {
+		return s
+	}
+	return http.StatusInternalServerError
+}
+
+// writeError answers with the status in the body too: the JavaScript clients
+// decide on the body's code and the Python ones fail on an empty body.
+func writeError(w http.ResponseWriter, _ *http.Request, err error) {
+	s := status(err)
+	if s == http.StatusTooManyRequests || s == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	_ = api.WriteJSON(w, s, errorBody{Code: s, Message: nacre.ErrorMessage(err)})
+}

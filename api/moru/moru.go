@@ -1,0 +1,74 @@
+// Package moru is the dialect that the Moru and E2B clients speak: their REST
+// calls translated onto nacre.Service. Their calls to the guest do not pass
+// here; they go through the edge.
+//
+// wire.go holds the shapes, translate.go the pure functions between them and the
+// domain, errors.go the statuses, routes.go the operations, and one file a noun
+// the handlers.
+package moru
+
+import (
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/api"
+)
+
+// Config is what the dialect needs. Service, Auth, Teams and TokenKey are required.
+type Config struct {
+	Service  nacre.Service
+	Auth     *api.Auth
+	Teams    nacre.TeamStore
+	TokenKey nacre.TokenKey
+
+	// Domain is what clients build "<port>-<id>.<domain>" from, with a port when
+	// the edge listens on another than 443. "" leaves the choice to the client.
+	Domain string
+	// EnvdVersion is the guest agent's protocol version; the clients switch their
+	// features by it. "" means 0.4.0.
+	EnvdVersion string
+
+	Logger *slog.Logger
+	Clock  nacre.Clock
+}
+
+// New returns the handler of the dialect. Every answer of it is JSON with a
+// body, but for 204.
+func New(c Config) http.Handler {
+	if c.EnvdVersion == "" {
+		c.EnvdVersion = "0.4.0"
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	d := &dialect{Config: c}
+	return cors(api.Dialect{
+		Routes:     d.routes(),
+		Auth:       c.Auth,
+		WriteError: writeError,
+		Logger:     c.Logger,
+		Clock:      c.Clock,
+	}.Handler())
+}
+
+type dialect struct{ Config }
+
+// cors lets the JavaScript clients run in browsers. Any origin may ask: nothing
+// that a browser sends by itself counts as a credential here.
+func cors(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Expose-Headers", "X-Next-Token, X-Request-Id, Retry-After")
+		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+			h.Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
+			h.Set("Access-Control-Allow-Headers", "*, Authorization")
+			h.Set("Access-Control-Max-Age", "7200")
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}

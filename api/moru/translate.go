@@ -1,0 +1,403 @@
+package moru
+
+import (
+	"math"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// clientID is a field of E2B's past that its parsers still require.
+const clientID = "nacre"
+
+// everywhere is how the clients spell "no internet" in a deny list.
+const everywhere = "0.0.0.0/0"
+
+// maxSeconds keeps a number of seconds within time.Duration; the service has the
+// real limit.
+const maxSeconds = 100 * 365 * 24 * 3600
+
+// defaultTimeout is the clients' own; the service has the same.
+const defaultTimeout = 300 * time.Second
+
+func createRequest(in newSandbox) (nacre.CreateRequest, error) {
+	var out nacre.CreateRequest
+	if err := refuse(
+		refusal{"volumeId", in.VolumeID != "" || len(in.VolumeMounts) > 0, "mounting volumes"},
+		refusal{"iam", isSet(in.IAM), "workload identity"},
+		refusal{"autoResume", in.AutoResume != nil && in.AutoResume.Enabled, "waking a sandbox by a request"},
+	); err != nil {
+		return out, err
+	}
+	timeout, err := duration("timeout", in.Timeout, 0)
+	if err != nil {
+		return out, err
+	}
+	network, err := networkPolicy(in.Network)
+	if err != nil {
+		return out, err
+	}
+	network.DenyInternet = network.DenyInternet || in.AllowInternet != nil && !*in.AllowInternet
+	out = nacre.CreateRequest{
+		Template: in.TemplateID,
+		Timeout:  timeout,
+		Metadata: in.Metadata,
+		Env:      in.EnvVars,
+		Network:  network,
+		Secure:   in.Secure == nil || *in.Secure,
+	}
+	if in.AutoPause {
+		out.OnTimeout = nacre.TimeoutPause
+	}
+	if network.PrivateTraffic && !out.Secure {
+		return out, nacre.Invalidf("network.allowPublicTraffic",
+			"network.allowPublicTraffic: false needs a secure sandbox; leave \"secure\" out or set it to true")
+	}
+	return out, nil
+}
+
+func networkPolicy(in *networkConfig) (nacre.NetworkPolicy, error) {
+	if in == nil {
+		return nacre.NetworkPolicy{}, nil
+	}
+	if err := refuse(
+		refusal{"network.egressProxy", isSet(in.EgressProxy), "an egress proxy"},
+		refusal{"network.rules", len(in.Rules) > 0, "transforming requests"},
+		refusal{"network.dnsServers", len(in.DNSServers) > 0, "choosing DNS servers"},
+		refusal{"network.httpsPorts", len(in.HTTPSPorts) > 0, "HTTPS towards the guest"},
+	); err != nil {
+		return nacre.NetworkPolicy{}, err
+	}
+	if !validHost(in.MaskRequestHost) {
+		return nacre.NetworkPolicy{}, nacre.Invalidf("network.maskRequestHost",
+			"network.maskRequestHost must be a host name with an optional port; ${PORT} stands for the port")
+	}
+	return nacre.NetworkPolicy{
+		DenyInternet:    in.AllowInternet != nil && !*in.AllowInternet,
+		AllowOut:        in.AllowOut,
+		DenyOut:         in.DenyOut,
+		PrivateTraffic:  in.AllowPublicTraffic != nil && !*in.AllowPublicTraffic,
+		MaskRequestHost: in.MaskRequestHost,
+	}, nil
+}
+
+// validHost accepts what may stand in a Host header, and "".
+func validHost(s string) bool {
+	host := strings.ReplaceAll(s, "${PORT}", "1")
+	if len(s) > 255 {
+		return false
+	}
+	return !strings.ContainsFunc(host, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-._:[]", r))
+	})
+}
+
+type refusal struct {
+	field string
+	set   bool
+	what  string
+}
+
+// refuse returns CodeUnsupported for the first that is set.
+func refuse(rs ...refusal) error {
+	for _, r := range rs {
+		if r.set {
+			err := nacre.Errorf(nacre.CodeUnsupported, "%s: %s is not offered by this server yet; leave the field out", r.field, r.what)
+			err.Field = r.field
+			return err
+		}
+	}
+	return nil
+}
+
+func isSet(raw []byte) bool { return len(raw) > 0 && string(raw) != "null" }
+
+// duration reads seconds. Absent is def; what is there must be above zero.
+func duration(field string, s *float64, def time.Duration) (time.Duration, error) {
+	switch {
+	case s == nil:
+		return def, nil
+	case !(*s > 0):
+		return 0, nacre.Invalidf(field, "%s must be above 0 (it is in seconds)", field)
+	case *s > maxSeconds:
+		return 0, nacre.Invalidf(field, "%s is too long; it is in seconds, not milliseconds", field)
+	}
+	return time.Duration(math.Round(*s * float64(time.Second))), nil
+}
+
+// timestamp has six fraction digits always: older Pythons read three or six only.
+func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z07:00") }
+
+// publicState returns the wire's state; ok is false for a sandbox that the
+// clients do not know yet or any more.
+func publicState(s nacre.State) (string, bool) {
+	switch s {
+	case nacre.StateRunning, nacre.StatePausing:
+		return "running", true
+	case nacre.StatePaused, nacre.StateResuming:
+		return "paused", true
+	}
+	return "", false
+}
+
+// states expands the wire's words.
+var states = map[string][]nacre.State{
+	"running": {nacre.StateRunning, nacre.StatePausing},
+	"paused":  {nacre.StatePaused, nacre.StateResuming},
+	"stopped": {nacre.StateStopping, nacre.StateEnded},
+}
+
+// parseStates reads a filter that was repeated, separated by commas, or both.
+// Absent means all of allowed.
+func parseStates(field string, values, allowed []string) ([]nacre.State, error) {
+	var words []string
+	for _, v := range values {
+		for _, w := range strings.Split(v, ",") {
+			if w = strings.TrimSpace(w); w != "" {
+				words = append(words, w)
+			}
+		}
+	}
+	if len(words) == 0 {
+		words = allowed
+	}
+	var out []nacre.State
+	for _, w := range words {
+		if !slices.Contains(allowed, w) {
+			return nil, nacre.Invalidf(field, "%s: %q is none of %s", field, w, strings.Join(allowed, ", "))
+		}
+		for _, s := range states[w] {
+			if !slices.Contains(out, s) {
+				out = append(out, s)
+			}
+		}
+	}
+	return out, nil
+}
+
+// decodeMetadata reads the filter's value after the query's own decoding: a query
+// string whose keys and values were percent-encoded once more.
+func decodeMetadata(s string) (map[string]string, error) {
+	if s == "" {
+		return nil, nil
+	}
+	bad := nacre.Invalidf("metadata", "metadata must be a query string with percent-encoded keys and values")
+	q, err := url.ParseQuery(s)
+	if err != nil {
+		return nil, bad
+	}
+	out := make(map[string]string, len(q))
+	for k, values := range q {
+		key, err := url.QueryUnescape(k)
+		if err != nil {
+			return nil, bad
+		}
+		value, err := url.QueryUnescape(values[len(values)-1])
+		if err != nil {
+			return nil, bad
+		}
+		out[key] = value
+	}
+	return out, nil
+}
+
+// intParam reads a whole number within [lo, hi]; absent is def.
+func intParam(q url.Values, name string, def, lo, hi int) (int, error) {
+	s := q.Get(name)
+	if s == "" {
+		return def, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < lo || n > hi {
+		return 0, nacre.Invalidf(name, "%s must be a whole number from %d to %d", name, lo, hi)
+	}
+	return n, nil
+}
+
+// sandboxQuery is a list's query: what the store filters, and the rest.
+type sandboxQuery struct {
+	filter       nacre.SandboxFilter
+	startedAfter time.Time // inclusive
+	template     string    // name or id
+}
+
+func parseSandboxQuery(q url.Values, stateParam string, allowed ...string) (sandboxQuery, error) {
+	var out sandboxQuery
+	var err error
+	if out.filter.States, err = parseStates(stateParam, q[stateParam], allowed); err != nil {
+		return out, err
+	}
+	if out.filter.Metadata, err = decodeMetadata(q.Get("metadata")); err != nil {
+		return out, err
+	}
+	if out.filter.Limit, err = intParam(q, "limit", 100, 1, 100); err != nil {
+		return out, err
+	}
+	out.filter.Cursor = q.Get("nextToken")
+	out.template = q.Get("template")
+	if s := q.Get("startedAfter"); s != "" {
+		if out.startedAfter, err = time.Parse(time.RFC3339, s); err != nil {
+			return out, nacre.Invalidf("startedAfter", "startedAfter must be a time in RFC 3339 with a zone")
+		}
+	}
+	switch q.Get("order") {
+	case "", "desc":
+		return out, nil
+	case "asc":
+		return out, refuse(refusal{"order", true, "the oldest first"})
+	}
+	return out, nacre.Invalidf("order", "order must be \"desc\"")
+}
+
+// narrow drops what the store did not filter. A page may come out shorter than
+// the limit; only the token tells whether it was the last.
+func (q sandboxQuery) narrow(page nacre.SandboxPage) nacre.SandboxPage {
+	out := nacre.SandboxPage{Next: page.Next}
+	for _, s := range page.Sandboxes {
+		if !q.startedAfter.IsZero() && s.StartedAt.Before(q.startedAfter) {
+			out.Next = "" // newest first: all that follow are older still
+			break
+		}
+		if q.template == "" || q.template == s.Template || q.template == string(s.TemplateID) {
+			out.Sandboxes = append(out.Sandboxes, s)
+		}
+	}
+	return out
+}
+
+// unixParam reads a moment in seconds, or in milliseconds as Moru's Python client
+// sends it: as seconds those lie beyond the year 5138.
+func unixParam(q url.Values, name string) (time.Time, error) {
+	s := q.Get(name)
+	if s == "" {
+		return time.Time{}, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || n > 1e15 {
+		return time.Time{}, nacre.Invalidf(name, "%s must be a Unix time in seconds", name)
+	}
+	if n > 1e11 {
+		return time.UnixMilli(n), nil
+	}
+	return time.Unix(n, 0), nil
+}
+
+func (d *dialect) sandbox(s nacre.Sandbox) sandbox {
+	out := sandbox{
+		TemplateID:      string(s.TemplateID),
+		SandboxID:       string(s.ID),
+		ClientID:        clientID,
+		EnvdVersion:     d.EnvdVersion,
+		Alias:           alias(s),
+		EnvdAccessToken: d.TokenKey.AccessToken(s.ID, s.TokenEpoch), // also when not secure: the edge routes by it
+		Domain:          d.domain(),
+	}
+	if s.Network.PrivateTraffic {
+		token := d.TokenKey.TrafficToken(s.ID, s.TokenEpoch)
+		out.TrafficAccessToken = &token
+	}
+	return out
+}
+
+func (d *dialect) listed(s nacre.Sandbox) listedSandbox {
+	state, _ := publicState(s.State)
+	metadata := s.Metadata
+	if metadata == nil {
+		metadata = map[string]string{}
+	}
+	return listedSandbox{
+		TemplateID:  string(s.TemplateID),
+		SandboxID:   string(s.ID),
+		ClientID:    clientID,
+		Alias:       alias(s),
+		StartedAt:   timestamp(s.StartedAt),
+		EndAt:       timestamp(s.Deadline),
+		CPUCount:    s.Resources.CPUs,
+		MemoryMB:    s.Resources.MemoryMiB,
+		DiskSizeMB:  s.Resources.DiskMiB,
+		State:       state,
+		EnvdVersion: d.EnvdVersion,
+		Metadata:    metadata,
+	}
+}
+
+func (d *dialect) detail(s nacre.Sandbox) sandboxDetail {
+	n := s.Network
+	public := !n.PrivateTraffic
+	out := sandboxDetail{
+		listedSandbox:   d.listed(s),
+		EnvdAccessToken: d.TokenKey.AccessToken(s.ID, s.TokenEpoch),
+		Domain:          d.domain(),
+		Network: networkConfig{
+			AllowOut: n.AllowOut, DenyOut: n.DenyOut,
+			AllowPublicTraffic: &public, MaskRequestHost: n.MaskRequestHost,
+		},
+		Lifecycle: lifecycle{OnTimeout: string(nacre.TimeoutKill)},
+	}
+	if s.OnTimeout != "" {
+		out.Lifecycle.OnTimeout = string(s.OnTimeout)
+	}
+	if n.DenyInternet || slices.Contains(n.DenyOut, everywhere) {
+		allowed := false
+		out.AllowInternetAccess = &allowed
+	}
+	return out
+}
+
+func (d *dialect) domain() *string {
+	if d.Domain == "" {
+		return nil
+	}
+	return &d.Domain
+}
+
+// alias is the name that the sandbox was asked for by, if it was a name.
+func alias(s nacre.Sandbox) string {
+	if s.Template == string(s.TemplateID) {
+		return ""
+	}
+	return s.Template
+}
+
+// endReasons folds the domain's reasons into the four that Moru's clients know.
+var endReasons = map[nacre.EndReason]string{
+	nacre.EndKilled:   "killed",
+	nacre.EndTimeout:  "timeout",
+	nacre.EndIdle:     "timeout",
+	nacre.EndOOM:      "error",
+	nacre.EndCrash:    "error",
+	nacre.EndFailed:   "error",
+	nacre.EndNodeLost: "shutdown",
+}
+
+func run(s nacre.Sandbox) sandboxRun {
+	out := sandboxRun{
+		SandboxID:  string(s.ID),
+		TemplateID: string(s.TemplateID),
+		Alias:      alias(s),
+		Status:     "stopped",
+		CreatedAt:  timestamp(s.CreatedAt),
+	}
+	if state, ok := publicState(s.State); ok {
+		out.Status = state
+		return out
+	}
+	out.EndReason = endReasons[s.EndReason]
+	if !s.EndedAt.IsZero() {
+		out.EndedAt = timestamp(s.EndedAt)
+	}
+	return out
+}
+
+func metricOf(m nacre.Metric) metric {
+	return metric{
+		Timestamp: timestamp(m.Time), TimestampUnix: m.Time.Unix(),
+		CPUCount: m.CPUCount, CPUUsedPct: m.CPUUsedPct,
+		MemUsed: m.MemUsed, MemTotal: m.MemTotal, MemCache: m.MemCache,
+		DiskUsed: m.DiskUsed, DiskTotal: m.DiskTotal,
+	}
+}

@@ -1,0 +1,214 @@
+package moru
+
+import "encoding/json"
+
+// The wire's shapes. Fields that the clients' generated parsers require carry no
+// omitempty.
+
+type errorBody struct {
+	Code    int    `json:"code"`
+	Message string `json:"message"`
+}
+
+// newSandbox is the body of a create, of both clients and both versions.
+type newSandbox struct {
+	TemplateID    string            `json:"templateID"`
+	Timeout       *float64          `json:"timeout"`
+	AutoPause     bool              `json:"autoPause"`
+	Secure        *bool             `json:"secure"`
+	AllowInternet *bool             `json:"allow_internet_access"`
+	Network       *networkConfig    `json:"network"`
+	Metadata      map[string]string `json:"metadata"`
+	EnvVars       map[string]string `json:"envVars"`
+
+	// Known, and not offered yet: refused when set, for ignoring them would give a
+	// sandbox that is not what was asked for.
+	VolumeID     string          `json:"volumeId"`
+	VolumeMounts []any           `json:"volumeMounts"`
+	IAM          json.RawMessage `json:"iam"`
+	AutoResume   *struct {
+		Enabled bool `json:"enabled"`
+	} `json:"autoResume"`
+}
+
+// networkConfig is part of a create and of the detail, and, with AllowInternet,
+// the body of a network update.
+type networkConfig struct {
+	AllowOut           []string `json:"allowOut,omitempty"`
+	DenyOut            []string `json:"denyOut,omitempty"`
+	AllowPublicTraffic *bool    `json:"allowPublicTraffic,omitempty"`
+	MaskRequestHost    string   `json:"maskRequestHost,omitempty"`
+	AllowInternet      *bool    `json:"allow_internet_access,omitempty"`
+
+	EgressProxy json.RawMessage            `json:"egressProxy,omitempty"`
+	Rules       map[string]json.RawMessage `json:"rules,omitempty"`
+	DNSServers  []string                   `json:"dnsServers,omitempty"`
+	HTTPSPorts  []int                      `json:"httpsPorts,omitempty"`
+}
+
+type timeoutBody struct {
+	Timeout *float64 `json:"timeout"`
+}
+
+type refreshBody struct {
+	Duration *float64 `json:"duration"`
+}
+
+// sandbox answers a create and a connect.
+type sandbox struct {
+	TemplateID         string  `json:"templateID"`
+	SandboxID          string  `json:"sandboxID"`
+	ClientID           string  `json:"clientID"`
+	EnvdVersion        string  `json:"envdVersion"`
+	Alias              string  `json:"alias,omitempty"`
+	EnvdAccessToken    string  `json:"envdAccessToken"`
+	TrafficAccessToken *string `json:"trafficAccessToken"`
+	Domain             *string `json:"domain"`
+}
+
+type listedSandbox struct {
+	TemplateID  string            `json:"templateID"`
+	SandboxID   string            `json:"sandboxID"`
+	ClientID    string            `json:"clientID"`
+	Alias       string            `json:"alias,omitempty"`
+	StartedAt   string            `json:"startedAt"`
+	EndAt       string            `json:"endAt"`
+	CPUCount    int               `json:"cpuCount"`
+	MemoryMB    int               `json:"memoryMB"`
+	DiskSizeMB  int               `json:"diskSizeMB"`
+	State       string            `json:"state"`
+	EnvdVersion string            `json:"envdVersion"`
+	Metadata    map[string]string `json:"metadata"`
+}
+
+type sandboxDetail struct {
+	listedSandbox
+	EnvdAccessToken     string        `json:"envdAccessToken"`
+	Domain              *string       `json:"domain"`
+	AllowInternetAccess *bool         `json:"allowInternetAccess"`
+	Network             networkConfig `json:"network"`
+	Lifecycle           lifecycle     `json:"lifecycle"`
+}
+
+type lifecycle struct {
+	AutoResume bool   `json:"autoResume"`
+	OnTimeout  string `json:"onTimeout"`
+}
+
+type sandboxRun struct {
+	SandboxID  string `json:"sandboxID"`
+	TemplateID string `json:"templateID"`
+	Alias      string `json:"alias,omitempty"`
+	Status     string `json:"status"`
+	EndReason  string `json:"endReason,omitempty"`
+	CreatedAt  string `json:"createdAt"`
+	EndedAt    string `json:"endedAt,omitempty"`
+}
+
+type metric struct {
+	Timestamp     string  `json:"timestamp"`
+	TimestampUnix int64   `json:"timestampUnix"`
+	CPUCount      int     `json:"cpuCount"`
+	CPUUsedPct    float64 `json:"cpuUsedPct"`
+	MemUsed       int64   `json:"memUsed"`
+	MemTotal      int64   `json:"memTotal"`
+	MemCache      int64   `json:"memCache"` // E2B's parser requires it
+	DiskUsed      int64   `json:"diskUsed"`
+	DiskTotal     int64   `json:"diskTotal"`
+}
+
+type sandboxesMetrics struct {
+	Sandboxes map[string]metric `json:"sandboxes"`
+}
+
+type logLine struct {
+	Timestamp string `json:"timestamp"`
+	Line      string `json:"line"`
+}
+
+// logEntry serves both clients: eventType is Moru's, level E2B's.
+type logEntry struct {
+	Timestamp string            `json:"timestamp"`
+	EventType string            `json:"eventType"`
+	Level     string            `json:"level"`
+	Message   string            `json:"message"`
+	Fields    map[string]string `json:"fields"`
+}
+
+type logsV1 struct {
+	Logs       []logLine  `json:"logs"`
+	LogEntries []logEntry `json:"logEntries"`
+}
+
+type logsV2 struct {
+	Logs []logEntry `json:"logs"`
+}
+
+type template struct {
+	TemplateID    string   `json:"templateID"`
+	BuildID       string   `json:"buildID"`
+	CPUCount      int      `json:"cpuCount"`
+	MemoryMB      int      `json:"memoryMB"`
+	DiskSizeMB    int      `json:"diskSizeMB"`
+	Public        bool     `json:"public"`
+	Aliases       []string `json:"aliases"`
+	Names         []string `json:"names"` // E2B's word for them
+	CreatedAt     string   `json:"createdAt"`
+	UpdatedAt     string   `json:"updatedAt"`
+	CreatedBy     *string  `json:"createdBy"`
+	LastSpawnedAt *string  `json:"lastSpawnedAt"`
+	SpawnCount    int      `json:"spawnCount"`
+	BuildCount    int      `json:"buildCount"`
+	EnvdVersion   string   `json:"envdVersion"`
+	BuildStatus   string   `json:"buildStatus"`
+}
+
+type templateWithBuilds struct {
+	template
+	Builds []templateBuild `json:"builds"`
+}
+
+type templateBuild struct {
+	BuildID     string `json:"buildID"`
+	Status      string `json:"status"`
+	CreatedAt   string `json:"createdAt"`
+	UpdatedAt   string `json:"updatedAt"`
+	FinishedAt  string `json:"finishedAt"`
+	CPUCount    int    `json:"cpuCount"`
+	MemoryMB    int    `json:"memoryMB"`
+	DiskSizeMB  int    `json:"diskSizeMB"`
+	EnvdVersion string `json:"envdVersion"`
+}
+
+type templateAlias struct {
+	TemplateID string `json:"templateID"`
+	Public     bool   `json:"public"`
+}
+
+type team struct {
+	TeamID    string `json:"teamID"`
+	Name      string `json:"name"`
+	APIKey    string `json:"apiKey"`
+	IsDefault bool   `json:"isDefault"`
+}
+
+type newAPIKey struct {
+	Name string `json:"name"`
+}
+
+type apiKey struct {
+	ID        string  `json:"id"`
+	Name      string  `json:"name"`
+	Key       string  `json:"key,omitempty"` // once, when it is made
+	Mask      keyMask `json:"mask"`
+	CreatedAt string  `json:"createdAt"`
+	CreatedBy *string `json:"createdBy"`
+	LastUsed  *string `json:"lastUsed"`
+}
+
+type keyMask struct {
+	Prefix            string `json:"prefix"`
+	ValueLength       int    `json:"valueLength"`
+	MaskedValuePrefix string `json:"maskedValuePrefix"`
+	MaskedValueSuffix string `json:"maskedValueSuffix"`
+}
