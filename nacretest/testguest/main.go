@@ -1,0 +1,189 @@
+// Command testguest is PID 1 of the machines that driver tests boot: it does what
+// one line of JSON says, and answers with one line.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Request is one line to the guest, Reply the answer.
+type Request struct {
+	Do   string
+	Args []string
+}
+
+// Reply carries what a command printed or found out.
+type Reply struct {
+	Out string
+	Err string
+	N   int64
+}
+
+func main() {
+	if len(os.Args) > 1 {
+		child(os.Args[1:])
+		return
+	}
+	l, err := net.Listen("tcp4", ":49983")
+	if err != nil {
+		os.Exit(71)
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			os.Exit(72)
+		}
+		go serve(c)
+	}
+}
+
+func serve(c net.Conn) {
+	defer c.Close()
+	in := bufio.NewScanner(c)
+	out := json.NewEncoder(c)
+	for in.Scan() {
+		var q Request
+		if err := json.Unmarshal(in.Bytes(), &q); err != nil {
+			return
+		}
+		_ = out.Encode(do(q))
+	}
+}
+
+func arg(q Request, i int) string {
+	if i < len(q.Args) {
+		return q.Args[i]
+	}
+	return ""
+}
+
+func do(q Request) (r Reply) {
+	n, _ := strconv.Atoi(arg(q, 0))
+	switch q.Do {
+	case "ping":
+		r.Out = "pong"
+	case "exit":
+		os.Exit(n)
+	case "eat":
+		var keep [][]byte
+		for range n {
+			b := make([]byte, 1<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			keep = append(keep, b)
+		}
+		r.N = int64(len(keep))
+		runtime.KeepAlive(keep)
+	case "spin":
+		for end := time.Now().Add(time.Duration(n) * time.Millisecond); time.Now().Before(end); {
+		}
+	case "cpus":
+		r.N = int64(runtime.NumCPU())
+	case "hostname":
+		r.Out, _ = os.Hostname()
+	case "read":
+		b, err := os.ReadFile(arg(q, 0))
+		r.Out, r.Err = string(b), text(err)
+	case "write":
+		r.N, r.Err = fill(arg(q, 1), int64(n)<<20)
+	case "touch": // many small files
+		for i := range n {
+			if err := os.WriteFile(filepath.Join(arg(q, 1), strconv.Itoa(i)), []byte("x"), 0o644); err != nil {
+				r.Err = text(err)
+				break
+			}
+			r.N++
+		}
+	case "sparse":
+		f, err := os.Create(arg(q, 1))
+		if err == nil {
+			err = f.Truncate(int64(n) << 20)
+			f.Close()
+		}
+		r.Err = text(err)
+	case "disk":
+		var s syscall.Statfs_t
+		r.Err = text(syscall.Statfs(arg(q, 0), &s))
+		r.N = int64(s.Blocks) * s.Bsize
+	case "run":
+		b, err := exec.Command(q.Args[0], q.Args[1:]...).CombinedOutput()
+		r.Out, r.Err = string(b), text(err)
+	case "bomb": // n children at most, until one cannot be made
+		for range n {
+			c := exec.Command(arg(q, 1), "sleep")
+			if err := c.Start(); err != nil {
+				r.Err = text(err)
+				break
+			}
+			r.N++
+		}
+	case "exe":
+		r.Out, _ = os.Readlink("/proc/self/exe")
+		b, err := exec.Command("/proc/self/exe", "uid").CombinedOutput()
+		r.Out += " " + strings.TrimSpace(string(b))
+		r.Err = text(err)
+	default:
+		r.Err = "unknown: " + q.Do
+	}
+	return r
+}
+
+func child(args []string) {
+	switch args[0] {
+	case "sleep":
+		time.Sleep(time.Hour)
+	case "uid":
+		fmt.Println(os.Getuid(), os.Geteuid())
+	case "as": // as <uid> <program> <args>: what su does
+		uid, _ := strconv.Atoi(args[1])
+		c := exec.Command(args[2], args[3:]...)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		b, err := c.CombinedOutput()
+		fmt.Print(string(b))
+		if err != nil {
+			fmt.Println(err)
+		}
+	case "chown":
+		uid, _ := strconv.Atoi(args[1])
+		if err := os.Chown(args[2], uid, uid); err != nil {
+			fmt.Println(err)
+		}
+	}
+}
+
+func fill(path string, size int64) (int64, string) {
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, text(err)
+	}
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	var n int64
+	for n < size {
+		k, err := f.Write(buf)
+		n += int64(k)
+		if err != nil {
+			return n, text(err)
+		}
+	}
+	return n, ""
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

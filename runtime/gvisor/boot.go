@@ -1,0 +1,348 @@
+package gvisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/control/server"
+	"gvisor.dev/gvisor/runsc/sandbox"
+
+	"github.com/nacrehq/nacre"
+)
+
+// Files in a machine's state directory.
+const (
+	socketFile = "control.sock" // gVisor's control server
+	fatalFile  = "fatal.log"    // what the sandbox says when it cannot go on
+	debugFile  = "debug.log"    // with Config.Debug
+	stopFile   = "stopping"     // Stop was called: the end is no crash
+)
+
+// upperFile is the writable layer, in RootFS.UpperDir.
+const upperFile = "upper"
+
+// memoryOverhead is what the sandbox's own kernel may use beside the guest's
+// memory before the machine counts as out of memory, in MiB.
+const memoryOverhead = 64
+
+// defaultPIDs caps the host tasks of a machine whose spec does not say.
+const defaultPIDs = 1024
+
+// Start implements nacre.Runtime.
+func (r *Runtime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Machine, error) {
+	if err := validate(spec); err != nil {
+		return nil, err
+	}
+	if spec.Resources.MaxPIDs == 0 {
+		spec.Resources.MaxPIDs = defaultPIDs
+	}
+	if err := r.claim(spec.ID); err != nil {
+		return nil, err
+	}
+	m, err := r.boot(ctx, spec)
+	if err != nil {
+		r.adopt(spec.ID, nil)
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, nacre.Wrap(nacre.CodeDeadline, errors.Join(cause, err), "the machine's start was called off")
+		}
+		return nil, err
+	}
+	r.adopt(spec.ID, m)
+	return m, nil
+}
+
+func validate(s nacre.MachineSpec) error {
+	switch {
+	case !s.ID.Valid():
+		return nacre.Invalidf("ID", "%q is no machine id", s.ID)
+	case s.Resources.CPUs < 1:
+		return nacre.Invalidf("Resources.CPUs", "a machine needs at least one CPU")
+	case s.Resources.MemoryMiB < 32:
+		return nacre.Invalidf("Resources.MemoryMiB", "a machine needs at least 32 MiB of memory")
+	case s.Root.UpperMiB < 1:
+		return nacre.Invalidf("Root.UpperMiB", "a machine needs at least 1 MiB of disk")
+	case !s.Slot.Guest.IsValid():
+		return nacre.Invalidf("Slot.Guest", "the slot has no guest address")
+	}
+	return nil
+}
+
+// boot makes the machine, or leaves nothing.
+func (r *Runtime) boot(ctx context.Context, spec nacre.MachineSpec) (m *machine, err error) {
+	if err := r.boots.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer r.boots.Release(1)
+
+	g := r.cgroup.group(string(spec.ID))
+	err = g.create(limits{
+		cpus:   int64(spec.Resources.CPUs),
+		memory: int64(spec.Resources.MemoryMiB+memoryOverhead) << 20,
+		pids:   int64(spec.Resources.MaxPIDs),
+	})
+	if errors.Is(err, fs.ErrExist) {
+		return nil, nacre.Wrap(nacre.CodeConflict, err, "machine "+string(spec.ID)+" exists already")
+	}
+	var proc *process
+	defer func() {
+		if err == nil {
+			return
+		}
+		err = explain(err, spec.StateDir)
+		if proc != nil {
+			proc.kill()
+			_, _, _ = proc.wait()
+			proc.close()
+		}
+		err = errors.Join(err, g.destroy(context.WithoutCancel(ctx)))
+		for _, f := range []string{socketFile, fatalFile, debugFile} {
+			_ = os.Remove(filepath.Join(spec.StateDir, f))
+		}
+		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
+	}()
+	if err != nil {
+		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
+	}
+
+	l := &launch{r: r, spec: spec, group: g}
+	defer l.close()
+	if err := l.prepare(); err != nil {
+		return nil, fmt.Errorf("prepare machine %s: %w", spec.ID, err)
+	}
+	if proc, err = l.start(); err != nil {
+		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
+	}
+	goOn := proc.killOnEnd(ctx)
+	if err := l.handshake(proc); err != nil {
+		goOn()
+		return nil, fmt.Errorf("boot machine %s: %w", spec.ID, err)
+	}
+	if !goOn() {
+		return nil, context.Cause(ctx)
+	}
+	return newMachine(r, spec.ID, proc, g, state{
+		BootID: r.bootID, PID: proc.pid, Start: proc.start,
+		Dir: spec.StateDir, Guest: spec.Slot.Guest.Addr(),
+	}), nil
+}
+
+// explain adds what the sandbox said when it gave up.
+func explain(err error, dir string) error {
+	b, _ := os.ReadFile(filepath.Join(dir, fatalFile))
+	if b = bytes.TrimSpace(b); len(b) > 0 {
+		return fmt.Errorf("%w; the sandbox says: %.2000s", err, b)
+	}
+	return err
+}
+
+// launch is one start of a sandbox process.
+type launch struct {
+	r     *Runtime
+	spec  nacre.MachineSpec
+	group *group
+
+	args  []string
+	files []*os.File // the child's descriptors
+	own   []*os.File // closed at the end
+	sync  *os.File   // the child writes one byte when it has booted
+}
+
+func (l *launch) close() {
+	for _, f := range l.own {
+		f.Close()
+	}
+}
+
+// give hands the file to the child as the value of a flag.
+func (l *launch) give(flag string, f *os.File) {
+	l.args = append(l.args, "--"+flag+"="+strconv.Itoa(len(l.files)))
+	l.files = append(l.files, f)
+}
+
+func (l *launch) open(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
+	if err == nil {
+		l.own = append(l.own, f)
+	}
+	return f, err
+}
+
+// prepare opens all that the sandbox gets: it has no access to the host's files
+// but through these descriptors.
+func (l *launch) prepare() error {
+	s := l.spec
+	null, err := l.open(os.DevNull, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	fatal, err := l.open(filepath.Join(s.StateDir, fatalFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND)
+	if err != nil {
+		return err
+	}
+	l.args = append([]string{argv0}, l.r.flags...)
+	l.files = []*os.File{null, null, null}
+	l.give("log-fd", fatal)
+	l.give("panic-log-fd", fatal)
+	if l.r.cfg.Debug {
+		debug, err := l.open(filepath.Join(s.StateDir, debugFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND)
+		if err != nil {
+			return err
+		}
+		l.give("debug-log-fd", debug)
+	}
+	// From here on they are the verb's flags.
+	l.args = append(l.args, "boot", "--bundle=/", "--setup-root", "--apply-caps",
+		"--gofer-mount-confs="+rootConf(s.Root),
+		"--cpu-num="+strconv.Itoa(s.Resources.CPUs),
+		"--cpu-quota="+strconv.Itoa(s.Resources.CPUs*cpuPeriod),
+		"--cpu-period="+strconv.Itoa(cpuPeriod),
+		"--total-memory="+strconv.Itoa(s.Resources.MemoryMiB<<20),
+		"--total-host-memory="+strconv.FormatUint(l.r.memory, 10),
+	)
+	if err := l.prepareFiles(); err != nil {
+		return err
+	}
+	for range 3 {
+		l.give("stdio-fds", null)
+	}
+	l.args = append(l.args, string(s.ID))
+	return nil
+}
+
+func (l *launch) prepareFiles() error {
+	s := l.spec
+	for _, f := range []struct {
+		flag, path string
+		mode       int
+	}{
+		{"io-fds", s.Root.Image, os.O_RDONLY},
+		{"gofer-filestore-fds", filepath.Join(s.Root.UpperDir, upperFile), os.O_RDWR | os.O_CREATE | os.O_EXCL},
+		{"exec-fd", s.AgentPath, os.O_RDONLY},
+	} {
+		file, err := l.open(f.path, f.mode)
+		if err != nil {
+			return err
+		}
+		l.give(f.flag, file)
+	}
+	spec, err := specFile(guestSpec(s))
+	if err != nil {
+		return err
+	}
+	l.own = append(l.own, spec)
+	l.give("spec-fd", spec)
+
+	sock, err := server.CreateSocket(filepath.Join(s.StateDir, socketFile))
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	socket := os.NewFile(uintptr(sock), "control")
+	l.own = append(l.own, socket)
+	l.give("controller-fd", socket)
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	l.sync = r
+	l.own = append(l.own, r, w)
+	l.give("start-sync-fd", w)
+	return nil
+}
+
+// start makes the process, inside its cgroup and network namespace.
+func (l *launch) start() (*process, error) {
+	netns, err := l.open(l.spec.Slot.Path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	const nobody = 65534
+	one := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: nobody, Size: 1}}
+	pidfd := -1
+	attr := &syscall.SysProcAttr{
+		Setsid: true,
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID |
+			syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+		Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
+		UidMappings: one,
+		GidMappings: one,
+		// To make an empty root for itself and to give these up again; the verb
+		// drops every capability before the guest exists.
+		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP},
+		PidFD:       &pidfd,
+	}
+	if l.r.cgroup.v2() {
+		dir, err := l.open(l.group.dir(""), os.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return nil, err
+		}
+		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	}
+	var p *os.Process
+	err = onOwnThread(func() error {
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("network namespace %s: %w", l.spec.Slot.Name, err)
+		}
+		if !l.r.cgroup.v2() {
+			if err := l.group.joinThread(); err != nil {
+				return err
+			}
+		}
+		var err error
+		p, err = os.StartProcess(selfExe, l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	pid := p.Pid
+	_ = p.Release() // waiting is done with the pidfd
+	return newProcess(pid, pidfd, true)
+}
+
+// onOwnThread runs f on a thread of its own, which then ends: whatever f changed
+// about the thread is gone with it. (It cannot be the process's first thread,
+// which Go does not end.)
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onOwnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// handshake waits until the sandbox has booted, gives it its network and starts
+// the guest's first process.
+func (l *launch) handshake(p *process) error {
+	for _, f := range l.own {
+		if f != l.sync {
+			f.Close() // above all the pipe's other end
+		}
+	}
+	if n, err := l.sync.Read(make([]byte, 1)); n != 1 {
+		return fmt.Errorf("the sandbox ended while it booted: %w", err)
+	}
+	sb := &sandbox.Sandbox{ID: string(l.spec.ID), ControlSocketPath: filepath.Join(l.spec.StateDir, socketFile)}
+	sb.Pid.Store(p.pid)
+	err := sb.StartRoot(l.r.conf, guestSpec(l.spec))
+	if err != nil && strings.Contains(err.Error(), "no such file or directory") {
+		return nacre.Wrap(nacre.CodeInternal, err, "the machine's agent could not be started")
+	}
+	return err
+}

@@ -1,0 +1,339 @@
+package gvisor
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+)
+
+// hierarchy is where the host keeps its cgroups: one tree (version 2), or one a
+// controller (version 1).
+type hierarchy struct {
+	parent string            // name of the directory that holds the machines' groups
+	roots  map[string]string // version 1: mount point of each controller we need
+	root   string            // version 2: the mount point
+}
+
+var controllers = []string{"cpu", "cpuacct", "memory", "pids"}
+
+// findHierarchy reads where cgroups are mounted. A host that has version 1's
+// memory controller is taken as version 1.
+func findHierarchy(mountinfo, parent string) (*hierarchy, error) {
+	b, err := os.ReadFile(mountinfo)
+	if err != nil {
+		return nil, err
+	}
+	h := &hierarchy{parent: strings.Trim(parent, "/"), roots: map[string]string{}}
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		// "36 35 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		f, g := strings.Fields(before), strings.Fields(after)
+		if !ok || len(f) < 5 || len(g) < 3 {
+			continue
+		}
+		switch g[0] {
+		case "cgroup2":
+			if h.root == "" || f[4] == "/sys/fs/cgroup" {
+				h.root = f[4]
+			}
+		case "cgroup":
+			for _, o := range strings.Split(g[2], ",") {
+				if slices.Contains(controllers, o) && h.roots[o] == "" {
+					h.roots[o] = f[4]
+				}
+			}
+		}
+	}
+	if h.roots["memory"] == "" {
+		h.roots = nil
+		if h.root == "" {
+			return nil, nacre.Errorf(nacre.CodeUnavailable, "no cgroups are mounted on this host; mount cgroup2 on /sys/fs/cgroup")
+		}
+		return h, nil
+	}
+	for _, c := range controllers {
+		if h.roots[c] == "" {
+			return nil, nacre.Errorf(nacre.CodeUnavailable, "the host's cgroups lack the %s controller; enable it", c)
+		}
+	}
+	return h, nil
+}
+
+func (h *hierarchy) v2() bool { return h.roots == nil }
+
+// dirs returns the directory of a group in each tree, "" for the parent's.
+func (h *hierarchy) dirs(name string) []string {
+	if h.v2() {
+		return []string{filepath.Join(h.root, h.parent, name)}
+	}
+	var out []string
+	for _, c := range controllers {
+		if d := filepath.Join(h.roots[c], h.parent, name); !slices.Contains(out, d) {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// prepare makes the parent.
+func (h *hierarchy) prepare() error {
+	for _, d := range h.dirs("") {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nacre.Wrap(nacre.CodeUnavailable, err, "the cgroup "+d+" cannot be made; nacre needs write access to the host's cgroups")
+		}
+	}
+	if !h.v2() {
+		return nil
+	}
+	dir := h.root
+	for _, part := range append([]string{""}, strings.Split(h.parent, "/")...) {
+		dir = filepath.Join(dir, part)
+		for _, c := range []string{"cpu", "memory", "pids"} {
+			if err := write(dir, "cgroup.subtree_control", "+"+c); err != nil {
+				return nacre.Wrap(nacre.CodeUnavailable, err, "the "+c+" controller cannot be enabled in "+dir+"; no process may be in that cgroup itself")
+			}
+		}
+	}
+	return nil
+}
+
+// list returns the names of all groups in the parent.
+func (h *hierarchy) list() ([]string, error) {
+	var names []string
+	for _, d := range h.dirs("") {
+		entries, err := os.ReadDir(d)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() && !slices.Contains(names, e.Name()) {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	return names, nil
+}
+
+func (h *hierarchy) group(name string) *group { return &group{h, name} }
+
+// group is one machine's cgroup.
+type group struct {
+	h    *hierarchy
+	name string
+}
+
+// limits of a group. Memory is in bytes.
+type limits struct {
+	cpus, memory, pids int64
+}
+
+// cpuPeriod is the time, in microseconds, that CPU quotas are counted over.
+const cpuPeriod = 100000
+
+// create makes the group, which must not exist yet, with its limits.
+func (g *group) create(l limits) error {
+	for _, d := range g.h.dirs(g.name) {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	quota := strconv.FormatInt(l.cpus*cpuPeriod, 10)
+	mem := strconv.FormatInt(l.memory, 10)
+	type setting struct {
+		controller, file, value string
+		optional                bool // not every kernel has it
+	}
+	settings := []setting{
+		{"cpu", "cpu.cfs_period_us", strconv.Itoa(cpuPeriod), false},
+		{"cpu", "cpu.cfs_quota_us", quota, false},
+		{"cpu", "cpu.shares", strconv.FormatInt(min(l.cpus*1024, 262144), 10), false},
+		{"memory", "memory.limit_in_bytes", mem, false},
+		{"memory", "memory.memsw.limit_in_bytes", mem, true},
+		{"pids", "pids.max", strconv.FormatInt(l.pids, 10), false},
+	}
+	if g.h.v2() {
+		settings = []setting{
+			{"cpu", "cpu.max", quota + " " + strconv.Itoa(cpuPeriod), false},
+			{"cpu", "cpu.weight", strconv.FormatInt(min(l.cpus*100, 10000), 10), false},
+			{"memory", "memory.max", mem, false},
+			{"memory", "memory.swap.max", "0", true},
+			{"memory", "memory.oom.group", "1", true},
+			{"pids", "pids.max", strconv.FormatInt(l.pids, 10), false},
+		}
+	}
+	for _, s := range settings {
+		if err := write(g.dir(s.controller), s.file, s.value); err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *group) dir(controller string) string {
+	root := g.h.root
+	if !g.h.v2() {
+		root = g.h.roots[controller]
+	}
+	return filepath.Join(root, g.h.parent, g.name)
+}
+
+// joinThread puts the calling thread, and so what it forks, into the group
+// (version 1). "0" and not a number: the kernel then need not stop the whole
+// process, which takes it tens of milliseconds.
+func (g *group) joinThread() error {
+	for _, d := range g.h.dirs(g.name) {
+		if err := write(d, "tasks", "0"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exists tells whether any part of the group is there.
+func (g *group) exists() bool {
+	return slices.ContainsFunc(g.h.dirs(g.name), func(d string) bool {
+		_, err := os.Stat(d)
+		return err == nil
+	})
+}
+
+// oomKilled tells whether the kernel killed anything in the group because it
+// used more memory than its limit.
+func (g *group) oomKilled() bool {
+	file := "memory.oom_control"
+	if g.h.v2() {
+		file = "memory.events"
+	}
+	return field(g.dir("memory"), file, "oom_kill") > 0
+}
+
+// pidsExceeded tells whether a task could not be made because of the limit.
+func (g *group) pidsExceeded() bool { return field(g.dir("pids"), "pids.events", "max") > 0 }
+
+// usage reads the group's accounts.
+func (g *group) usage() (u nacre.Usage, err error) {
+	var mem, cache int64
+	if g.h.v2() {
+		u.CPUTime = time.Duration(field(g.dir("cpu"), "cpu.stat", "usage_usec")) * time.Microsecond
+		mem, err = number(g.dir("memory"), "memory.current")
+		cache = field(g.dir("memory"), "memory.stat", "inactive_file")
+	} else {
+		var ns int64
+		if ns, err = number(g.dir("cpuacct"), "cpuacct.usage"); err != nil {
+			return u, err
+		}
+		u.CPUTime = time.Duration(ns)
+		mem, err = number(g.dir("memory"), "memory.usage_in_bytes")
+		cache = field(g.dir("memory"), "memory.stat", "total_inactive_file")
+	}
+	if err != nil {
+		return u, err
+	}
+	u.MemoryBytes = max(mem-max(cache, 0), 0)
+	pids, err := number(g.dir("pids"), "pids.current")
+	u.PIDs = int(pids)
+	return u, err
+}
+
+// destroy kills what is in the group and removes it. It may be repeated.
+func (g *group) destroy(ctx context.Context) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		left := error(nil)
+		for _, d := range g.h.dirs(g.name) {
+			// Removing comes first: in the ordinary case the group is empty.
+			if err := unix.Rmdir(d); err != nil && err != unix.ENOENT {
+				left = fmt.Errorf("remove %s: %w", d, err)
+				killAll(d)
+			}
+		}
+		if left == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(left, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// killAll kills every process in a group. A number read from the list could be
+// another process's by the time the signal is sent, so it is held first and
+// looked up again.
+func killAll(dir string) {
+	if write(dir, "cgroup.kill", "1") == nil { // version 2, since Linux 5.14
+		return
+	}
+	for _, pid := range procs(dir) {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		if slices.Contains(procs(dir), pid) {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		}
+		unix.Close(fd)
+	}
+}
+
+func procs(dir string) []int {
+	b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	var pids []int
+	for _, f := range strings.Fields(string(b)) {
+		if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func write(dir, file, value string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+func number(dir, file string) (int64, error) {
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+}
+
+// field returns the number after key in a file of "key value" lines, or -1.
+func field(dir, file, key string) int64 {
+	b, _ := os.ReadFile(filepath.Join(dir, file))
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		k, v, _ := strings.Cut(s.Text(), " ")
+		if n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64); k == key && err == nil {
+			return n
+		}
+	}
+	return -1
+}
+
+// hostMemory returns the host's memory in bytes.
+func hostMemory() (uint64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, os.NewSyscallError("sysinfo", err)
+	}
+	return info.Totalram * uint64(info.Unit), nil
+}

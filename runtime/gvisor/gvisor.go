@@ -1,0 +1,217 @@
+// Package gvisor runs machines as gVisor sandboxes. gVisor is part of this
+// program: a machine is one process, this program started again as a sandbox
+// (see Main).
+//
+// The driver starts gVisor's "boot" verb itself instead of calling
+// runsc/container, for three reasons. With an EROFS root and a disk-backed
+// writable layer the container package starts a second process (the gofer) only
+// to open the layer's file; handed over here, the file needs no gofer, which
+// halves the memory of an idle machine. The standard streams are /dev/null and
+// not the daemon's. And capabilities are dropped inside the process instead of
+// by a second exec. The verb's flags are internal to gVisor, whose version is
+// pinned in go.mod; the contract suite fails when they change.
+//
+// A machine outlives this process: the sandbox has a session of its own, no
+// parent-death signal and no pipe to the daemon. What is found again after a
+// crash is its cgroup, named after the machine, and a process id with its start
+// time.
+package gvisor
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/flag"
+
+	"github.com/nacrehq/nacre"
+)
+
+// Config of a driver. The zero value works.
+type Config struct {
+	// CgroupParent holds one cgroup a machine. Two installations on one host need
+	// two. Default "nacre".
+	CgroupParent string
+	// Boots is how many machines may boot at once; further ones wait. Default 4.
+	Boots int
+	// Debug makes each sandbox write debug.log, which grows without bound, to its
+	// state directory.
+	Debug bool
+	Log   *slog.Logger // default slog.Default()
+	Clock nacre.Clock  // default time.Now
+}
+
+// Runtime makes gVisor machines. It implements nacre.Runtime.
+type Runtime struct {
+	cfg    Config
+	cgroup *hierarchy
+	conf   *config.Config
+	flags  []string // conf as the sandbox's global flags
+	boots  *semaphore.Weighted
+	bootID string // of the host's kernel: process ids mean nothing in another boot
+	memory uint64 // of the host, in bytes
+
+	mu       sync.Mutex
+	machines map[nacre.MachineID]*machine // nil: being started
+	watchers sync.WaitGroup
+	closed   bool
+}
+
+// New returns a driver. It needs root, and cgroups with cpu, memory and pids.
+func New(cfg Config) (*Runtime, error) {
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "nacre"
+	}
+	if cfg.Boots <= 0 {
+		cfg.Boots = 4
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if os.Geteuid() != 0 {
+		return nil, nacre.Errorf(nacre.CodeForbidden, "machines need root; run nacre as root")
+	}
+	redirectLog(cfg.Log)
+	r := &Runtime{cfg: cfg, boots: semaphore.NewWeighted(int64(cfg.Boots)), machines: map[nacre.MachineID]*machine{}}
+	var err error
+	if r.cgroup, err = findHierarchy("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
+		return nil, err
+	}
+	if err = r.cgroup.prepare(); err != nil {
+		return nil, err
+	}
+	if r.conf, err = sandboxConfig(cfg.Debug); err != nil {
+		return nil, fmt.Errorf("gvisor: configuration: %w", err)
+	}
+	r.flags = r.conf.ToFlags()
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	r.bootID = strings.TrimSpace(string(id))
+	if r.memory, err = hostMemory(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// sandboxConfig is how every sandbox is configured.
+func sandboxConfig(debug bool) (*config.Config, error) {
+	fs := flag.NewFlagSet("gvisor", flag.ContinueOnError)
+	config.RegisterFlags(fs)
+	args := []string{
+		"--platform=systrap", // never kvm because /dev/kvm exists: it may hang
+		"--network=sandbox",
+		"--directfs=false", // the sandbox is nobody, in a user namespace of its own
+		"--overlay2=none",  // the root's overlay is given with the machine
+		"--host-settings=ignore",
+		"--allow-suid=true", // sudo
+		"--traceback=single",
+		"--control-rpc-stop-timeout=0s",
+	}
+	if debug {
+		args = append(args, "--debug=true", "--debug-log=on") // the file is given with the machine
+	}
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	return config.NewFromFlags(fs)
+}
+
+// Name is "gvisor".
+func (r *Runtime) Name() string { return "gvisor" }
+
+// Capabilities of the driver; the memory was measured (see the benchmark).
+func (r *Runtime) Capabilities() nacre.Capabilities {
+	return nacre.Capabilities{Isolation: "gVisor (systrap)", MemoryInKiB: 15 << 10}
+}
+
+// Close ends what this process does for its machines, not the machines: they
+// run on, and another process may Recover them. The driver and its machines are
+// of no use afterwards.
+func (r *Runtime) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	for _, m := range r.machines {
+		if m != nil {
+			m.proc.close()
+		}
+	}
+	r.mu.Unlock()
+	r.watchers.Wait()
+	return nil
+}
+
+// claim reserves the id for a machine that is about to be there.
+func (r *Runtime) claim(id nacre.MachineID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nacre.Errorf(nacre.CodeUnavailable, "the node is shutting down; try again")
+	}
+	if _, ok := r.machines[id]; ok {
+		return nacre.Errorf(nacre.CodeConflict, "machine %s exists already", id)
+	}
+	r.machines[id] = nil
+	return nil
+}
+
+// adopt registers the machine and watches it until it ends; nil gives the id
+// back.
+func (r *Runtime) adopt(id nacre.MachineID, m *machine) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m == nil {
+		delete(r.machines, id)
+		return
+	}
+	r.machines[id] = m
+	if r.closed {
+		m.proc.close()
+	}
+	r.watchers.Go(func() {
+		m.watch()
+		r.mu.Lock()
+		delete(r.machines, id)
+		r.mu.Unlock()
+	})
+}
+
+// known tells whether the machine is this process's business.
+func (r *Runtime) known(id nacre.MachineID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.machines[id]
+	return ok
+}
+
+// Sweep removes the cgroups, and the processes in them, of machines that keep
+// does not know. A sandbox is in its cgroup from its first instruction on and
+// mounts nothing outside of its own mount namespace, so there is nothing else.
+func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) error {
+	names, err := r.cgroup.list()
+	if err != nil {
+		return err
+	}
+	var first error
+	for _, name := range names {
+		id := nacre.MachineID(name)
+		if !id.Valid() || r.known(id) || keep(id) {
+			continue
+		}
+		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)
+		if err := r.cgroup.group(name).destroy(ctx); err != nil && first == nil {
+			first = fmt.Errorf("clearing machine %s: %w", id, err)
+		}
+	}
+	return first
+}

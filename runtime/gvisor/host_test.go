@@ -1,0 +1,288 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/nacrehq/nacre"
+)
+
+// daemonEnv makes this test binary a daemon that starts the machine given on
+// stdin, prints its handle and waits to be killed.
+const daemonEnv = "NACRE_TEST_DAEMON"
+
+// host is what all tests share: the guest's program and root image, and a cgroup
+// of this test run.
+var host struct {
+	dir, image, agent, parent string
+	slots                     atomic.Int32
+}
+
+func TestMain(m *testing.M) {
+	if Main() {
+		return
+	}
+	if os.Getenv(daemonEnv) != "" {
+		daemon()
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Getuid() != 0 {
+		fmt.Println("SKIP: the gVisor driver needs root")
+		return 0
+	}
+	dir, err := os.MkdirTemp("", "nacre-gvisor-")
+	if err == nil {
+		host.dir = dir
+		defer os.RemoveAll(dir)
+		host.parent = "nacre-test-" + strconv.Itoa(os.Getpid())
+		err = buildGuest()
+	}
+	if err != nil {
+		fmt.Println("SKIP: the guest could not be built:", err)
+		return 1
+	}
+	code := m.Run()
+	h, err := findHierarchy("/proc/self/mountinfo", host.parent)
+	if err != nil {
+		panic(err)
+	}
+	for _, d := range h.dirs("") {
+		if err := os.Remove(d); err != nil && !os.IsNotExist(err) {
+			fmt.Println("left behind:", err)
+			code = 1
+		}
+	}
+	return code
+}
+
+func buildGuest() error {
+	host.agent = filepath.Join(host.dir, "testguest")
+	c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", host.agent, "github.com/nacrehq/nacre/nacretest/testguest")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	root := filepath.Join(host.dir, "root")
+	for _, d := range []string{"bin", "etc", "tmp", "proc", "sys", "dev", "run", "root"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(filepath.Join(root, "tmp"), 0o1777); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(host.agent)
+	if err != nil {
+		return err
+	}
+	for name, mode := range map[string]os.FileMode{"tool": 0o755, "suid": 0o755 | os.ModeSetuid} {
+		p := filepath.Join(root, "bin", name)
+		if err := os.WriteFile(p, b, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(p, mode); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/hostname"), []byte("image\n"), 0o644); err != nil {
+		return err
+	}
+	host.image = filepath.Join(host.dir, "root.erofs")
+	if out, err := exec.Command("mkfs.erofs", "-E", "noinline_data", host.image, root).CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs.erofs: %w: %s", err, out)
+	}
+	return nil
+}
+
+// newRuntime returns a driver; its machines are gone when the test ends.
+func newRuntime(t testing.TB) *Runtime {
+	t.Helper()
+	r, err := New(Config{CgroupParent: host.parent, Log: testLog(t), Debug: os.Getenv("NACRE_GVISOR_DEBUG") != ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	w := io.Discard
+	if testing.Verbose() {
+		w = os.Stderr
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo})).With("test", t.Name())
+}
+
+// newSpec returns the spec of a machine that has a slot, a root and a state
+// directory of its own, all gone when the test ends.
+func newSpec(t testing.TB) nacre.MachineSpec {
+	t.Helper()
+	id := nacre.NewMachineID()
+	dir := t.TempDir()
+	spec := nacre.MachineSpec{
+		ID:        id,
+		Hostname:  "box",
+		AgentPath: host.agent,
+		Root:      nacre.RootFS{Image: host.image, UpperDir: filepath.Join(dir, "upper"), UpperMiB: 64},
+		StateDir:  filepath.Join(dir, "state"),
+		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 128, MaxPIDs: 256},
+		Slot:      newSlot(t, string(id)),
+	}
+	for _, d := range []string{spec.Root.UpperDir, spec.StateDir} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return spec
+}
+
+// newSlot makes a network namespace with one veth pair: no way out, only the
+// host's end.
+func newSlot(t testing.TB, name string) nacre.Slot {
+	t.Helper()
+	n := int(host.slots.Add(1)) + os.Getpid()%60*256
+	base := netip.AddrFrom4([4]byte{10, 213, byte(n >> 6), byte(n << 2)})
+	gw := base.Next()
+	guest := gw.Next()
+	s := nacre.Slot{Name: name, Path: "/run/netns/" + name, HostLink: "ngt" + strconv.Itoa(n),
+		Guest: netip.PrefixFrom(guest, 30), Gateway: gw, MTU: 1500}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	orig, err := netns.Get()
+	check(t, err)
+	defer orig.Close()
+	ns, err := netns.NewNamed(name)
+	check(t, err)
+	defer ns.Close()
+	check(t, netns.Set(orig))
+	t.Cleanup(func() {
+		if l, err := netlink.LinkByName(s.HostLink); err == nil {
+			check(t, netlink.LinkDel(l))
+		}
+		check(t, netns.DeleteNamed(name))
+	})
+	la := netlink.NewLinkAttrs()
+	la.Name = s.HostLink
+	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))}))
+	up := func(h *netlink.Handle, name string, addr netip.Addr) {
+		l, err := h.LinkByName(name)
+		check(t, err)
+		if addr.IsValid() {
+			check(t, h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(30, 32)}}))
+		}
+		check(t, h.LinkSetUp(l))
+	}
+	here, err := netlink.NewHandle()
+	check(t, err)
+	defer here.Close()
+	there, err := netlink.NewHandleAt(ns)
+	check(t, err)
+	defer there.Close()
+	up(here, s.HostLink, gw)
+	up(there, "lo", netip.Addr{})
+	up(there, "eth0", guest)
+	l, err := there.LinkByName("eth0")
+	check(t, err)
+	s.MAC = l.Attrs().HardwareAddr.String()
+	check(t, there.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice()}))
+	return s
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func daemon() {
+	fail := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "test daemon:", err)
+			os.Exit(1)
+		}
+	}
+	var spec nacre.MachineSpec
+	fail(json.NewDecoder(os.Stdin).Decode(&spec))
+	r, err := New(Config{CgroupParent: os.Getenv(daemonEnv), Log: slog.New(slog.DiscardHandler)})
+	fail(err)
+	m, err := r.Start(context.Background(), spec)
+	fail(err)
+	fail(json.NewEncoder(os.Stdout).Encode(m.Handle()))
+	select {}
+}
+
+// inDaemon starts the machine in a process of its own, which kill ends as kill -9
+// does. It returns what the daemon would have kept on disk.
+func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()) {
+	t.Helper()
+	in, err := json.Marshal(spec)
+	check(t, err)
+	c := exec.Command(os.Args[0])
+	c.Env = append(os.Environ(), daemonEnv+"="+host.parent)
+	c.Stdin = strings.NewReader(string(in))
+	c.Stderr = os.Stderr
+	out, err := c.StdoutPipe()
+	check(t, err)
+	check(t, c.Start())
+	kill = func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}
+	if err := json.NewDecoder(out).Decode(&h); err != nil {
+		kill()
+		t.Fatal("the daemon started no machine:", err)
+	}
+	return h, kill
+}
+
+// leftovers names what the host still holds of a machine.
+func leftovers(spec nacre.MachineSpec) []string {
+	var out []string
+	h, err := findHierarchy("/proc/self/mountinfo", host.parent)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, d := range h.dirs(string(spec.ID)) {
+		if _, err := os.Stat(d); err == nil {
+			out = append(out, d)
+		}
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		if b, _ := os.ReadFile(p); strings.Contains(string(b), string(spec.ID)) {
+			out = append(out, p)
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for l := range strings.Lines(string(mounts)) {
+		// The test's own slot is a mount that carries the id.
+		if strings.Contains(l, string(spec.ID)) && !strings.Contains(l, spec.Slot.Path) {
+			out = append(out, strings.TrimSpace(l))
+		}
+	}
+	return out
+}

@@ -1,0 +1,244 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+)
+
+// state is a handle's content.
+type state struct {
+	BootID string
+	PID    int
+	Start  uint64
+	Dir    string
+	Guest  netip.Addr
+}
+
+// machine implements nacre.Machine.
+type machine struct {
+	r     *Runtime
+	id    nacre.MachineID
+	proc  *process // nil: it had ended before it was recovered
+	group *group
+	st    state
+
+	over chan struct{} // closed when exit is set and nothing is left
+	exit nacre.Exit
+	left error // why something is left
+	lost bool  // the driver was closed first
+
+	mu      sync.Mutex
+	stopped bool
+}
+
+func newMachine(r *Runtime, id nacre.MachineID, p *process, g *group, st state) *machine {
+	return &machine{r: r, id: id, proc: p, group: g, st: st, over: make(chan struct{})}
+}
+
+// Recover implements nacre.Runtime.
+func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, error) {
+	var st state
+	if err := json.Unmarshal(h.State, &st); err != nil || h.Runtime != r.Name() || !h.Machine.Valid() || st.PID <= 1 || !filepath.IsAbs(st.Dir) {
+		return nil, nacre.Wrap(nacre.CodeInvalid, err, "the handle of machine "+strconv.Quote(string(h.Machine))+" is not one of this runtime's")
+	}
+	r.mu.Lock()
+	m := r.machines[h.Machine]
+	r.mu.Unlock()
+	if m != nil {
+		return m, nil
+	}
+	if err := r.claim(h.Machine); err != nil {
+		return nil, err
+	}
+	var p *process
+	if st.BootID == r.bootID {
+		var err error
+		if p, err = findProcess(st.PID, st.Start); err != nil {
+			r.adopt(h.Machine, nil)
+			return nil, err
+		}
+	}
+	m = newMachine(r, h.Machine, p, r.cgroup.group(string(h.Machine)), st)
+	if p == nil {
+		m.end(ctx, 0, false)
+		r.adopt(h.Machine, nil)
+		return m, m.left
+	}
+	r.adopt(h.Machine, m)
+	return m, nil
+}
+
+// watch waits for the end and clears up.
+func (m *machine) watch() {
+	status, known, err := m.proc.wait()
+	if err != nil {
+		m.lost = true
+		close(m.over)
+		return
+	}
+	// A group that cannot be removed for this long is kept for Sweep.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	m.end(ctx, status, known)
+	m.proc.close()
+}
+
+// end decides why the machine ended and removes what is left of it.
+func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) {
+	m.exit = nacre.Exit{Machine: m.id, At: m.r.cfg.Clock()}
+	m.exit.Reason, m.exit.Detail = m.reason(status, known)
+	m.left = m.group.destroy(ctx)
+	_ = os.Remove(filepath.Join(m.st.Dir, socketFile))
+	if m.left != nil {
+		m.r.cfg.Log.Error("a machine that ended left something behind", "machine", m.id, "error", m.left)
+	}
+	if m.exit.Reason == nacre.EndCrash {
+		m.r.cfg.Log.Warn("machine crashed", "machine", m.id, "detail", explain(errors.New(m.exit.Detail), m.st.Dir))
+	}
+	close(m.over)
+}
+
+// reason must be asked while the group is still there.
+func (m *machine) reason(status unix.WaitStatus, known bool) (nacre.EndReason, string) {
+	said, _ := os.Stat(filepath.Join(m.st.Dir, fatalFile))
+	switch _, err := os.Stat(filepath.Join(m.st.Dir, stopFile)); {
+	case err == nil:
+		return nacre.EndKilled, "The machine was stopped."
+	case m.group.oomKilled():
+		return nacre.EndOOM, "The sandbox used more memory than its limit."
+	case m.st.BootID != m.r.bootID:
+		return nacre.EndCrash, "The host was restarted."
+	case m.group.pidsExceeded() && said != nil && said.Size() > 0:
+		return nacre.EndCrash, "The sandbox ran out of processes: it reached its limit of host tasks."
+	case said != nil && said.Size() > 0:
+		return nacre.EndCrash, "The sandbox's kernel failed; the node's log has the cause."
+	case !known:
+		return nacre.EndCrash, "The machine ended by itself while nobody watched."
+	case status.Signaled():
+		return nacre.EndCrash, fmt.Sprintf("The machine was killed from outside by signal %d (%s).", status.Signal(), status.Signal())
+	default:
+		return nacre.EndCrash, fmt.Sprintf("The machine's first process exited with status %d.", status.ExitStatus())
+	}
+}
+
+// ID implements nacre.Machine.
+func (m *machine) ID() nacre.MachineID { return m.id }
+
+// Handle implements nacre.Machine.
+func (m *machine) Handle() nacre.Handle {
+	b, err := json.Marshal(m.st)
+	if err != nil {
+		panic(err) // plain data
+	}
+	return nacre.Handle{Machine: m.id, Runtime: m.r.Name(), State: b}
+}
+
+func (m *machine) gone() error {
+	select {
+	case <-m.over:
+		return nacre.Errorf(nacre.CodeNotFound, "machine %s has ended", m.id)
+	default:
+		return nil
+	}
+}
+
+// Dial implements nacre.Machine.
+func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
+	if port < 1 || port > 65535 {
+		return nil, nacre.Invalidf("port", "%d is no TCP port", port)
+	}
+	if err := m.gone(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan struct{})
+	defer func() { cancel(); <-ended }()
+	go func() {
+		defer close(ended)
+		select {
+		case <-m.over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(m.st.Guest, uint16(port)).String())
+	if err == nil {
+		return c, nil
+	}
+	if gone := m.gone(); gone != nil {
+		return nil, gone
+	}
+	if ctx.Err() != nil {
+		return nil, nacre.Wrap(nacre.CodeDeadline, err, fmt.Sprintf("port %d of the sandbox did not answer in time", port))
+	}
+	return nil, nacre.Wrap(nacre.CodeUnavailable, err, fmt.Sprintf("nothing listens on port %d of the sandbox", port))
+}
+
+// Stop implements nacre.Machine.
+func (m *machine) Stop(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.gone() == nil {
+		// The mark tells a later process that the end was wanted, should this one
+		// die in between.
+		if f, err := os.OpenFile(filepath.Join(m.st.Dir, stopFile), os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
+			f.Close()
+		}
+		m.proc.kill()
+	}
+	select {
+	case <-m.over:
+	case <-ctx.Done():
+		return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the machine has not ended yet")
+	}
+	if m.lost {
+		return nacre.Wrap(nacre.CodeUnavailable, errClosed, "the node is shutting down; try again")
+	}
+	if m.left != nil {
+		m.left = m.group.destroy(ctx)
+	}
+	return m.left
+}
+
+// Wait implements nacre.Machine.
+func (m *machine) Wait(ctx context.Context) (nacre.Exit, error) {
+	select {
+	case <-m.over:
+	case <-ctx.Done():
+		return nacre.Exit{}, ctx.Err()
+	}
+	if m.lost {
+		return nacre.Exit{}, nacre.Wrap(nacre.CodeUnavailable, errClosed, "the node is shutting down")
+	}
+	return m.exit, nil
+}
+
+// Usage implements nacre.Machine.
+func (m *machine) Usage(context.Context) (nacre.Usage, error) {
+	if err := m.gone(); err != nil {
+		return nacre.Usage{}, err
+	}
+	u, err := m.group.usage()
+	if err != nil {
+		if gone := m.gone(); gone != nil {
+			return nacre.Usage{}, gone
+		}
+		return nacre.Usage{}, fmt.Errorf("accounts of machine %s: %w", m.id, err)
+	}
+	return u, nil
+}
