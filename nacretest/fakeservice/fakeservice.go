@@ -21,6 +21,8 @@ type Service struct {
 	Clock nacre.Clock
 	// Fail, when set, is asked before each call, with the method's name.
 	Fail func(method string) error
+	// OnCreate, when set, is told of each new sandbox.
+	OnCreate func(nacre.SandboxID)
 
 	mu        sync.Mutex
 	sandboxes map[nacre.SandboxID]nacre.Sandbox
@@ -102,6 +104,14 @@ func (f *Service) Create(_ context.Context, team nacre.TeamID, r nacre.CreateReq
 	if r.Timeout == 0 {
 		r.Timeout = 5 * time.Minute
 	}
+	s, err := f.create(team, r)
+	if err == nil && f.OnCreate != nil {
+		f.OnCreate(s.ID)
+	}
+	return s, err
+}
+
+func (f *Service) create(team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbox, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i := slices.IndexFunc(f.templates, func(t nacre.Template) bool {
