@@ -1,0 +1,307 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"maps"
+	"math/bits"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nacrehq/nacre"
+)
+
+const (
+	defaultLimit = 100
+	maxLimit     = 1000
+)
+
+func limitOf(n int) int {
+	if n <= 0 {
+		return defaultLimit
+	}
+	return min(n, maxLimit)
+}
+
+// List implements nacre.SandboxStore.
+//
+// Whatever the filter, the work is a few ranges of one index, read in the order
+// of the list until the page is full: one range for each state. The exceptions:
+// a list by deadline sorts what is due, and a list by several pairs of metadata
+// reads the range of the rarest pair and looks each up under the others.
+func (db *DB) List(ctx context.Context, f nacre.SandboxFilter) (nacre.SandboxPage, error) {
+	after, err := parseCursor(f)
+	if err != nil {
+		return nacre.SandboxPage{}, err
+	}
+	limit := limitOf(f.Limit)
+	sel, ok, err := db.selection(ctx, f, after)
+	if err != nil || !ok {
+		return nacre.SandboxPage{}, db.fail(ctx, err)
+	}
+	query, args := sel.page(limit + 1)
+	out := make([]nacre.Sandbox, 0, min(limit+1, 128))
+	err = db.reads.each(ctx, func(r *sql.Rows) error {
+		out = append(out, nacre.Sandbox{})
+		return db.scanSandbox(r, &out[len(out)-1])
+	}, query, args...)
+	if err != nil {
+		return nacre.SandboxPage{}, db.fail(ctx, err)
+	}
+	page := nacre.SandboxPage{Sandboxes: out}
+	if len(out) > limit {
+		page.Sandboxes = out[:limit]
+		last := &out[limit-1]
+		page.Next = cursor{started: last.StartedAt.UnixMicro(), id: last.ID}.encode(f)
+	}
+	return page, nil
+}
+
+// Count implements nacre.SandboxStore. It reads one index entry for each record
+// that it counts.
+func (db *DB) Count(ctx context.Context, f nacre.SandboxFilter) (int, error) {
+	sel, ok, err := db.selection(ctx, f, nil)
+	if err != nil || !ok {
+		return 0, db.fail(ctx, err)
+	}
+	query, args := sel.count()
+	n := 0
+	_, err = db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&n) }, query, args...)
+	return n, db.fail(ctx, err)
+}
+
+// selection is a filter made into arms: SELECTs of (id, started_at) without a
+// record in common.
+type selection struct {
+	arms []arm
+	sort bool // the arm's index does not give the list's order
+}
+
+// arm reads one range of an index.
+type arm struct {
+	from  string // the table, with its index
+	id    string // the column that holds the sandbox's id
+	conds []string
+	args  []any
+}
+
+func (a *arm) and(cond string, args ...any) {
+	a.conds = append(a.conds, cond)
+	a.args = append(a.args, args...)
+}
+
+// selection chooses the index that the filter is answered from. ok is false for
+// a filter that can find nothing.
+func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *cursor) (sel selection, ok bool, err error) {
+	f.AllTeams = f.AllTeams && f.TeamID == ""
+	states, ok := statesOf(f)
+	if !ok {
+		return selection{}, false, nil
+	}
+	var ids string
+	if len(f.IDs) > 0 {
+		if ids, ok = idsOf(f); !ok {
+			return selection{}, false, nil
+		}
+	}
+	tags, err := db.tagsOf(ctx, f, states)
+	if err != nil {
+		return selection{}, false, err
+	}
+	if ids != "" || !f.DeadlineBefore.IsZero() {
+		// One arm, with the states as a condition.
+		a := db.recordArm("sandboxes_due", f, states, tags)
+		if ids != "" {
+			a.from = "sandboxes s" + db.d.indexed("sqlite_autoindex_sandboxes_1")
+			a.and("s.id IN ("+db.d.jsonList+")", ids)
+		}
+		a.after(after, true)
+		return selection{arms: []arm{a}, sort: true}, true, nil
+	}
+	for _, state := range states {
+		var a arm
+		switch {
+		case len(tags) > 0 && !f.AllTeams:
+			a = db.tagArm(f, state, tags)
+		case f.Node != "":
+			a = db.recordArm("sandboxes_node", f, []nacre.State{state}, tags)
+		case !f.AllTeams:
+			a = db.recordArm("sandboxes_team", f, []nacre.State{state}, tags)
+		default:
+			a = db.recordArm("sandboxes_state", f, []nacre.State{state}, tags)
+		}
+		a.after(after, false)
+		sel.arms = append(sel.arms, a)
+	}
+	return sel, true, nil
+}
+
+// recordArm reads records by one of their indexes.
+func (db *DB) recordArm(index string, f nacre.SandboxFilter, states []nacre.State, tags [][]byte) arm {
+	a := arm{from: "sandboxes s" + db.d.indexed(index), id: "s.id"}
+	if !f.AllTeams {
+		a.and("s.team_id = ?", string(f.TeamID))
+	}
+	a.restrict("s", f)
+	if len(states) == 1 {
+		a.and("s.state = ?", string(states[0]))
+	} else if len(states) < len(nacre.Transitions) {
+		a.and("s.state IN (?"+strings.Repeat(", ?", len(states)-1)+")", anys(states)...)
+	}
+	for _, t := range tags {
+		a.and(`EXISTS (SELECT 1 FROM sandbox_metadata m WHERE m.team_id = s.team_id AND m.tag = ?
+			AND m.state = s.state AND m.started_at = s.started_at AND m.sandbox_id = s.id)`, t)
+	}
+	return a
+}
+
+// tagArm reads the range of one pair of metadata of one team.
+func (db *DB) tagArm(f nacre.SandboxFilter, state nacre.State, tags [][]byte) arm {
+	a := arm{from: "sandbox_metadata s", id: "s.sandbox_id"}
+	a.and("s.team_id = ? AND s.tag = ? AND s.state = ?", string(f.TeamID), tags[0], string(state))
+	for _, t := range tags[1:] {
+		a.and(`EXISTS (SELECT 1 FROM sandbox_metadata m WHERE m.team_id = s.team_id AND m.tag = ?
+			AND m.state = s.state AND m.started_at = s.started_at AND m.sandbox_id = s.sandbox_id)`, t)
+	}
+	if f.Node != "" {
+		a.and("EXISTS (SELECT 1 FROM sandboxes r WHERE r.id = s.sandbox_id AND r.node = ?)", string(f.Node))
+	}
+	return a
+}
+
+// restrict adds the conditions on columns that only the records have.
+func (a *arm) restrict(alias string, f nacre.SandboxFilter) {
+	if f.Node != "" {
+		a.and(alias+".node = ?", string(f.Node))
+	}
+	if !f.DeadlineBefore.IsZero() {
+		a.and(alias+".due_at <= ?", f.DeadlineBefore.UnixMicro())
+	}
+}
+
+// after restricts an arm to what comes behind the cursor. An arm whose index has
+// another order must not be tempted by this one: hence the sum.
+func (a *arm) after(c *cursor, sorted bool) {
+	if c == nil {
+		return
+	}
+	column := "s.started_at"
+	if sorted {
+		column = "s.started_at + 0"
+	}
+	a.and("("+column+", "+a.id+") < (?, ?)", c.started, string(c.id))
+}
+
+// page returns the query for the first n records.
+func (s selection) page(n int) (string, []any) {
+	var b strings.Builder
+	var args []any
+	b.WriteString("SELECT " + sandboxColumns + " FROM (SELECT id, started_at FROM (")
+	for i, a := range s.arms {
+		if i > 0 {
+			b.WriteString(" UNION ALL ")
+		}
+		order := "s.started_at"
+		if s.sort {
+			order += " + 0"
+		}
+		// The arm's limit is written out, rounded up to a power of two: PostgreSQL
+		// plans for a limit that it sees, and the texts stay few.
+		limit := 1 << bits.Len(uint(n-1))
+		b.WriteString("SELECT * FROM (SELECT " + a.id + " AS id, s.started_at AS started_at FROM " + a.from + " WHERE " + strings.Join(a.conds, " AND ") +
+			" ORDER BY " + order + " DESC, " + a.id + " DESC LIMIT " + strconv.Itoa(limit) + ") AS a" + strconv.Itoa(i))
+		args = append(args, a.args...)
+	}
+	b.WriteString(") AS u ORDER BY started_at DESC, id DESC LIMIT ?) AS c CROSS JOIN sandboxes s WHERE s.id = c.id ORDER BY c.started_at DESC, c.id DESC")
+	return b.String(), append(args, n)
+}
+
+func (s selection) count() (string, []any) {
+	var b strings.Builder
+	var args []any
+	b.WriteString("SELECT count(*) FROM (")
+	for i, a := range s.arms {
+		if i > 0 {
+			b.WriteString(" UNION ALL ")
+		}
+		b.WriteString("SELECT " + a.id + " AS id FROM " + a.from)
+		if len(a.conds) > 0 {
+			b.WriteString(" WHERE " + strings.Join(a.conds, " AND "))
+		}
+		args = append(args, a.args...)
+	}
+	b.WriteString(") AS u")
+	return b.String(), args
+}
+
+// statesOf returns the states to look in; ok is false when there are none, or
+// no team was named.
+func statesOf(f nacre.SandboxFilter) (states []nacre.State, ok bool) {
+	if f.TeamID == "" && !f.AllTeams || !plain(string(f.TeamID)) || !plain(string(f.Node)) || !validMap(f.Metadata) {
+		return nil, false
+	}
+	for _, s := range slices.Sorted(maps.Keys(nacre.Transitions)) {
+		if len(f.States) == 0 || slices.Contains(f.States, s) {
+			states = append(states, s)
+		}
+	}
+	if !f.DeadlineBefore.IsZero() {
+		states = slices.DeleteFunc(states, func(s nacre.State) bool { return !(&nacre.Sandbox{State: s}).Alive() })
+	}
+	return states, len(states) > 0
+}
+
+// idsOf returns the filter's ids as a JSON array.
+func idsOf(f nacre.SandboxFilter) (string, bool) {
+	ids := make([]nacre.SandboxID, 0, len(f.IDs))
+	for _, id := range f.IDs {
+		if id.Valid() {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	text, err := json.Marshal(slices.Compact(ids))
+	return string(text), err == nil && len(ids) > 0
+}
+
+// enough entries make a pair of metadata a frequent one; counting stops there.
+const enough = 512
+
+// tagsOf returns the filter's pairs of metadata, the rarest first.
+func (db *DB) tagsOf(ctx context.Context, f nacre.SandboxFilter, states []nacre.State) ([][]byte, error) {
+	type counted struct {
+		tag []byte
+		n   int
+	}
+	var all []counted
+	for _, k := range slices.Sorted(maps.Keys(f.Metadata)) {
+		all = append(all, counted{tag: tag(k, f.Metadata[k])})
+	}
+	if len(all) > 1 && !f.AllTeams {
+		query := `SELECT count(*) FROM (SELECT 1 FROM sandbox_metadata WHERE team_id = ? AND tag = ? AND state IN (?` +
+			strings.Repeat(", ?", len(states)-1) + `) LIMIT ` + strconv.Itoa(enough) + `) AS x`
+		for i := range all {
+			_, err := db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&all[i].n) }, query,
+				append([]any{string(f.TeamID), all[i].tag}, anys(states)...)...)
+			if err != nil {
+				return nil, err
+			}
+		}
+		slices.SortStableFunc(all, func(a, b counted) int { return a.n - b.n })
+	}
+	tags := make([][]byte, len(all))
+	for i, c := range all {
+		tags[i] = c.tag
+	}
+	return tags, nil
+}
+
+func anys(states []nacre.State) []any {
+	out := make([]any, len(states))
+	for i, s := range states {
+		out[i] = string(s)
+	}
+	return out
+}

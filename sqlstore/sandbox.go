@@ -1,0 +1,258 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"maps"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// maxEvents that one change may write; an event's Seq leaves room for them.
+const maxEvents = 1000
+
+// purgeChunk is how many records one transaction of Purge deletes, so that other
+// writes get their turn.
+const purgeChunk = 200
+
+// write runs fn in one transaction; fn may run more than once. The context that
+// fn gets does not end on SQLite, where a statement that is interrupted would take
+// the other callers' changes with it.
+func (db *DB) write(ctx context.Context, fn func(context.Context, conn) error) error {
+	if db.d.postgres {
+		return db.fail(ctx, db.writePostgres(ctx, func(c conn) error {
+			return db.safely(func() error { return fn(ctx, c) })
+		}))
+	}
+	return db.fail(ctx, db.writer.do(ctx, func(c conn) error {
+		return db.safely(func() error { return fn(context.WithoutCancel(ctx), c) })
+	}))
+}
+
+// Insert implements nacre.SandboxStore.
+func (db *DB) Insert(ctx context.Context, s nacre.Sandbox, events ...nacre.Event) error {
+	cutTimes(&s)
+	if err := check(&s); err != nil {
+		return err
+	}
+	text, err := encodeBody(&s)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the record cannot be encoded")
+	}
+	env, err := db.sealer.seal(s.ID, s.Env)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the environment cannot be encoded")
+	}
+	return db.write(ctx, func(ctx context.Context, c conn) error {
+		n, err := c.exec(ctx, `INSERT INTO sandboxes
+			(id, team_id, state, node, created_at, started_at, deadline, due_at, ended_at, version, body, env)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`,
+			string(s.ID), string(s.TeamID), string(s.State), string(s.Node),
+			s.CreatedAt.UnixMicro(), s.StartedAt.UnixMicro(), s.Deadline.UnixMicro(), dueAt(&s), s.EndedAt.UnixMicro(),
+			s.Version, text, env)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nacre.Errorf(nacre.CodeConflict, "a sandbox with the id %s exists", s.ID)
+		}
+		if err := insertTags(ctx, c, &s); err != nil {
+			return err
+		}
+		return db.insertEvents(ctx, c, &s, events)
+	})
+}
+
+// Get implements nacre.SandboxStore.
+func (db *DB) Get(ctx context.Context, team nacre.TeamID, id nacre.SandboxID) (nacre.Sandbox, error) {
+	s, err := db.get(ctx, db.reads, team, id, "")
+	return s, db.fail(ctx, err)
+}
+
+func (db *DB) get(ctx context.Context, c conn, team nacre.TeamID, id nacre.SandboxID, suffix string) (nacre.Sandbox, error) {
+	var s nacre.Sandbox
+	found := false
+	if team != "" && plain(string(team)) && id.Valid() {
+		var err error
+		found, err = c.one(ctx, func(r *sql.Rows) error { return db.scanSandbox(r, &s) },
+			`SELECT `+sandboxColumns+` FROM sandboxes s WHERE s.id = ? AND s.team_id = ?`+suffix, string(id), string(team))
+		if err != nil {
+			return nacre.Sandbox{}, err
+		}
+	}
+	if !found {
+		return nacre.Sandbox{}, nacre.Errorf(nacre.CodeNotFound, "no sandbox has this id")
+	}
+	return s, nil
+}
+
+// Update implements nacre.SandboxStore. A change of ID, TeamID or CreatedAt is
+// CodeInvalid, a move that nacre.Transitions does not know CodeConflict; Version
+// is the store's.
+func (db *DB) Update(ctx context.Context, team nacre.TeamID, id nacre.SandboxID, change func(*nacre.Sandbox) ([]nacre.Event, error)) (nacre.Sandbox, error) {
+	var out nacre.Sandbox
+	err := db.write(ctx, func(ctx context.Context, c conn) error {
+		old, err := db.get(ctx, c, team, id, db.d.forUpdate)
+		if err != nil {
+			return err
+		}
+		s := old
+		s.Metadata, s.Env = maps.Clone(old.Metadata), maps.Clone(old.Env)
+		events, err := change(&s)
+		if err != nil {
+			return changeError{err}
+		}
+		cutTimes(&s)
+		if err := checkChange(&old, &s); err != nil {
+			return err
+		}
+		s.Version = old.Version + 1
+		if err := db.replace(ctx, c, &old, &s); err != nil {
+			return err
+		}
+		out = s
+		return db.insertEvents(ctx, c, &s, events)
+	})
+	if err != nil {
+		return nacre.Sandbox{}, err
+	}
+	return out, nil
+}
+
+func checkChange(old, s *nacre.Sandbox) error {
+	switch {
+	case s.ID != old.ID:
+		return nacre.Invalidf("id", "the id of a sandbox cannot be changed")
+	case s.TeamID != old.TeamID:
+		return nacre.Invalidf("teamId", "the team of a sandbox cannot be changed")
+	case !s.CreatedAt.Equal(old.CreatedAt):
+		return nacre.Invalidf("createdAt", "the creation time of a sandbox cannot be changed")
+	}
+	if err := check(s); err != nil {
+		return err
+	}
+	if s.State != old.State {
+		moved := *old
+		return moved.Move(s.State)
+	}
+	return nil
+}
+
+// replace writes s over old.
+func (db *DB) replace(ctx context.Context, c conn, old, s *nacre.Sandbox) error {
+	text, err := encodeBody(s)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the record cannot be encoded")
+	}
+	n, err := c.exec(ctx, `UPDATE sandboxes SET state = ?, node = ?, started_at = ?, deadline = ?, due_at = ?,
+		ended_at = ?, version = ?, body = ? WHERE id = ? AND team_id = ? AND version = ?`,
+		string(s.State), string(s.Node), s.StartedAt.UnixMicro(), s.Deadline.UnixMicro(), dueAt(s),
+		s.EndedAt.UnixMicro(), s.Version, text, string(s.ID), string(s.TeamID), old.Version)
+	if err != nil {
+		return err
+	}
+	if n != 1 {
+		return nacre.Errorf(nacre.CodeInternal, "the record of sandbox %s changed under its lock", s.ID)
+	}
+	if (old.Env == nil) != (s.Env == nil) || !maps.Equal(old.Env, s.Env) {
+		env, err := db.sealer.seal(s.ID, s.Env)
+		if err != nil {
+			return nacre.Wrap(nacre.CodeInternal, err, "the environment cannot be encoded")
+		}
+		if _, err := c.exec(ctx, `UPDATE sandboxes SET env = ? WHERE id = ? AND team_id = ?`, env, string(s.ID), string(s.TeamID)); err != nil {
+			return err
+		}
+	}
+	if s.State == old.State && s.StartedAt.Equal(old.StartedAt) && maps.Equal(s.Metadata, old.Metadata) {
+		return nil
+	}
+	if err := deleteTags(ctx, c, old); err != nil {
+		return err
+	}
+	return insertTags(ctx, c, s)
+}
+
+func insertTags(ctx context.Context, c conn, s *nacre.Sandbox) error {
+	for k, v := range s.Metadata {
+		_, err := c.exec(ctx, `INSERT INTO sandbox_metadata (team_id, tag, state, started_at, sandbox_id) VALUES (?, ?, ?, ?, ?)`,
+			string(s.TeamID), tag(k, v), string(s.State), s.StartedAt.UnixMicro(), string(s.ID))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func deleteTags(ctx context.Context, c conn, s *nacre.Sandbox) error {
+	for k, v := range s.Metadata {
+		_, err := c.exec(ctx, `DELETE FROM sandbox_metadata WHERE team_id = ? AND tag = ? AND state = ? AND started_at = ? AND sandbox_id = ?`,
+			string(s.TeamID), tag(k, v), string(s.State), s.StartedAt.UnixMicro(), string(s.ID))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Purge implements nacre.SandboxStore. It works in transactions of at most 200
+// records; when it fails, n have been deleted.
+func (db *DB) Purge(ctx context.Context, endedBefore time.Time, limit int) (n int, err error) {
+	for n < limit {
+		want := min(purgeChunk, limit-n)
+		got, err := db.purgeSome(ctx, endedBefore, want)
+		n += got
+		if err != nil || got < want {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (db *DB) purgeSome(ctx context.Context, endedBefore time.Time, limit int) (n int, err error) {
+	type row struct {
+		s    nacre.Sandbox
+		text []byte
+	}
+	err = db.write(ctx, func(ctx context.Context, c conn) error {
+		var rows []row
+		err := c.each(ctx, func(r *sql.Rows) error {
+			var x row
+			var started int64
+			if err := r.Scan((*string)(&x.s.ID), (*string)(&x.s.TeamID), (*string)(&x.s.State), &started, &x.text); err != nil {
+				return err
+			}
+			x.s.StartedAt = fromMicro(started)
+			rows = append(rows, x)
+			return nil
+		}, `SELECT id, team_id, state, started_at, body FROM sandboxes`+db.d.indexed("sandboxes_ended")+`
+			WHERE state = 'ended' AND ended_at < ? ORDER BY ended_at LIMIT ?`+db.d.skipBusy, endedBefore.UnixMicro(), limit)
+		if err != nil {
+			return err
+		}
+		for i := range rows {
+			s := &rows[i].s
+			var b body
+			if err := json.Unmarshal(rows[i].text, &b); err != nil {
+				return nacre.Wrap(nacre.CodeInternal, err, "the record of sandbox "+string(s.ID)+" cannot be read")
+			}
+			s.Metadata = b.Metadata
+			if err := deleteTags(ctx, c, s); err != nil {
+				return err
+			}
+			if _, err := c.exec(ctx, `DELETE FROM events WHERE sandbox_id = ? AND team_id = ?`, string(s.ID), string(s.TeamID)); err != nil {
+				return err
+			}
+			if _, err := c.exec(ctx, `DELETE FROM sandboxes WHERE id = ? AND team_id = ?`, string(s.ID), string(s.TeamID)); err != nil {
+				return err
+			}
+		}
+		n = len(rows)
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}

@@ -1,0 +1,117 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"errors"
+
+	"github.com/nacrehq/nacre"
+)
+
+// The first byte of a kept environment tells its form.
+const (
+	envPlain  = 0 // JSON follows
+	envSealed = 1 // a 12-byte nonce and the AES-256-GCM sealed JSON follow
+)
+
+// sealer keeps environments. The sandbox's id is authenticated with each, so
+// that one record's environment cannot be put into another.
+type sealer struct{ aead cipher.AEAD } // nil aead: no key
+
+func newSealer(key [32]byte) (*sealer, error) {
+	if key == ([32]byte{}) {
+		return &sealer{}, nil
+	}
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		return nil, err
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, err
+	}
+	return &sealer{aead: aead}, nil
+}
+
+// seal returns what the env column holds; nil for a nil map.
+func (s *sealer) seal(id nacre.SandboxID, env map[string]string) ([]byte, error) {
+	if env == nil {
+		return nil, nil
+	}
+	text, err := json.Marshal(env)
+	if err != nil {
+		return nil, err
+	}
+	if s.aead == nil {
+		return append([]byte{envPlain}, text...), nil
+	}
+	return s.sealBytes(string(id), text), nil
+}
+
+func (s *sealer) sealBytes(id string, text []byte) []byte {
+	n := s.aead.NonceSize()
+	out := make([]byte, 1+n, 1+n+len(text)+s.aead.Overhead())
+	out[0] = envSealed
+	_, _ = rand.Read(out[1:])
+	return s.aead.Seal(out, out[1:1+n], text, []byte(id))
+}
+
+func (s *sealer) open(id nacre.SandboxID, kept []byte) (map[string]string, error) {
+	if len(kept) == 0 {
+		return nil, nil
+	}
+	text, err := s.openBytes(string(id), kept)
+	if err != nil {
+		return nil, nacre.Wrap(nacre.CodeInternal, err, "the environment of a sandbox cannot be read with this installation's secret")
+	}
+	var env map[string]string
+	if err := json.Unmarshal(text, &env); err != nil {
+		return nil, nacre.Wrap(nacre.CodeInternal, errors.New("the environment is not JSON"), "the environment of a sandbox cannot be read")
+	}
+	return env, nil
+}
+
+func (s *sealer) openBytes(id string, kept []byte) ([]byte, error) {
+	switch {
+	case kept[0] == envPlain:
+		return kept[1:], nil
+	case kept[0] != envSealed:
+		return nil, errors.New("unknown form")
+	case s.aead == nil:
+		return nil, errors.New("sealed, and no key was given")
+	case len(kept) < 1+s.aead.NonceSize():
+		return nil, errors.New("cut short")
+	}
+	n := 1 + s.aead.NonceSize()
+	return s.aead.Open(nil, kept[1:n], kept[n:], []byte(id))
+}
+
+// checkEnvKey refuses a key that is not the one that the database was first
+// opened with. Without a key anything but sealed environments can be used.
+func (db *DB) checkEnvKey(ctx context.Context) error {
+	if db.sealer.aead == nil {
+		return nil
+	}
+	const name, text = "env_key_check", "nacre"
+	err := db.write(ctx, func(ctx context.Context, c conn) error {
+		_, err := c.exec(ctx, `INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING`,
+			name, db.sealer.sealBytes(name, []byte(text)))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var kept []byte
+	_, err = db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&kept) }, `SELECT value FROM settings WHERE name = ?`, name)
+	if err != nil {
+		return db.fail(ctx, err)
+	}
+	if got, err := db.sealer.openBytes(name, kept); err != nil || string(got) != text {
+		return nacre.Wrap(nacre.CodeInvalid, err, "the database was written with another installation's secret; start with that secret, or with another database")
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"slices"
+
+	"github.com/nacrehq/nacre"
+)
+
+// maxTemplateName is how long a template's name may be, in bytes.
+const maxTemplateName = 256
+
+// templateBody is the part of a template that no query looks at.
+type templateBody struct {
+	Names     []string        `json:"names"`
+	Build     nacre.BuildID   `json:"build,omitempty"`
+	Resources nacre.Resources `json:"resources"`
+}
+
+// PutTemplate implements nacre.TemplateStore. An id that another team's template
+// has is CodeConflict. A template without a team is public whatever it says.
+func (db *DB) PutTemplate(ctx context.Context, t nacre.Template) error {
+	t.Public = t.Public || t.TeamID == ""
+	if t.ID == "" || !plain(string(t.ID)) || !plain(string(t.TeamID)) {
+		return nacre.Invalidf("id", "a template needs an id")
+	}
+	for _, name := range t.Names {
+		if name == "" || len(name) > maxTemplateName || !plain(name) {
+			return nacre.Invalidf("names", "a template's name is text of 1 to %d bytes", maxTemplateName)
+		}
+	}
+	text, err := json.Marshal(templateBody{Names: t.Names, Build: t.Build, Resources: t.Resources})
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the template cannot be encoded")
+	}
+	return db.write(ctx, func(ctx context.Context, c conn) error {
+		if db.d.lockNames != "" {
+			if _, err := c.exec(ctx, db.d.lockNames); err != nil {
+				return err
+			}
+		}
+		public := 0
+		if t.Public {
+			public = 1
+		}
+		n, err := c.exec(ctx, `INSERT INTO templates (id, team_id, public, created_at, updated_at, body) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (id) DO UPDATE SET public = excluded.public, created_at = excluded.created_at,
+			updated_at = excluded.updated_at, body = excluded.body WHERE templates.team_id = excluded.team_id`,
+			string(t.ID), string(t.TeamID), public, t.CreatedAt.UnixMicro(), t.UpdatedAt.UnixMicro(), string(text))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nacre.Errorf(nacre.CodeConflict, "another template has this id")
+		}
+		return putNames(ctx, c, t)
+	})
+}
+
+// putNames replaces a template's names.
+func putNames(ctx context.Context, c conn, t nacre.Template) error {
+	if _, err := c.exec(ctx, `DELETE FROM template_names WHERE template_id = ?`, string(t.ID)); err != nil {
+		return err
+	}
+	scope := string(t.TeamID)
+	if t.Public {
+		scope = ""
+	}
+	names := slices.Clone(t.Names)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		taken, err := c.one(ctx, func(*sql.Rows) error { return nil },
+			`SELECT 1 FROM template_names n JOIN templates t ON t.id = n.template_id
+			WHERE n.name = ? AND t.id <> ? AND (t.team_id = ? OR t.public = 1)`, name, string(t.ID), string(t.TeamID))
+		if err != nil {
+			return err
+		}
+		if taken {
+			return &nacre.Error{Code: nacre.CodeConflict, Field: "names", Message: "another template has the name " + name + "; choose another one"}
+		}
+		if _, err := c.exec(ctx, `INSERT INTO template_names (name, scope, template_id) VALUES (?, ?, ?)`, name, scope, string(t.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const templateColumns = `t.id, t.team_id, t.public, t.created_at, t.updated_at, t.body`
+
+func scanTemplate(r *sql.Rows, t *nacre.Template) error {
+	var public, created, updated int64
+	var text []byte
+	if err := r.Scan((*string)(&t.ID), (*string)(&t.TeamID), &public, &created, &updated, &text); err != nil {
+		return err
+	}
+	var b templateBody
+	if err := json.Unmarshal(text, &b); err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the record of template "+string(t.ID)+" cannot be read")
+	}
+	t.Public, t.Names, t.Build, t.Resources = public != 0, b.Names, b.Build, b.Resources
+	t.CreatedAt, t.UpdatedAt = fromMicro(created), fromMicro(updated)
+	return nil
+}
+
+// ResolveTemplate implements nacre.TemplateStore. Of the team's own templates,
+// and of the public ones, an id goes before a name.
+func (db *DB) ResolveTemplate(ctx context.Context, team nacre.TeamID, nameOrID string) (nacre.Template, error) {
+	var t nacre.Template
+	found := false
+	if nameOrID != "" && plain(nameOrID) && plain(string(team)) {
+		var err error
+		found, err = db.reads.one(ctx, func(r *sql.Rows) error { return scanTemplate(r, &t) },
+			`SELECT `+templateColumns+` FROM templates t
+			WHERE (t.team_id = ? OR t.public = 1)
+			AND (t.id = ? OR t.id IN (SELECT n.template_id FROM template_names n WHERE n.name = ? AND n.scope IN (?, '')))
+			ORDER BY CASE WHEN t.team_id = ? THEN 0 ELSE 1 END, CASE WHEN t.id = ? THEN 0 ELSE 1 END LIMIT 1`,
+			string(team), nameOrID, nameOrID, string(team), string(team), nameOrID)
+		if err != nil {
+			return nacre.Template{}, db.fail(ctx, err)
+		}
+	}
+	if !found {
+		return nacre.Template{}, nacre.Errorf(nacre.CodeNotFound, "no template has this name or id")
+	}
+	return t, nil
+}
+
+// Templates implements nacre.TemplateStore. The oldest come first.
+func (db *DB) Templates(ctx context.Context, team nacre.TeamID) ([]nacre.Template, error) {
+	if !plain(string(team)) {
+		return nil, nil
+	}
+	where, args := `t.public = 1`, []any(nil)
+	if team != "" {
+		where, args = `t.team_id = ?`, []any{string(team)}
+	}
+	var out []nacre.Template
+	err := db.reads.each(ctx, func(r *sql.Rows) error {
+		var t nacre.Template
+		err := scanTemplate(r, &t)
+		out = append(out, t)
+		return err
+	}, `SELECT `+templateColumns+` FROM templates t WHERE `+where+` ORDER BY t.created_at, t.id`, args...)
+	if err != nil {
+		return nil, db.fail(ctx, err)
+	}
+	return out, nil
+}
