@@ -1,0 +1,132 @@
+package network
+
+import (
+	"strconv"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/nacrehq/nacre"
+)
+
+// policy is an EgressPolicy made ready for the table.
+type policy struct {
+	allow, deny []span
+	denyAll     bool
+}
+
+// maxRanges bounds one list of a policy, after merging: the list must fit into
+// one netlink attribute.
+const maxRanges = 512
+
+func compile(p nacre.EgressPolicy) (policy, error) {
+	out := policy{allow: spans(p.Allow), deny: spans(p.Deny), denyAll: p.DenyAll}
+	if everything(out.deny) {
+		out.denyAll = true
+	}
+	if out.denyAll {
+		out.deny = nil
+	}
+	if everything(out.allow) {
+		return policy{}, nil
+	}
+	if len(out.allow) > maxRanges {
+		return policy{}, nacre.Invalidf("allowOut", "%d separate networks are too many; at most %d", len(out.allow), maxRanges)
+	}
+	if len(out.deny) > maxRanges {
+		return policy{}, nacre.Invalidf("denyOut", "%d separate networks are too many; at most %d", len(out.deny), maxRanges)
+	}
+	if !out.denyAll && len(out.deny) == 0 {
+		out.allow = nil // nothing is denied that it could open
+	}
+	return out, nil
+}
+
+// closed means that no packet leaves; then names are not resolved either, for
+// questions are a way out.
+func (p policy) closed() bool { return p.denyAll && len(p.allow) == 0 }
+
+// open means that the closed networks are all there is to hold back.
+func (p policy) open() bool { return !p.denyAll && len(p.deny) == 0 }
+
+// simple means that the map's element says it all.
+func (p policy) simple() bool { return p.open() || p.closed() }
+
+func slotChain(i int) string { return "slot_" + strconv.Itoa(i) }
+
+func (r *rules) element(i int, p policy) nftables.SetElement {
+	e := nftables.SetElement{Key: padded(r.names.link(i))}
+	switch {
+	case p.open():
+		e.VerdictData = &expr.Verdict{Kind: expr.VerdictAccept}
+	case p.closed():
+		e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: refuse}
+	default:
+		e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: slotChain(i)}
+	}
+	return e
+}
+
+// set puts a slot's policy in force; old is the one in force, nil for none. A
+// transaction is seen by packets whole or not at all.
+func (r *rules) set(i int, old *policy, p policy) error {
+	return r.transaction(func(c *nftables.Conn) error {
+		if old != nil {
+			if err := r.dropPolicy(c, i, *old); err != nil {
+				return err
+			}
+		}
+		if err := r.addChain(c, i, p); err != nil {
+			return err
+		}
+		return c.SetAddElements(r.policies(), []nftables.SetElement{r.element(i, p)})
+	})
+}
+
+// clear cuts the slot off.
+func (r *rules) clear(i int, old policy) error {
+	return r.transaction(func(c *nftables.Conn) error { return r.dropPolicy(c, i, old) })
+}
+
+func (r *rules) dropPolicy(c *nftables.Conn, i int, old policy) error {
+	if err := c.SetDeleteElements(r.policies(), []nftables.SetElement{r.element(i, old)}); err != nil {
+		return err
+	}
+	if !old.simple() {
+		c.DelChain(r.chain(slotChain(i)))
+	}
+	return nil
+}
+
+// addChain adds the chain of a policy with lists. It looks at the address that
+// the guest dialled, so it serves packets of both directions.
+func (r *rules) addChain(c *nftables.Conn, i int, p policy) error {
+	if p.simple() {
+		return nil
+	}
+	name := slotChain(i)
+	c.AddChain(r.chain(name))
+	if err := r.matchList(c, name, p.allow, accepted()); err != nil {
+		return err
+	}
+	if p.denyAll {
+		r.rule(c, name, goTo(refuse))
+		return nil
+	}
+	if err := r.matchList(c, name, p.deny, goTo(refuse)); err != nil {
+		return err
+	}
+	r.rule(c, name, accepted())
+	return nil
+}
+
+func (r *rules) matchList(c *nftables.Conn, chain string, list []span, then []expr.Any) error {
+	if len(list) == 0 {
+		return nil
+	}
+	set := &nftables.Set{Table: r.table(), Anonymous: true, Constant: true, Interval: true, KeyType: nftables.TypeIPAddr}
+	if err := c.AddSet(set, elements(list)); err != nil {
+		return err
+	}
+	r.rule(c, chain, ctTarget(), one(&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}), then)
+	return nil
+}
