@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/atomicfile"
 )
 
 // Options are what Build needs. CacheDir is made when it does not exist.
@@ -223,7 +224,7 @@ func sweep(dir string) error {
 		return diskError(err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), tempPrefix) {
+		if strings.HasPrefix(e.Name(), tempPrefix) || strings.HasPrefix(e.Name(), ".tmp-base-") {
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 				return fmt.Errorf("delete an unfinished build: %w", err)
 			}
@@ -258,13 +259,10 @@ func publish(ctx context.Context, dir, hash, image string) (Result, error) {
 		return Result{}, err
 	}
 	name := filepath.Join(dir, "base-"+hash)
-	temp := filepath.Join(filepath.Dir(image), "manifest")
 	steps := []func() error{
 		func() error { return os.Rename(image, name+".erofs") },
 		func() error { return syncDir(dir) },
-		func() error { return writeSynced(temp, append(text, '\n')) },
-		func() error { return os.Rename(temp, name+".json") },
-		func() error { return syncDir(dir) },
+		func() error { return atomicfile.Write(name+".json", append(text, '\n'), 0o644) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -277,15 +275,6 @@ func publish(ctx context.Context, dir, hash, image string) (Result, error) {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
-func writeSynced(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	return errors.Join(err, f.Sync(), f.Close())
-}
 
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

@@ -47,10 +47,8 @@ func (m *meter) line(s string) {
 		return // package lists are fetched, too
 	case strings.HasPrefix(s, "Get:"):
 		step = "downloading packages"
-	case strings.HasPrefix(s, "Unpacking "):
-		step = "unpacking packages"
-	case strings.HasPrefix(s, "Setting up "):
-		step = "setting packages up"
+	case strings.HasPrefix(s, "Unpacking "), strings.HasPrefix(s, "Setting up "):
+		step = "installing packages" // the two alternate
 	default:
 		return
 	}
