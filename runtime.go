@@ -67,8 +67,8 @@ type Runtime interface {
 	Start(ctx context.Context, spec MachineSpec) (Machine, error)
 
 	// Recover takes back a machine that an earlier process started. One that is
-	// gone is CodeNotFound, and what it left is cleared. It never touches a
-	// process that only has the same number (PID reuse).
+	// gone is returned ended, its Wait says why, and what it left is cleared. It
+	// never touches a process that only has the same number (PID reuse).
 	Recover(ctx context.Context, h Handle) (Machine, error)
 
 	// Sweep removes what machines left behind that keep does not know: processes,

@@ -155,6 +155,11 @@ func child(args []string) {
 		if err != nil {
 			fmt.Println(err)
 		}
+	case "rm":
+		if err := os.Remove(args[1]); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 	case "chown":
 		uid, _ := strconv.Atoi(args[1])
 		if err := os.Chown(args[2], uid, uid); err != nil {

@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/control/client"
 	"gvisor.dev/gvisor/pkg/control/server"
-	"gvisor.dev/gvisor/runsc/sandbox"
+	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/nacrehq/nacre"
 )
@@ -123,7 +123,7 @@ func (r *Runtime) boot(ctx context.Context, spec nacre.MachineSpec) (m *machine,
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
 	goOn := proc.killOnEnd(ctx)
-	if err := l.handshake(proc); err != nil {
+	if err := l.handshake(); err != nil {
 		goOn()
 		return nil, fmt.Errorf("boot machine %s: %w", spec.ID, err)
 	}
@@ -154,7 +154,9 @@ type launch struct {
 	args  []string
 	files []*os.File // the child's descriptors
 	own   []*os.File // closed at the end
-	sync  *os.File   // the child writes one byte when it has booted
+	// The sandbox writes one byte to syncEnd when it has booted.
+	sync, syncEnd *os.File
+	links         *boot.CreateLinksAndRoutesArgs
 }
 
 func (l *launch) close() {
@@ -254,7 +256,7 @@ func (l *launch) prepareFiles() error {
 	if err != nil {
 		return err
 	}
-	l.sync = r
+	l.sync, l.syncEnd = r, w
 	l.own = append(l.own, r, w)
 	l.give("start-sync-fd", w)
 	return nil
@@ -293,12 +295,16 @@ func (l *launch) start() (*process, error) {
 		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("network namespace %s: %w", l.spec.Slot.Name, err)
 		}
+		var err error
+		if l.links, err = takeLink(l.spec.Slot, l.r.conf); err != nil {
+			return fmt.Errorf("network namespace %s: %w", l.spec.Slot.Name, err)
+		}
+		l.own = append(l.own, l.links.FilePayload.Files...)
 		if !l.r.cgroup.v2() {
 			if err := l.group.joinThread(); err != nil {
 				return err
 			}
 		}
-		var err error
 		p, err = os.StartProcess(selfExe, l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
 		return err
 	})
@@ -329,20 +335,27 @@ func onOwnThread(f func() error) error {
 
 // handshake waits until the sandbox has booted, gives it its network and starts
 // the guest's first process.
-func (l *launch) handshake(p *process) error {
-	for _, f := range l.own {
-		if f != l.sync {
-			f.Close() // above all the pipe's other end
-		}
-	}
+func (l *launch) handshake() error {
+	l.syncEnd.Close() // so that the sandbox's end ends the wait
 	if n, err := l.sync.Read(make([]byte, 1)); n != 1 {
 		return fmt.Errorf("the sandbox ended while it booted: %w", err)
 	}
-	sb := &sandbox.Sandbox{ID: string(l.spec.ID), ControlSocketPath: filepath.Join(l.spec.StateDir, socketFile)}
-	sb.Pid.Store(p.pid)
-	err := sb.StartRoot(l.r.conf, guestSpec(l.spec))
-	if err != nil && strings.Contains(err.Error(), "no such file or directory") {
-		return nacre.Wrap(nacre.CodeInternal, err, "the machine's agent could not be started")
+	// By way of the directory, for a socket's path has at most 107 bytes.
+	dir, err := l.open(l.spec.StateDir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
 	}
-	return err
+	c, err := client.ConnectTo(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketFile))
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	defer c.Close()
+	if err := c.Call(boot.ContMgrSetNetworkArgs, l.links, nil); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	id := string(l.spec.ID)
+	if err := c.Call(boot.ContMgrRootContainerStart, &id, nil); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	return nil
 }

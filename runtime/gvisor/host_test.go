@@ -280,7 +280,7 @@ func leftovers(spec nacre.MachineSpec) []string {
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for l := range strings.Lines(string(mounts)) {
 		// The test's own slot is a mount that carries the id.
-		if strings.Contains(l, string(spec.ID)) && !strings.Contains(l, spec.Slot.Path) {
+		if strings.Contains(l, string(spec.ID)) && !strings.Contains(l, "/run/netns/") {
 			out = append(out, strings.TrimSpace(l))
 		}
 	}

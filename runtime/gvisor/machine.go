@@ -40,12 +40,41 @@ type machine struct {
 	left error // why something is left
 	lost bool  // the driver was closed first
 
-	mu      sync.Mutex
-	stopped bool
+	stopping sync.Mutex
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+}
+
+// conn is a connection to the guest. A sandbox that is killed sends no FIN: its
+// peers would wait for ever, so the machine's end closes them.
+type conn struct {
+	*net.TCPConn
+	m *machine
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	c.m.mu.Lock()
+	delete(c.m.conns, c)
+	c.m.mu.Unlock()
+	return c.TCPConn.Close()
+}
+
+// hangUp closes what Dial gave out.
+func (m *machine) hangUp() {
+	m.mu.Lock()
+	conns := m.conns
+	m.conns = nil
+	m.mu.Unlock()
+	for c := range conns {
+		_ = c.SetLinger(0) // nobody will take what was not sent yet
+		_ = c.TCPConn.Close()
+	}
 }
 
 func newMachine(r *Runtime, id nacre.MachineID, p *process, g *group, st state) *machine {
-	return &machine{r: r, id: id, proc: p, group: g, st: st, over: make(chan struct{})}
+	return &machine{r: r, id: id, proc: p, group: g, st: st, over: make(chan struct{}), conns: map[*conn]struct{}{}}
 }
 
 // Recover implements nacre.Runtime.
@@ -109,6 +138,7 @@ func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) {
 		m.r.cfg.Log.Warn("machine crashed", "machine", m.id, "detail", explain(errors.New(m.exit.Detail), m.st.Dir))
 	}
 	close(m.over)
+	m.hangUp()
 }
 
 // reason must be asked while the group is still there.
@@ -178,7 +208,15 @@ func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(m.st.Guest, uint16(port)).String())
 	if err == nil {
-		return c, nil
+		own := &conn{c.(*net.TCPConn), m}
+		m.mu.Lock()
+		if m.conns != nil {
+			m.conns[own] = struct{}{}
+			m.mu.Unlock()
+			return own, nil
+		}
+		m.mu.Unlock()
+		c.Close()
 	}
 	if gone := m.gone(); gone != nil {
 		return nil, gone
@@ -191,8 +229,8 @@ func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
 
 // Stop implements nacre.Machine.
 func (m *machine) Stop(ctx context.Context) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.stopping.Lock()
+	defer m.stopping.Unlock()
 	if m.gone() == nil {
 		// The mark tells a later process that the end was wanted, should this one
 		// die in between.
