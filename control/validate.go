@@ -1,0 +1,162 @@
+package control
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/nacrehq/nacre"
+)
+
+// Bounds of a create's maps and lists.
+const (
+	maxMetadata      = 128     // entries
+	maxMetadataKey   = 256     // bytes
+	maxMetadataValue = 8 << 10 // bytes
+	maxMetadataTotal = 64 << 10
+	maxEnv           = 1024
+	maxEnvName       = 256
+	maxEnvValue      = 96 << 10 // Linux takes 128 KiB for one string
+	maxEnvTotal      = 256 << 10
+	maxRules         = 256 // entries of AllowOut, and of DenyOut
+)
+
+// validate checks everything that can be known without asking anybody, and names
+// the field that is wrong.
+func (l *Limits) validate(r *nacre.CreateRequest) error {
+	if r.Template == "" {
+		r.Template = "base"
+	}
+	if len(r.Template) > 256 || strings.ContainsFunc(r.Template, unprintable) || !utf8.ValidString(r.Template) {
+		return nacre.Invalidf("Template", "the template's name is longer than 256 bytes or has characters that cannot be printed")
+	}
+	if r.Timeout == 0 {
+		r.Timeout = l.DefaultTimeout
+	}
+	if err := l.checkTimeout(r.Timeout); err != nil {
+		return err
+	}
+	switch r.OnTimeout {
+	case "":
+		r.OnTimeout = nacre.TimeoutKill
+	case nacre.TimeoutKill:
+	case nacre.TimeoutPause:
+		return &nacre.Error{Code: nacre.CodeUnsupported, Field: "OnTimeout",
+			Message: "this server cannot pause sandboxes, so it cannot pause one when its time is over; create it without autoPause"}
+	default:
+		return nacre.Invalidf("OnTimeout", "OnTimeout must be %q or %q", nacre.TimeoutKill, nacre.TimeoutPause)
+	}
+	if err := checkMetadata(r.Metadata); err != nil {
+		return err
+	}
+	if err := checkEnv(r.Env); err != nil {
+		return err
+	}
+	return checkNetwork(r.Network)
+}
+
+func unprintable(c rune) bool { return !unicode.IsPrint(c) }
+
+func (l *Limits) checkTimeout(d time.Duration) error {
+	if d <= 0 {
+		return nacre.Invalidf("Timeout", "Timeout must be greater than 0")
+	}
+	if d > l.MaxTimeout {
+		hours := strconv.FormatFloat(l.MaxTimeout.Hours(), 'f', -1, 64)
+		return nacre.Invalidf("Timeout", "Timeout cannot be greater than %s hours", hours)
+	}
+	return nil
+}
+
+func checkMetadata(m map[string]string) error {
+	if len(m) > maxMetadata {
+		return nacre.Invalidf("Metadata", "Metadata has %d entries; at most %d are allowed", len(m), maxMetadata)
+	}
+	total := 0
+	for k, v := range m {
+		total += len(k) + len(v)
+		switch {
+		case k == "" || len(k) > maxMetadataKey:
+			return nacre.Invalidf("Metadata", "a key of Metadata is empty or longer than %d bytes", maxMetadataKey)
+		case len(v) > maxMetadataValue:
+			return nacre.Invalidf("Metadata", "the value of %q in Metadata is longer than %d bytes", k, maxMetadataValue)
+		case badText(k) || badText(v):
+			return nacre.Invalidf("Metadata", "the entry %q of Metadata has invalid UTF-8 or a NUL in it", k)
+		}
+	}
+	if total > maxMetadataTotal {
+		return nacre.Invalidf("Metadata", "Metadata has %d bytes; at most %d are allowed", total, maxMetadataTotal)
+	}
+	return nil
+}
+
+func checkEnv(m map[string]string) error {
+	if len(m) > maxEnv {
+		return nacre.Invalidf("Env", "Env has %d entries; at most %d are allowed", len(m), maxEnv)
+	}
+	total := 0
+	for k, v := range m { // values are secret: no message has one
+		total += len(k) + len(v)
+		switch {
+		case k == "" || len(k) > maxEnvName || strings.ContainsRune(k, '=') || badText(k):
+			return nacre.Invalidf("Env", "%q is not a name for an environment variable: it must have 1 to %d bytes and no '=' or NUL", k, maxEnvName)
+		case len(v) > maxEnvValue:
+			return nacre.Invalidf("Env", "the value of %q in Env is longer than %d bytes", k, maxEnvValue)
+		case badText(v):
+			return nacre.Invalidf("Env", "the value of %q in Env has invalid UTF-8 or a NUL in it", k)
+		}
+	}
+	if total > maxEnvTotal {
+		return nacre.Invalidf("Env", "Env has %d bytes; at most %d are allowed", total, maxEnvTotal)
+	}
+	return nil
+}
+
+func badText(s string) bool { return !utf8.ValidString(s) || strings.ContainsRune(s, 0) }
+
+func checkNetwork(p nacre.NetworkPolicy) error {
+	for field, n := range map[string]int{"AllowOut": len(p.AllowOut), "DenyOut": len(p.DenyOut)} {
+		if n > maxRules {
+			return nacre.Invalidf(field, "%s has %d entries; at most %d are allowed", field, n, maxRules)
+		}
+	}
+	e, err := p.Egress()
+	if err != nil {
+		return err
+	}
+	for _, a := range e.Allow {
+		if !a.Addr().Is4() {
+			return nacre.Invalidf("AllowOut", "AllowOut: sandboxes have no IPv6, so %s cannot be allowed", a)
+		}
+	}
+	host := strings.ReplaceAll(p.MaskRequestHost, "${PORT}", "0")
+	if len(host) > 253 || strings.ContainsFunc(host, func(c rune) bool {
+		return c > 127 || !(unicode.IsLetter(c) || unicode.IsDigit(c) || strings.ContainsRune(".-:[]_", c))
+	}) {
+		return nacre.Invalidf("MaskRequestHost", "MaskRequestHost must be a host name, with a port if need be; \"${PORT}\" stands for the port")
+	}
+	return nil
+}
+
+// resources fills what the request left open and holds the rest to the limits.
+func (l *Limits) resources(asked, template nacre.Resources) (nacre.Resources, error) {
+	r := fill(fill(asked, template), l.Default)
+	least := nacre.Resources{CPUs: 1, MemoryMiB: 64, DiskMiB: 16, MaxPIDs: 16}
+	for _, f := range []struct {
+		name          string
+		got, min, max int
+	}{
+		{"CPUs", r.CPUs, least.CPUs, l.Max.CPUs},
+		{"MemoryMiB", r.MemoryMiB, least.MemoryMiB, l.Max.MemoryMiB},
+		{"DiskMiB", r.DiskMiB, least.DiskMiB, l.Max.DiskMiB},
+		{"MaxPIDs", r.MaxPIDs, least.MaxPIDs, l.Max.MaxPIDs},
+	} {
+		if f.got < f.min || f.got > f.max {
+			return r, nacre.Invalidf("Resources."+f.name, "%s", fmt.Sprintf("Resources.%s is %d; it must be between %d and %d", f.name, f.got, f.min, f.max))
+		}
+	}
+	return r, nil
+}

@@ -1,0 +1,57 @@
+package nacre
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// Egress parses the outbound half of the policy. An entry that is neither an
+// address nor a CIDR is CodeInvalid and names its list.
+func (p NetworkPolicy) Egress() (EgressPolicy, error) {
+	out := EgressPolicy{DenyAll: p.DenyInternet}
+	var err error
+	if out.Allow, err = parsePrefixes("AllowOut", p.AllowOut); err != nil {
+		return EgressPolicy{}, err
+	}
+	if out.Deny, err = parsePrefixes("DenyOut", p.DenyOut); err != nil {
+		return EgressPolicy{}, err
+	}
+	return out, nil
+}
+
+func parsePrefixes(field string, entries []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, e := range entries {
+		prefix, ok := parsePrefix(e)
+		if !ok {
+			return nil, Invalidf(field, "%s: %q is not an IP address or a CIDR; domain names are not enforced, so they are refused", field, e)
+		}
+		out = append(out, prefix)
+	}
+	return out, nil
+}
+
+// parsePrefix takes "1.2.3.4", "1.2.3.0/24" and their IPv6 forms. IPv4-mapped
+// IPv6 stands for the IPv4 address; a zone names an interface of the host and is
+// refused.
+func parsePrefix(s string) (netip.Prefix, bool) {
+	if !strings.Contains(s, "/") {
+		a, err := netip.ParseAddr(s)
+		if err != nil || a.Zone() != "" {
+			return netip.Prefix{}, false
+		}
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), true
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	if a := p.Addr(); a.Is4In6() {
+		if p.Bits() < 96 {
+			return netip.Prefix{}, false // half of it would be IPv6
+		}
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), true
+}

@@ -1,0 +1,471 @@
+package nacretest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// FakeHost pretends to be a host: machines, network slots and root file systems
+// in memory, good enough to run the whole product without root. As on a real host
+// they outlive the daemon: make a second Daemon on the same host to restart.
+type FakeHost struct {
+	// BootTime is how long a machine takes to start. Set it before use.
+	BootTime time.Duration
+	// Hook, when set, is called at the beginning of every operation
+	// ("runtime.start", "network.acquire", "agent.init", ...); an error fails it.
+	Hook func(op string, id nacre.MachineID) error
+
+	mu       sync.Mutex
+	builds   map[nacre.BuildID]bool
+	machines map[nacre.MachineID]*FakeMachine
+	slots    map[nacre.MachineID]nacre.RecoveredSlot
+	roots    map[nacre.MachineID]nacre.BuildID
+	slotNo   int
+}
+
+// NewFakeHost makes a host that has the root file systems of the builds.
+func NewFakeHost(builds ...nacre.BuildID) *FakeHost {
+	h := &FakeHost{
+		builds:   map[nacre.BuildID]bool{},
+		machines: map[nacre.MachineID]*FakeMachine{},
+		slots:    map[nacre.MachineID]nacre.RecoveredSlot{},
+		roots:    map[nacre.MachineID]nacre.BuildID{},
+	}
+	for _, b := range builds {
+		h.builds[b] = true
+	}
+	return h
+}
+
+// Machines returns the machines that run.
+func (h *FakeHost) Machines() []*FakeMachine {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []*FakeMachine
+	for _, m := range h.machines {
+		if !m.hasEnded() {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// Machine returns one machine, nil when there is none of that id.
+func (h *FakeHost) Machine(id nacre.MachineID) *FakeMachine {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.machines[id]
+}
+
+// Policy returns the egress policy in force for a machine.
+func (h *FakeHost) Policy(id nacre.MachineID) (nacre.EgressPolicy, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, ok := h.slots[id]
+	return s.Policy, ok
+}
+
+// Leaks describes everything on the host that does not belong to a running
+// machine of keep; it is empty when nothing was left behind.
+func (h *FakeHost) Leaks(keep ...nacre.MachineID) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	known := map[nacre.MachineID]bool{}
+	for _, id := range keep {
+		known[id] = true
+	}
+	var out []string
+	for id := range h.machines {
+		if !known[id] {
+			out = append(out, fmt.Sprintf("machine %s", id))
+		}
+	}
+	for id := range h.slots {
+		if !known[id] {
+			out = append(out, fmt.Sprintf("slot of %s", id))
+		}
+	}
+	for id := range h.roots {
+		if !known[id] {
+			out = append(out, fmt.Sprintf("root of %s", id))
+		}
+	}
+	return out
+}
+
+// Daemon is one process's access to the host.
+func (h *FakeHost) Daemon() *FakeDaemon { return &FakeDaemon{host: h} }
+
+// FakeDaemon is what one run of the daemon sees of a FakeHost. After Kill nothing
+// that the run still does has an effect, as after a kill -9.
+type FakeDaemon struct {
+	host *FakeHost
+
+	mu     sync.Mutex
+	dead   bool
+	fuse   int // operations until the kill; 0 = never
+	onKill func()
+}
+
+var errKilled = errors.New("the daemon was killed")
+
+// KillAt arranges a kill before the n-th operation from now (1 = the next). Each
+// operation counts twice: before it does anything, and after it is done. then is
+// called once, at that moment.
+func (d *FakeDaemon) KillAt(n int, then func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fuse, d.onKill = n, then
+}
+
+// Kill ends the run.
+func (d *FakeDaemon) Kill() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.blow()
+}
+
+func (d *FakeDaemon) blow() {
+	if d.dead {
+		return
+	}
+	d.dead = true
+	if d.onKill != nil {
+		d.onKill()
+	}
+}
+
+// Killed tells whether the run has ended.
+func (d *FakeDaemon) Killed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.dead
+}
+
+// Step is one boundary between operations: an error means that the daemon is dead.
+func (d *FakeDaemon) Step() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fuse > 0 {
+		if d.fuse--; d.fuse == 0 {
+			d.blow()
+		}
+	}
+	if d.dead {
+		return errKilled
+	}
+	return nil
+}
+
+// op begins an operation; the function it returns ends it.
+func (d *FakeDaemon) op(name string, id nacre.MachineID) error {
+	if err := d.Step(); err != nil {
+		return err
+	}
+	if d.host.Hook != nil {
+		return d.host.Hook(name, id)
+	}
+	return nil
+}
+
+// Runtime returns the host's driver.
+func (d *FakeDaemon) Runtime() nacre.Runtime { return fakeRuntime{d} }
+
+// Network returns the host's slots.
+func (d *FakeDaemon) Network() nacre.Network { return fakeNetwork{d} }
+
+// Images returns the host's root file systems.
+func (d *FakeDaemon) Images() nacre.ImageStore { return fakeImages{d} }
+
+type fakeRuntime struct{ d *FakeDaemon }
+
+func (fakeRuntime) Name() string { return "fake" }
+func (fakeRuntime) Capabilities() nacre.Capabilities {
+	return nacre.Capabilities{Isolation: "none (fake)", MemoryInKiB: 0}
+}
+
+func (r fakeRuntime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Machine, error) {
+	if err := r.d.op("runtime.start", spec.ID); err != nil {
+		return nil, err
+	}
+	h := r.d.host
+	if h.BootTime > 0 {
+		select {
+		case <-time.After(h.BootTime):
+		case <-ctx.Done():
+			return nil, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the start was called off")
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, nacre.Wrap(nacre.CodeDeadline, err, "the start was called off")
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.machines[spec.ID] != nil {
+		return nil, nacre.Errorf(nacre.CodeConflict, "machine %s exists", spec.ID)
+	}
+	m := &FakeMachine{Spec: spec, ended: make(chan struct{}), born: time.Now()}
+	m.Guest = newFakeGuest(m)
+	h.machines[spec.ID] = m
+	if err := r.d.Step(); err != nil {
+		return nil, err
+	}
+	return fakeMachine{r.d, m}, nil
+}
+
+func (r fakeRuntime) Recover(_ context.Context, handle nacre.Handle) (nacre.Machine, error) {
+	if err := r.d.op("runtime.recover", handle.Machine); err != nil {
+		return nil, err
+	}
+	h := r.d.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.machines[handle.Machine]
+	if m == nil {
+		return nil, nacre.Errorf(nacre.CodeNotFound, "machine %s is gone", handle.Machine)
+	}
+	return fakeMachine{r.d, m}, nil
+}
+
+func (r fakeRuntime) Sweep(_ context.Context, keep func(nacre.MachineID) bool) error {
+	if err := r.d.op("runtime.sweep", ""); err != nil {
+		return err
+	}
+	for _, id := range r.d.host.ids(func(h *FakeHost) []nacre.MachineID { return keys(h.machines) }) {
+		if keep(id) {
+			continue
+		}
+		if m := r.d.host.Machine(id); m != nil {
+			m.end(nacre.EndKilled, "swept")
+			r.d.host.forget(id)
+		}
+	}
+	return nil
+}
+
+func (h *FakeHost) ids(fn func(*FakeHost) []nacre.MachineID) []nacre.MachineID {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return fn(h)
+}
+
+func (h *FakeHost) forget(id nacre.MachineID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.machines, id)
+}
+
+func keys[V any](m map[nacre.MachineID]V) []nacre.MachineID {
+	out := make([]nacre.MachineID, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	return out
+}
+
+// FakeMachine is one machine of a FakeHost.
+type FakeMachine struct {
+	Spec  nacre.MachineSpec
+	Guest *FakeGuest
+
+	born  time.Time
+	ended chan struct{}
+	once  sync.Once
+	exit  nacre.Exit
+}
+
+// Crash ends the machine as if by itself.
+func (m *FakeMachine) Crash(reason nacre.EndReason, detail string) { m.end(reason, detail) }
+
+func (m *FakeMachine) end(reason nacre.EndReason, detail string) {
+	m.once.Do(func() {
+		m.exit = nacre.Exit{Machine: m.Spec.ID, Reason: reason, Detail: detail, At: time.Now()}
+		close(m.ended)
+		m.Guest.close()
+	})
+}
+
+func (m *FakeMachine) hasEnded() bool {
+	select {
+	case <-m.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// fakeMachine is a daemon's view of a machine.
+type fakeMachine struct {
+	d *FakeDaemon
+	m *FakeMachine
+}
+
+func (v fakeMachine) ID() nacre.MachineID { return v.m.Spec.ID }
+
+func (v fakeMachine) Handle() nacre.Handle {
+	state, _ := json.Marshal(map[string]any{"born": v.m.born})
+	return nacre.Handle{Machine: v.m.Spec.ID, Runtime: "fake", State: state}
+}
+
+func (v fakeMachine) Dial(_ context.Context, port int) (net.Conn, error) {
+	if v.d.Killed() {
+		return nil, errKilled
+	}
+	if v.m.hasEnded() {
+		return nil, nacre.Errorf(nacre.CodeNotFound, "machine %s has ended", v.m.Spec.ID)
+	}
+	return v.m.Guest.connect(port)
+}
+
+func (v fakeMachine) Stop(context.Context) error {
+	if err := v.d.op("machine.stop", v.m.Spec.ID); err != nil {
+		return err
+	}
+	v.m.end(nacre.EndKilled, "stopped")
+	v.d.host.forget(v.m.Spec.ID)
+	return v.d.Step()
+}
+
+func (v fakeMachine) Wait(ctx context.Context) (nacre.Exit, error) {
+	select {
+	case <-v.m.ended:
+		return v.m.exit, nil
+	case <-ctx.Done():
+		return nacre.Exit{}, ctx.Err()
+	}
+}
+
+func (v fakeMachine) Usage(context.Context) (nacre.Usage, error) {
+	if v.m.hasEnded() {
+		return nacre.Usage{}, nacre.Errorf(nacre.CodeNotFound, "machine %s has ended", v.m.Spec.ID)
+	}
+	return nacre.Usage{CPUTime: time.Since(v.m.born) / 10, MemoryBytes: 20 << 20, PIDs: 3}, nil
+}
+
+type fakeNetwork struct{ d *FakeDaemon }
+
+func (n fakeNetwork) Acquire(_ context.Context, id nacre.MachineID, p nacre.EgressPolicy) (nacre.Slot, error) {
+	if err := n.d.op("network.acquire", id); err != nil {
+		return nacre.Slot{}, err
+	}
+	h := n.d.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.slots[id]; ok {
+		return nacre.Slot{}, nacre.Errorf(nacre.CodeConflict, "machine %s has a slot", id)
+	}
+	h.slotNo++
+	no := h.slotNo % (1 << 14)
+	guest := netip.AddrFrom4([4]byte{10, 200 + byte(no>>12), byte(no >> 4), byte(no<<4) + 2})
+	s := nacre.Slot{
+		Name: "fake-" + string(id), Path: "/run/netns/fake-" + string(id), HostLink: fmt.Sprintf("fk%d", h.slotNo),
+		Guest: netip.PrefixFrom(guest, 30), Gateway: guest.Prev(), MAC: "02:00:00:00:00:01", MTU: 1500,
+	}
+	h.slots[id] = nacre.RecoveredSlot{Slot: s, Policy: p}
+	if err := n.d.Step(); err != nil {
+		return nacre.Slot{}, err
+	}
+	return s, nil
+}
+
+func (n fakeNetwork) SetEgress(_ context.Context, id nacre.MachineID, p nacre.EgressPolicy) error {
+	if err := n.d.op("network.egress", id); err != nil {
+		return err
+	}
+	h := n.d.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, ok := h.slots[id]
+	if !ok {
+		return nacre.Errorf(nacre.CodeNotFound, "machine %s has no slot", id)
+	}
+	s.Policy = p
+	h.slots[id] = s
+	return n.d.Step()
+}
+
+func (n fakeNetwork) Release(_ context.Context, id nacre.MachineID) error {
+	if err := n.d.op("network.release", id); err != nil {
+		return err
+	}
+	h := n.d.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.slots, id)
+	return n.d.Step()
+}
+
+func (n fakeNetwork) Recover(_ context.Context, machines map[nacre.MachineID]nacre.RecoveredSlot) error {
+	if err := n.d.op("network.recover", ""); err != nil {
+		return err
+	}
+	h := n.d.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.slots = map[nacre.MachineID]nacre.RecoveredSlot{}
+	for id, s := range machines {
+		h.slots[id] = s
+	}
+	return nil
+}
+
+type fakeImages struct{ d *FakeDaemon }
+
+func (s fakeImages) Import(_ context.Context, b nacre.BuildID, _ string) error {
+	if err := s.d.op("images.import", ""); err != nil {
+		return err
+	}
+	s.d.host.mu.Lock()
+	defer s.d.host.mu.Unlock()
+	s.d.host.builds[b] = true
+	return nil
+}
+
+func (s fakeImages) Prepare(_ context.Context, b nacre.BuildID, id nacre.MachineID, diskMiB int) (nacre.RootFS, error) {
+	if err := s.d.op("images.prepare", id); err != nil {
+		return nacre.RootFS{}, err
+	}
+	h := s.d.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.builds[b] {
+		return nacre.RootFS{}, nacre.Errorf(nacre.CodeNotFound, "build %s is not on this host", b)
+	}
+	h.roots[id] = b
+	if err := s.d.Step(); err != nil {
+		return nacre.RootFS{}, err
+	}
+	return nacre.RootFS{Image: "/fake/" + string(b) + ".erofs", UpperDir: "/fake/upper/" + string(id), UpperMiB: diskMiB}, nil
+}
+
+func (s fakeImages) Release(_ context.Context, id nacre.MachineID) error {
+	if err := s.d.op("images.release", id); err != nil {
+		return err
+	}
+	s.d.host.mu.Lock()
+	defer s.d.host.mu.Unlock()
+	delete(s.d.host.roots, id)
+	return s.d.Step()
+}
+
+func (s fakeImages) Sweep(_ context.Context, keep func(nacre.MachineID) bool) error {
+	if err := s.d.op("images.sweep", ""); err != nil {
+		return err
+	}
+	for _, id := range s.d.host.ids(func(h *FakeHost) []nacre.MachineID { return keys(h.roots) }) {
+		if !keep(id) {
+			s.d.host.mu.Lock()
+			delete(s.d.host.roots, id)
+			s.d.host.mu.Unlock()
+		}
+	}
+	return nil
+}

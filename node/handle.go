@@ -1,0 +1,150 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"golang.org/x/sys/unix"
+)
+
+const handleVersion = 1
+
+// handleFile is what a later process needs to take a machine back. It holds no
+// secret: tokens are derived, and the environment is the record's.
+type handleFile struct {
+	Version int
+	BootID  string // of the host: a handle from before a reboot has no machine
+	Handle  nacre.Handle
+	Slot    nacre.Slot
+	Policy  nacre.EgressPolicy
+	Shape   Shape
+	Spec    *nacre.StartSpec `json:",omitempty"` // nil for a standby
+	Started time.Time
+	Exit    *nacre.Exit `json:",omitempty"`
+}
+
+// file describes the unit; u.mu is held.
+func (u *unit) file() handleFile {
+	h := handleFile{Version: handleVersion, Slot: u.slot, Policy: u.policy, Shape: u.shape, Started: u.started, Exit: u.exit}
+	h.Handle.Machine = u.id
+	if u.machine != nil {
+		h.Handle = u.machine.Handle()
+	}
+	if u.spec.Sandbox != "" {
+		spec := u.spec
+		spec.Env = nil
+		h.Spec = &spec
+	}
+	return h
+}
+
+// handleStore keeps one file for each machine.
+//
+// A write replaces the file in one step but is not synced: a handle has to outlive
+// this process, not the host, for when the host loses power the machine is gone
+// too. A file that a power cut left torn is set aside, and what it told of is
+// swept by name.
+type handleStore struct{ dir, bootID string }
+
+func (s handleStore) path(id nacre.MachineID) string {
+	return filepath.Join(s.dir, string(id)+".json")
+}
+
+func (s handleStore) save(h handleFile) error {
+	h.BootID = s.bootID
+	data, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	path := s.path(h.Handle.Machine)
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		os.Remove(tmp)
+		return hostError(err, "the machine's handle could not be written")
+	}
+	return os.Rename(tmp, path)
+}
+
+func (s handleStore) remove(id nacre.MachineID) error {
+	err := os.Remove(s.path(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// load reads every handle. Files that cannot be understood are renamed to *.bad
+// and told to the caller; they stop nobody.
+func (s handleStore) load() (good []handleFile, bad []string, err error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		name := e.Name()
+		path := filepath.Join(s.dir, name)
+		if strings.HasSuffix(name, ".tmp") {
+			os.Remove(path)
+			continue
+		}
+		id, ok := strings.CutSuffix(name, ".json")
+		if !ok {
+			continue
+		}
+		h, err := readHandle(path)
+		if err == nil && (h.Handle.Machine != nacre.MachineID(id) || !h.Handle.Machine.Valid()) {
+			err = fmt.Errorf("it is of machine %q", h.Handle.Machine)
+		}
+		if err == nil && h.Spec != nil && !h.Spec.Sandbox.Valid() {
+			err = fmt.Errorf("it is of sandbox %q", h.Spec.Sandbox)
+		}
+		if err != nil {
+			bad = append(bad, fmt.Sprintf("%s: %v", name, err))
+			if err := os.Rename(path, path+".bad"); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		good = append(good, h)
+	}
+	return good, bad, nil
+}
+
+func readHandle(path string) (h handleFile, err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return h, err
+	}
+	if err := json.Unmarshal(data, &h); err != nil {
+		return h, err
+	}
+	if h.Version != handleVersion {
+		return h, fmt.Errorf("version %d, and this program knows %d", h.Version, handleVersion)
+	}
+	return h, nil
+}
+
+// hostBootID names the host's present run, "" where the kernel does not tell.
+func hostBootID() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b))
+}
+
+// hostError gives a failure of the host's file system its code.
+func hostError(err error, message string) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return nacre.Wrap(nacre.CodeNoSpace, err, message+": the host's disk is full; free some space, then try again")
+	}
+	return nacre.Wrap(nacre.CodeInternal, err, message)
+}
+
+func errClosed() error {
+	return nacre.Errorf(nacre.CodeUnavailable, "the node is shutting down; try again")
+}

@@ -1,0 +1,189 @@
+// Package node is one host: it starts, hands over, watches and stops the machines
+// here, finds them again after a restart, and records their logs and metrics.
+//
+// Machines outlive this process. What a later process needs to find one is a
+// small handle file; what a crash leaves without a handle is found by the machine's
+// name and swept away.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// Config is what a node is made of. Runtime, Network, Images, NewAgent, Dir and
+// AgentPath are required.
+type Config struct {
+	ID  nacre.NodeID
+	Dir string // handles, the machines' own directories and logs; made when missing
+
+	Runtime nacre.Runtime
+	Network nacre.Network
+	Images  nacre.ImageStore
+
+	// NewAgent makes the client of a guest's agent, which it reaches with dial.
+	// It must not block. A client with a Close method is closed with its machine;
+	// one with Tunnel(ctx, port) (net.Conn, error) serves the guest's loopback.
+	NewAgent  func(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent
+	AgentPath string
+	TokenKey  nacre.TokenKey
+
+	Standby   Standby
+	Admission Admission
+	Host      func() (HostStats, error) // default: ReadHost(Dir)
+
+	BootTimeout time.Duration // from boot to an answering agent; default 30 s
+	LogDrain    time.Duration // the longest wait for a stopped sandbox's last log lines; default 200 ms
+	LogBytes    int64         // of one sandbox's log, twice of which is kept at most; default 8 MiB
+	Retention   time.Duration // of logs of ended sandboxes; default 7 days
+
+	Clock  nacre.Clock
+	Logger *slog.Logger
+}
+
+// Node implements nacre.Node, nacre.Traffic and nacre.Telemetry.
+type Node struct {
+	cfg  Config
+	log  *slog.Logger
+	logs *logStore
+	gate *gate
+
+	life context.Context // ends with Close
+	end  context.CancelFunc
+	wg   sync.WaitGroup
+
+	metrics metricStore
+	handles handleStore
+
+	mu        sync.RWMutex
+	closed    bool
+	known     map[nacre.MachineID]struct{} // what no sweep may touch
+	sandboxes map[nacre.SandboxID]*entry
+	ready     map[Shape][]*unit // standbys, oldest first
+	want      map[Shape]int     // how many standbys of each shape there should be
+	exits     int64             // how many machines of sandboxes ended by themselves
+	exited    chan struct{}     // closed and replaced when exits goes up
+	lastStart time.Time         // when a start last began or ended
+	kick      chan struct{}     // wakes the refill of standbys
+}
+
+// New makes a node. Nothing runs before Recover, which must come before Start.
+func New(cfg Config) (*Node, error) {
+	if cfg.Runtime == nil || cfg.Network == nil || cfg.Images == nil || cfg.NewAgent == nil || cfg.Dir == "" {
+		return nil, errors.New("node: Runtime, Network, Images, NewAgent and Dir are required")
+	}
+	cfg.setDefaults()
+	for _, d := range []string{"handles", "machines", "logs"} {
+		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("node directory: %w", err)
+		}
+	}
+	logs, err := openLogStore(filepath.Join(cfg.Dir, "logs"), cfg.LogBytes)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		cfg: cfg, log: cfg.Logger, logs: logs,
+		handles:   handleStore{dir: filepath.Join(cfg.Dir, "handles"), bootID: hostBootID()},
+		known:     map[nacre.MachineID]struct{}{},
+		sandboxes: map[nacre.SandboxID]*entry{},
+		ready:     map[Shape][]*unit{},
+		want:      map[Shape]int{},
+		exited:    make(chan struct{}),
+		kick:      make(chan struct{}, 1),
+	}
+	n.gate = newGate(cfg.Admission, cfg.Host)
+	n.life, n.end = context.WithCancel(context.Background())
+	return n, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.ID == "" {
+		c.ID = "local"
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Host == nil {
+		dir := c.Dir
+		c.Host = func() (HostStats, error) { return ReadHost(dir) }
+	}
+	setDefault(&c.BootTimeout, 30*time.Second)
+	setDefault(&c.LogDrain, 200*time.Millisecond)
+	setDefault(&c.LogBytes, 8<<20)
+	setDefault(&c.Retention, 7*24*time.Hour)
+	c.Standby.setDefaults()
+	c.Admission.setDefaults()
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// ID names the node.
+func (n *Node) ID() nacre.NodeID { return n.cfg.ID }
+
+// Run keeps the standbys and deletes old logs until ctx ends.
+func (n *Node) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { n.keepStandbys(ctx) })
+	wg.Go(func() { n.purgeLogs(ctx) })
+	wg.Wait()
+	return nil
+}
+
+// Close ends everything of this process and leaves the machines running.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	n.closed = true
+	n.mu.Unlock()
+	n.end()
+	n.wg.Wait()
+	return n.logs.Close()
+}
+
+// spawn runs fn in a goroutine that Close waits for; false when the node is closed.
+func (n *Node) spawn(fn func()) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.closed {
+		return false
+	}
+	n.wg.Go(fn)
+	return true
+}
+
+func (n *Node) purgeLogs(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		keep := func(id nacre.SandboxID) bool {
+			n.mu.RLock()
+			defer n.mu.RUnlock()
+			return n.sandboxes[id] != nil
+		}
+		if err := n.logs.purge(n.cfg.Clock().Add(-n.cfg.Retention), keep); err != nil {
+			n.log.Warn("old logs could not be deleted", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}

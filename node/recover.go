@@ -1,0 +1,176 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/nacrehq/nacre"
+	"golang.org/x/sync/errgroup"
+)
+
+// Recover takes back the machines that an earlier process started. When it
+// returns, traffic, exits and Machines tell the truth; what a crash left behind
+// is swept in the background. A handle that cannot be read is set aside: it costs
+// its sandbox, never the start of the node.
+func (n *Node) Recover(ctx context.Context) error {
+	files, bad, err := n.handles.load()
+	if err != nil {
+		return fmt.Errorf("read handles: %w", err)
+	}
+	for _, b := range bad {
+		n.log.Error("a machine's handle cannot be read and was set aside; its machine is swept", "handle", b)
+	}
+	units := make([]*unit, len(files))
+	var g errgroup.Group
+	g.SetLimit(32)
+	for i, f := range files {
+		g.Go(func() error {
+			units[i] = n.takeBack(ctx, f)
+			return nil
+		})
+	}
+	_ = g.Wait() // takeBack has no error: what is gone is a finding
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	slots := map[nacre.MachineID]nacre.RecoveredSlot{}
+	for _, u := range units {
+		if u.machine != nil {
+			slots[u.id] = nacre.RecoveredSlot{Slot: u.slot, Policy: u.policy}
+		}
+	}
+	if err := n.cfg.Network.Recover(ctx, slots); err != nil {
+		return fmt.Errorf("recover the network: %w", err)
+	}
+	for _, u := range units {
+		n.adopt(u)
+	}
+	n.spawn(func() { n.sweep(n.life) })
+	return nil
+}
+
+// takeBack finds the machine of one handle.
+func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
+	u := n.newUnit(f.Handle.Machine, f.Shape)
+	u.slot, u.policy, u.started = f.Slot, f.Policy, f.Started
+	if f.Spec != nil {
+		u.spec = *f.Spec
+	}
+	n.pushFiles(u)
+	n.pushRoot(u)
+	n.pushSlot(u)
+	m, err := n.cfg.Runtime.Recover(ctx, f.Handle)
+	switch {
+	case err == nil:
+		u.machine = m
+	case nacre.IsCode(err, nacre.CodeNotFound):
+		err = nil
+	default:
+		n.log.Error("a machine could not be taken back", "sandbox", u.spec.Sandbox, "machine", u.id, "err", err)
+	}
+	n.pushMachine(u)
+	if f.Exit != nil {
+		u.exit = f.Exit
+	} else if u.machine == nil {
+		exit := n.lostExit(f, err)
+		u.exit = &exit
+	}
+	if u.exit != nil {
+		close(u.ended)
+	}
+	token := ""
+	if u.spec.Secure {
+		token = n.cfg.TokenKey.AccessToken(u.spec.Sandbox, u.spec.TokenEpoch)
+	}
+	u.agent = n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), token)
+	return u
+}
+
+// lostExit says why a machine is gone that nobody saw end.
+func (n *Node) lostExit(f handleFile, cause error) nacre.Exit {
+	exit := nacre.Exit{Machine: f.Handle.Machine, Reason: nacre.EndCrash, At: n.cfg.Clock(),
+		Detail: "the machine ended while the server was not running"}
+	if f.BootID != n.handles.bootID {
+		exit.Reason, exit.Detail = nacre.EndNodeLost, "the host was restarted"
+	} else if cause != nil {
+		exit.Detail = "the machine could not be taken back after a restart of the server"
+	}
+	return exit
+}
+
+// adopt makes a recovered unit part of the node.
+func (n *Node) adopt(u *unit) {
+	if u.spec.Sandbox == "" {
+		n.adoptStandby(u)
+		return
+	}
+	e := &entry{id: u.spec.Sandbox, memory: int64(u.spec.Resources.MemoryMiB) << 20, started: make(chan struct{}), unit: u}
+	close(e.started)
+	n.mu.Lock()
+	if n.sandboxes[e.id] != nil {
+		n.log.Error("two machines claim one sandbox; one is taken down", "sandbox", e.id, "machine", u.id)
+		n.discardLocked(u)
+		n.mu.Unlock()
+		return
+	}
+	n.sandboxes[e.id] = e
+	n.gate.adopt(e.memory)
+	ended := u.hasEnded()
+	if ended {
+		u.tail = n.logs.tail(u.spec.Sandbox, u.id)
+	} else {
+		n.observe(u)
+	}
+	n.mu.Unlock()
+	if ended {
+		n.announce(u)
+		return
+	}
+	n.spawn(func() { n.watch(u) })
+}
+
+func (n *Node) adoptStandby(u *unit) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if u.hasEnded() {
+		n.discardLocked(u)
+		return
+	}
+	n.ready[u.shape] = append(n.ready[u.shape], u)
+	if _, ok := n.want[u.shape]; !ok {
+		n.want[u.shape] = n.cfg.Standby.Count // until KeepReady says otherwise
+	}
+	n.wg.Go(func() { n.watch(u) })
+}
+
+// sweep clears what a crash left without a handle, by name. Starts may go on:
+// what they make is known before it exists.
+func (n *Node) sweep(ctx context.Context) {
+	keep := func(id nacre.MachineID) bool {
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		_, ok := n.known[id]
+		return ok
+	}
+	if err := n.cfg.Runtime.Sweep(ctx, keep); err != nil && ctx.Err() == nil {
+		n.log.Error("leftovers of machines could not all be cleared", "err", err)
+	}
+	if err := n.cfg.Images.Sweep(ctx, keep); err != nil && ctx.Err() == nil {
+		n.log.Error("leftovers of root file systems could not all be cleared", "err", err)
+	}
+	entries, err := os.ReadDir(filepath.Join(n.cfg.Dir, "machines"))
+	if err != nil {
+		n.log.Error("the machines' directories could not be listed", "err", err)
+		return
+	}
+	for _, e := range entries {
+		id := nacre.MachineID(e.Name())
+		if ctx.Err() == nil && id.Valid() && !keep(id) {
+			if err := os.RemoveAll(n.stateDir(id)); err != nil {
+				n.log.Error("a machine's directory could not be deleted", "machine", id, "err", err)
+			}
+		}
+	}
+}

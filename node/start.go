@@ -1,0 +1,269 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"golang.org/x/sync/errgroup"
+)
+
+// entry is a sandbox's place on this node, from the moment its start is admitted
+// until nothing of it is left. Its fields are guarded by Node.mu.
+type entry struct {
+	id     nacre.SandboxID
+	memory int64 // promised
+
+	cancel  context.CancelCauseFunc // ends the start under way
+	started chan struct{}           // closed when the start has ended, well or not
+	unit    *unit                   // set when the start went well
+	stop    *stopping               // set while it is stopped
+}
+
+type stopping struct {
+	done chan struct{}
+	err  error // valid when done is closed
+}
+
+var errStopped = errors.New("stopped")
+
+// Start gives the sandbox a machine; see nacre.Node.
+func (n *Node) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, error) {
+	if !spec.Sandbox.Valid() {
+		return nacre.Started{}, nacre.Invalidf("Sandbox", "the sandbox id is not valid")
+	}
+	policy, err := spec.Network.Egress()
+	if err != nil {
+		return nacre.Started{}, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	e, err := n.admit(ctx, spec, cancel)
+	if err != nil {
+		return nacre.Started{}, err
+	}
+	begin := time.Now()
+	u, path, err := n.machineFor(ctx, spec, policy)
+	if err == nil {
+		err = n.publish(e, u)
+	}
+	if err != nil {
+		if u != nil {
+			if uerr := n.takeDown(ctx, u); uerr != nil {
+				n.log.Error("a failed start left something behind; the next restart sweeps it", "machine", u.id, "err", uerr)
+			}
+		}
+		n.drop(e)
+		if context.Cause(ctx) == errStopped {
+			err = nacre.Errorf(nacre.CodeConflict, "sandbox %s was stopped while it started", spec.Sandbox)
+		}
+		return nacre.Started{}, err
+	}
+	return nacre.Started{Machine: u.id, BootPath: path, BootTime: time.Since(begin)}, nil
+}
+
+// machineFor hands over a standby, or boots. The unit comes back with an error
+// too, when there is something to take down.
+func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacre.EgressPolicy) (*unit, nacre.BootPath, error) {
+	shape := Shape{Build: spec.Build, Resources: spec.Resources}
+	for {
+		u := n.takeStandby(shape)
+		if u == nil {
+			break
+		}
+		err := n.bind(ctx, u, spec, policy)
+		if err == nil {
+			return u, nacre.BootStandby, nil
+		}
+		if ctx.Err() != nil {
+			return u, "", err
+		}
+		n.log.Warn("a standby could not be handed over", "machine", u.id, "err", err)
+		if err := n.takeDown(ctx, u); err != nil {
+			n.log.Error("a standby left something behind; the next restart sweeps it", "machine", u.id, "err", err)
+		}
+	}
+	done, err := n.gate.bootTurn(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	defer done()
+	u, err := n.boot(ctx, shape, string(spec.Sandbox), policy)
+	if err != nil {
+		return nil, "", err
+	}
+	return u, nacre.BootCold, n.bind(ctx, u, spec, policy)
+}
+
+// bind gives the machine to the sandbox. The handle says so before the guest
+// learns anything: a standby that has met a sandbox is never handed to another,
+// whenever this process is killed.
+func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy nacre.EgressPolicy) error {
+	token := ""
+	if spec.Secure {
+		token = n.cfg.TokenKey.AccessToken(spec.Sandbox, spec.TokenEpoch)
+	}
+	host := n.cfg.TokenKey.HostToken(u.id)
+	agent := n.cfg.NewAgent(u.dial, host, token)
+
+	u.mu.Lock()
+	if u.exit != nil {
+		detail := u.exit.Detail
+		u.mu.Unlock()
+		return nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", detail)
+	}
+	same := equalPolicy(u.policy, policy)
+	u.spec, u.policy, u.started, u.agent = spec, policy, n.cfg.Clock(), agent
+	u.spec.Env = nil // the guest's alone from here on
+	err := n.handles.save(u.file())
+	u.mu.Unlock()
+	if err != nil {
+		return err
+	}
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		entropy := make([]byte, 64)
+		_, _ = rand.Read(entropy)
+		dns := ""
+		if u.slot.Gateway.IsValid() {
+			dns = u.slot.Gateway.String()
+		}
+		return agent.Init(gctx, nacre.AgentInit{
+			Hostname: string(spec.Sandbox), Env: spec.Env, AccessToken: token, HostToken: host,
+			Time: n.cfg.Clock(), Entropy: entropy, DNS: dns,
+		})
+	})
+	if !same {
+		g.Go(func() error { return n.cfg.Network.SetEgress(gctx, u.id, policy) })
+	}
+	return g.Wait()
+}
+
+// publish makes the machine the sandbox's for everybody.
+func (n *Node) publish(e *entry, u *unit) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case u.hasEnded():
+		return nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", u.exitDetail())
+	case n.closed:
+		return errClosed()
+	}
+	e.unit = u
+	n.lastStart = time.Now()
+	close(e.started)
+	n.observe(u)
+	return nil
+}
+
+// observe starts to record the sandbox's log and metrics; n.mu is held.
+func (n *Node) observe(u *unit) {
+	u.tail = n.logs.tail(u.spec.Sandbox, u.id)
+	n.wg.Go(func() { n.collect(u) })
+	n.wg.Go(func() { n.sample(u) })
+}
+
+// drop forgets an entry whose start failed.
+func (n *Node) drop(e *entry) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.sandboxes, e.id)
+	n.lastStart = time.Now()
+	close(e.started)
+	n.gate.giveBack(e.memory)
+}
+
+// Stop ends the sandbox's machine; see nacre.Node. A start under way is called off.
+func (n *Node) Stop(ctx context.Context, id nacre.SandboxID) error {
+	for {
+		n.mu.Lock()
+		e := n.sandboxes[id]
+		if e == nil {
+			n.mu.Unlock()
+			return nil
+		}
+		if e.unit == nil {
+			e.cancel(errStopped)
+			n.mu.Unlock()
+			select {
+			case <-e.started:
+				continue
+			case <-ctx.Done():
+				return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the sandbox is still being stopped")
+			}
+		}
+		s := e.stop
+		if s == nil {
+			if n.closed {
+				n.mu.Unlock()
+				return errClosed()
+			}
+			s = &stopping{done: make(chan struct{})}
+			e.stop = s
+			n.wg.Go(func() { n.finish(e, s) })
+		}
+		n.mu.Unlock()
+		select {
+		case <-s.done:
+			return s.err
+		case <-ctx.Done():
+			return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the sandbox is still being stopped")
+		}
+	}
+}
+
+// finish takes a sandbox's machine down, whoever still waits for it.
+func (n *Node) finish(e *entry, s *stopping) {
+	ctx := context.Background()
+	u := e.unit
+	n.drainLog(u)
+	err := n.takeDown(ctx, u)
+	if err != nil {
+		err = nacre.Wrap(nacre.CodeUnavailable, err, "the sandbox's machine could not be taken down entirely; try again")
+	} else {
+		n.metrics.end(u.spec.Sandbox)
+	}
+	n.mu.Lock()
+	s.err = err
+	if err == nil {
+		delete(n.sandboxes, e.id)
+		n.gate.giveBack(e.memory)
+	} else {
+		e.stop = nil // the next Stop tries again
+	}
+	close(s.done)
+	n.mu.Unlock()
+	n.wake()
+}
+
+// SetEgress replaces the outbound policy; see nacre.Node.
+func (n *Node) SetEgress(ctx context.Context, id nacre.SandboxID, p nacre.EgressPolicy) error {
+	u, err := n.running(id)
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.forgot || u.exit != nil {
+		return errNoMachine(id)
+	}
+	if err := n.cfg.Network.SetEgress(ctx, u.id, p); err != nil {
+		return err
+	}
+	u.policy = p
+	return n.handles.save(u.file())
+}
+
+func (n *Node) wake() {
+	select {
+	case n.kick <- struct{}{}:
+	default:
+	}
+}
+
+func errNoMachine(id nacre.SandboxID) error {
+	return nacre.Errorf(nacre.CodeNotFound, "sandbox %s has no machine on this node", id)
+}

@@ -1,0 +1,157 @@
+package node
+
+import (
+	"context"
+	"net"
+	"slices"
+
+	"github.com/nacrehq/nacre"
+)
+
+// tunneler is an agent that reaches the guest's own loopback.
+type tunneler interface {
+	Tunnel(ctx context.Context, port int) (net.Conn, error)
+}
+
+// running returns the unit of a sandbox that has a running machine.
+func (n *Node) running(id nacre.SandboxID) (*unit, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	e := n.sandboxes[id]
+	if e == nil || e.unit == nil || e.stop != nil || e.unit.hasEnded() {
+		return nil, errNoMachine(id)
+	}
+	return e.unit, nil
+}
+
+// Route returns how to treat traffic for a sandbox.
+func (n *Node) Route(id nacre.SandboxID) (nacre.Route, bool) {
+	u, err := n.running(id)
+	if err != nil {
+		return nacre.Route{}, false
+	}
+	return u.route(), true
+}
+
+// Routes calls fn for each running sandbox until it returns false.
+func (n *Node) Routes(fn func(nacre.Route) bool) {
+	n.mu.RLock()
+	units := make([]*unit, 0, len(n.sandboxes))
+	for _, e := range n.sandboxes {
+		if e.unit != nil && e.stop == nil && !e.unit.hasEnded() {
+			units = append(units, e.unit)
+		}
+	}
+	n.mu.RUnlock()
+	for _, u := range units {
+		if !fn(u.route()) {
+			return
+		}
+	}
+}
+
+// route reads only what does not change once the unit is the sandbox's.
+func (u *unit) route() nacre.Route {
+	return nacre.Route{
+		Sandbox: u.spec.Sandbox, Team: u.spec.Team, TokenEpoch: u.spec.TokenEpoch,
+		Secure: u.spec.Secure, Network: u.spec.Network,
+	}
+}
+
+// Dial connects to a TCP port of a guest, on its address, else on its loopback.
+func (n *Node) Dial(ctx context.Context, id nacre.SandboxID, port int) (net.Conn, error) {
+	if port < 1 || port > 65535 {
+		return nil, nacre.Invalidf("port", "port %d is not between 1 and 65535", port)
+	}
+	u, err := n.running(id)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := u.dial(ctx, port)
+	if !nacre.IsCode(err, nacre.CodeUnavailable) || port == nacre.AgentPort {
+		return conn, err
+	}
+	if t, ok := u.agent.(tunneler); ok {
+		return t.Tunnel(ctx, port)
+	}
+	return nil, err
+}
+
+// Agent returns the agent of a running sandbox.
+func (n *Node) Agent(_ context.Context, id nacre.SandboxID) (nacre.Agent, error) {
+	u, err := n.running(id)
+	if err != nil {
+		return nil, err
+	}
+	return u.agent, nil
+}
+
+// Machines lists every sandbox with a machine here; see nacre.Node.
+func (n *Node) Machines(context.Context) ([]nacre.MachineStatus, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	out := make([]nacre.MachineStatus, 0, len(n.sandboxes))
+	for _, e := range n.sandboxes {
+		u := e.unit
+		if u == nil {
+			continue
+		}
+		st := nacre.MachineStatus{Sandbox: e.id, Team: u.spec.Team, Machine: u.id, Started: u.started}
+		if u.hasEnded() {
+			exit := *u.exit
+			st.Exit = &exit
+		}
+		out = append(out, st)
+	}
+	return out, nil
+}
+
+// announce tells those who watch exits.
+func (n *Node) announce(u *unit) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.exits++
+	u.exitNo = n.exits
+	close(n.exited)
+	n.exited = make(chan struct{})
+}
+
+// WatchExits calls fn for each machine that ended by itself; see nacre.Node.
+func (n *Node) WatchExits(ctx context.Context, fn func(nacre.SandboxID, nacre.Exit)) error {
+	type news struct {
+		no   int64
+		id   nacre.SandboxID
+		exit nacre.Exit
+	}
+	var seen int64
+	for {
+		var list []news
+		n.mu.RLock()
+		for _, e := range n.sandboxes {
+			if u := e.unit; u != nil && u.exitNo > seen && e.stop == nil {
+				list = append(list, news{u.exitNo, e.id, *u.exit})
+			}
+		}
+		seen = n.exits
+		more := n.exited
+		n.mu.RUnlock()
+		slices.SortFunc(list, func(a, b news) int { return int(a.no - b.no) })
+		for _, x := range list {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			fn(x.id, x.exit)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.life.Done():
+			return errClosed()
+		case <-more:
+		}
+	}
+}
+
+func equalPolicy(a, b nacre.EgressPolicy) bool {
+	return a.DenyAll == b.DenyAll && slices.Equal(a.Allow, b.Allow) && slices.Equal(a.Deny, b.Deny)
+}

@@ -1,0 +1,249 @@
+package node
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/undo"
+	"golang.org/x/sync/errgroup"
+)
+
+// Shape is what makes standbys interchangeable: the artifact and the limits.
+type Shape struct {
+	Build     nacre.BuildID
+	Resources nacre.Resources
+}
+
+// unit is one machine here with all that belongs to it.
+type unit struct {
+	id      nacre.MachineID
+	shape   Shape
+	machine nacre.Machine // nil for one that was gone when this process came
+	slot    nacre.Slot
+	down    undo.Stack // takes all of it away
+
+	life   context.Context // ends when the machine is taken down or the node closed
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when the machine has ended; exit is set then
+
+	mu      sync.Mutex // guards what follows, and orders writes of the handle
+	spec    nacre.StartSpec
+	policy  nacre.EgressPolicy
+	agent   nacre.Agent
+	started time.Time
+	exit    *nacre.Exit
+	exitNo  int64 // place in the order of exits, 0 while it runs
+	forgot  bool  // the handle is gone or going: write it no more
+	tail    *logTail
+}
+
+func (n *Node) newUnit(id nacre.MachineID, shape Shape) *unit {
+	u := &unit{id: id, shape: shape, ended: make(chan struct{})}
+	u.life, u.cancel = context.WithCancel(n.life)
+	n.mu.Lock()
+	n.known[id] = struct{}{}
+	n.mu.Unlock()
+	return u
+}
+
+func (n *Node) stateDir(id nacre.MachineID) string {
+	return filepath.Join(n.cfg.Dir, "machines", string(id))
+}
+
+// pushFiles puts on the stack what is deleted last.
+func (n *Node) pushFiles(u *unit) {
+	u.down.Push("name", func(context.Context) error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.known, u.id)
+		return nil
+	})
+	u.down.Push("handle", func(context.Context) error {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.forgot = true
+		return n.handles.remove(u.id)
+	})
+	u.down.Push("state directory", func(context.Context) error { return os.RemoveAll(n.stateDir(u.id)) })
+}
+
+func (n *Node) pushSlot(u *unit) {
+	u.down.Push("network slot", func(ctx context.Context) error { return n.cfg.Network.Release(ctx, u.id) })
+}
+
+func (n *Node) pushRoot(u *unit) {
+	u.down.Push("root file system", func(ctx context.Context) error { return n.cfg.Images.Release(ctx, u.id) })
+}
+
+func (n *Node) pushMachine(u *unit) {
+	u.down.Push("agent client", func(context.Context) error {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if c, ok := u.agent.(io.Closer); ok {
+			_ = c.Close() // connections to a machine that is gone
+		}
+		return nil
+	})
+	if u.machine != nil {
+		u.down.Push("machine", u.machine.Stop)
+	}
+	u.down.Push("watchers", func(context.Context) error { u.cancel(); return nil })
+}
+
+// takeDown leaves nothing of the unit. What fails can be tried again.
+func (n *Node) takeDown(ctx context.Context, u *unit) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	return u.down.Run(ctx)
+}
+
+// boot makes a machine whose agent answers and which belongs to nobody yet. When
+// it fails nothing is left.
+func (n *Node) boot(ctx context.Context, shape Shape, hostname string, policy nacre.EgressPolicy) (_ *unit, err error) {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
+	defer cancel()
+	u := n.newUnit(nacre.NewMachineID(), shape)
+	u.policy = policy
+	n.pushFiles(u)
+	defer func() {
+		if err != nil {
+			u.cancel()
+			if uerr := n.takeDown(ctx, u); uerr != nil {
+				n.log.Error("a failed start left something behind; the next restart sweeps it", "machine", u.id, "err", uerr)
+			}
+		}
+	}()
+	if err := os.Mkdir(n.stateDir(u.id), 0o700); err != nil {
+		return nil, hostError(err, "the machine's directory could not be made")
+	}
+	root, err := n.prepare(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	u.machine, err = n.cfg.Runtime.Start(ctx, nacre.MachineSpec{
+		ID: u.id, Hostname: hostname, Root: root, Slot: u.slot, Resources: shape.Resources,
+		AgentPath: n.cfg.AgentPath, StateDir: n.stateDir(u.id),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.pushMachine(u)
+	if !n.spawn(func() { n.watch(u) }) {
+		return nil, errClosed()
+	}
+	return u, n.awaitAgent(ctx, u)
+}
+
+// prepare makes the root file system and the slot side by side.
+func (n *Node) prepare(ctx context.Context, u *unit) (root nacre.RootFS, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		n.pushRoot(u)
+		root, err = n.cfg.Images.Prepare(ctx, u.shape.Build, u.id, u.shape.Resources.DiskMiB)
+		return err
+	})
+	g.Go(func() (err error) {
+		n.pushSlot(u)
+		u.slot, err = n.cfg.Network.Acquire(ctx, u.id, u.policy)
+		return err
+	})
+	return root, g.Wait()
+}
+
+// awaitAgent returns when the guest's agent answers, which takes a few
+// milliseconds: so it asks often at first.
+func (n *Node) awaitAgent(ctx context.Context, u *unit) error {
+	agent := n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), "")
+	u.mu.Lock()
+	u.agent = agent
+	u.mu.Unlock()
+	pause := time.Millisecond
+	for {
+		err := n.healthy(ctx, agent)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-u.ended:
+			return nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", u.exitDetail())
+		case <-ctx.Done():
+			return nacre.Wrap(nacre.CodeDeadline, err, "the sandbox's agent did not answer in time")
+		case <-time.After(pause):
+		}
+		pause = min(pause*5/4, 20*time.Millisecond)
+	}
+}
+
+func (n *Node) healthy(ctx context.Context, agent nacre.Agent) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return agent.Healthy(ctx)
+}
+
+// watch waits for the machine's end and records it.
+func (n *Node) watch(u *unit) {
+	exit, err := u.machine.Wait(u.life)
+	if err != nil {
+		return // taken down, or the node closed
+	}
+	if exit.Machine == "" {
+		exit.Machine = u.id
+	}
+	n.markExit(u, exit)
+}
+
+// markExit records that the machine ended by itself. The reason is on disk before
+// anybody hears of it, so that a crash does not lose it.
+func (n *Node) markExit(u *unit, exit nacre.Exit) {
+	u.mu.Lock()
+	if u.exit != nil {
+		u.mu.Unlock()
+		return
+	}
+	u.exit = &exit
+	bound := u.spec.Sandbox
+	if bound != "" && !u.forgot {
+		if err := n.handles.save(u.file()); err != nil {
+			n.log.Error("the reason of a machine's end could not be kept", "machine", u.id, "err", err)
+		}
+	}
+	close(u.ended)
+	u.mu.Unlock()
+	if bound == "" {
+		n.dropStandby(u)
+		return
+	}
+	n.log.Info("machine ended by itself", "sandbox", bound, "machine", u.id, "reason", exit.Reason, "detail", exit.Detail)
+	n.announce(u)
+}
+
+func (u *unit) dial(ctx context.Context, port int) (net.Conn, error) {
+	if u.machine == nil {
+		return nil, nacre.Errorf(nacre.CodeNotFound, "the machine has ended")
+	}
+	return u.machine.Dial(ctx, port)
+}
+
+func (u *unit) exitDetail() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.exit == nil {
+		return ""
+	}
+	return u.exit.Detail
+}
+
+func (u *unit) hasEnded() bool {
+	select {
+	case <-u.ended:
+		return true
+	default:
+		return false
+	}
+}
