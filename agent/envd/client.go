@@ -1,0 +1,429 @@
+package envd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/agent/envd/filesystempb/filesystempbconnect"
+	"github.com/nacrehq/nacre/agent/envd/processpb/processpbconnect"
+)
+
+// What is read of a guest's answer at most: the guest is not trusted.
+const (
+	maxMessage   = 64 << 20 // one RPC message
+	maxBody      = 1 << 20  // one JSON body outside of RPC
+	maxLogLine   = 256 << 10
+	maxErrorText = 4 << 10
+	maxHeaders   = 64 << 10
+)
+
+// Options say how a Client reaches its guest.
+type Options struct {
+	// Dial connects to a TCP port of the guest. One of Dial and HTTPClient is needed.
+	Dial func(ctx context.Context, port int) (net.Conn, error)
+	// HTTPClient reaches the guest through something else, as the edge. It must
+	// have no Timeout: streams last.
+	HTTPClient *http.Client
+	// BaseURL is where the agent's routes begin; "" means the agent's port of
+	// whatever Dial reaches.
+	BaseURL string
+	// Header, when set, adds headers to every request.
+	Header func(http.Header)
+	// AccessToken and HostToken are sent when set.
+	AccessToken, HostToken string
+}
+
+// Client is the host's side of one agent. All methods may run at once. At rest
+// it keeps at most two connections for half a minute; Close ends them.
+type Client struct {
+	opts  Options
+	base  string
+	http  *http.Client
+	procs processpbconnect.ProcessClient
+	files filesystempbconnect.FilesystemClient
+}
+
+var _ nacre.Agent = (*Client)(nil)
+
+// New returns a client. It does not connect.
+func New(opts Options) *Client {
+	c := &Client{opts: opts, base: strings.TrimRight(opts.BaseURL, "/")}
+	if c.base == "" {
+		c.base = "http://guest:" + strconv.Itoa(nacre.AgentPort)
+	}
+	inner := http.RoundTripper(nil)
+	if opts.HTTPClient != nil {
+		inner = opts.HTTPClient.Transport
+		if inner == nil {
+			inner = http.DefaultTransport
+		}
+	} else {
+		inner = &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return opts.Dial(ctx, nacre.AgentPort)
+			},
+			MaxIdleConnsPerHost:    2,
+			IdleConnTimeout:        30 * time.Second,
+			MaxResponseHeaderBytes: maxHeaders,
+			DisableCompression:     true,
+			WriteBufferSize:        64 << 10, // used while a request runs only
+			ReadBufferSize:         16 << 10,
+		}
+	}
+	c.http = &http.Client{
+		Transport:     &transport{c: c, next: inner},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	rpc := []connect.ClientOption{
+		connect.WithReadMaxBytes(maxMessage),
+		connect.WithAcceptCompression("gzip", nil, nil),
+	}
+	c.procs = processpbconnect.NewProcessClient(c.http, c.base, rpc...)
+	c.files = filesystempbconnect.NewFilesystemClient(c.http, c.base, rpc...)
+	return c
+}
+
+// Close ends idle connections. Calls under way go on.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Processes is the guest's processes.
+func (c *Client) Processes() nacre.Processes { return &processes{c} }
+
+// Files is the guest's file system.
+func (c *Client) Files() nacre.Files { return &files{c} }
+
+// callKey carries what a call says in headers past connect, which keeps its own
+// names for itself.
+type callKey struct{}
+
+type callHeaders struct {
+	user    string
+	timeout time.Duration
+}
+
+func withCall(ctx context.Context, h callHeaders) context.Context {
+	return context.WithValue(ctx, callKey{}, h)
+}
+
+// transport adds credentials and the headers of the call.
+type transport struct {
+	c    *Client
+	next http.RoundTripper
+}
+
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	opts := &t.c.opts
+	if opts.AccessToken != "" {
+		r.Header.Set(HeaderAccessToken, opts.AccessToken)
+	}
+	if opts.HostToken != "" {
+		r.Header.Set(HeaderHostToken, opts.HostToken)
+	}
+	if h, ok := r.Context().Value(callKey{}).(callHeaders); ok {
+		if h.user != "" {
+			r.Header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(h.user+":")))
+		}
+		r.Header.Del(HeaderTimeout) // connect's: our context's, not the process's
+		if h.timeout > 0 {
+			r.Header.Set(HeaderTimeout, strconv.FormatInt(max(1, h.timeout.Milliseconds()), 10))
+		}
+	}
+	if opts.Header != nil {
+		opts.Header(r.Header)
+	}
+	return t.next.RoundTrip(r)
+}
+
+func (t *transport) CloseIdleConnections() {
+	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// Init tells the guest who it is. The first one sets the host token, so c must
+// have been made with in.HostToken to repeat it.
+func (c *Client) Init(ctx context.Context, in nacre.AgentInit) error {
+	body, err := json.Marshal(InitRequest{
+		EnvVars: in.Env, AccessToken: in.AccessToken, HostToken: in.HostToken, Timestamp: in.Time, Entropy: in.Entropy,
+		Hostname: in.Hostname, DNS: in.DNS, DefaultUser: in.DefaultUser, DefaultWorkdir: in.DefaultCwd,
+	})
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInvalid, err, "the guest's identity cannot be encoded")
+	}
+	resp, err := c.do(ctx, http.MethodPost, PathInit, nil, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Healthy returns nil when the agent answers.
+func (c *Client) Healthy(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodGet, PathHealth, nil, nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Stats reads what only the guest knows.
+func (c *Client) Stats(ctx context.Context) (nacre.GuestStats, error) {
+	resp, err := c.do(ctx, http.MethodGet, PathMetrics, nil, nil)
+	if err != nil {
+		return nacre.GuestStats{}, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var m MetricsResponse
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&m); err != nil {
+		return nacre.GuestStats{}, badAnswer(ctx, err)
+	}
+	return nacre.GuestStats{
+		CPUCount: m.CPUCount, CPUUsedPct: m.CPUUsedPct,
+		MemTotal: m.MemTotal, MemUsed: m.MemUsed, MemCache: m.MemCache,
+		DiskUsed: m.DiskUsed, DiskTotal: m.DiskTotal,
+		At: time.Unix(m.Timestamp, 0).UTC(),
+	}, nil
+}
+
+// Logs streams the guest's log.
+func (c *Client) Logs(ctx context.Context, after int64, fn func(nacre.LogEntry) error) error {
+	resp, err := c.do(ctx, http.MethodGet, PathLogs, url.Values{"after": {strconv.FormatInt(after, 10)}}, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	sc := bufio.NewScanner(resp.Body)
+	sc.Buffer(nil, maxLogLine)
+	for sc.Scan() {
+		if len(sc.Bytes()) == 0 {
+			continue
+		}
+		var e nacre.LogEntry
+		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
+			return badAnswer(ctx, err)
+		}
+		if err := fn(e); err != nil {
+			return err
+		}
+	}
+	err = sc.Err()
+	if err == nil {
+		err = io.ErrUnexpectedEOF // the guest never ends its log
+	}
+	return badAnswer(ctx, err)
+}
+
+// Tunnel connects to a port of the guest's loopback. Nobody listening is
+// CodeUnavailable. It needs Options.Dial.
+func (c *Client) Tunnel(ctx context.Context, port int) (net.Conn, error) {
+	if c.opts.Dial == nil {
+		return nil, nacre.Errorf(nacre.CodeUnsupported, "a tunnel needs a direct way to the guest")
+	}
+	conn, err := c.opts.Dial(ctx, nacre.AgentPort)
+	if err != nil {
+		return nil, transportError(ctx, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	br, err := c.upgrade(ctx, conn, port)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = conn.Close()
+		var known *nacre.Error
+		if errors.As(err, &known) {
+			return nil, err
+		}
+		return nil, transportError(ctx, err)
+	}
+	if br.Buffered() == 0 {
+		return conn, nil
+	}
+	return &bufferedConn{Conn: conn, br: br}, nil
+}
+
+func (c *Client) upgrade(ctx context.Context, conn net.Conn, port int) (*bufio.Reader, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+PathTunnel+"?port="+strconv.Itoa(port), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "tcp")
+	req.Header.Set(HeaderHostToken, c.opts.HostToken)
+	if err := req.Write(conn); err != nil {
+		return nil, err
+	}
+	limited := &io.LimitedReader{R: conn, N: maxHeaders}
+	br := bufio.NewReader(limited)
+	resp, err := http.ReadResponse(br, req)
+	if err != nil {
+		return nil, err
+	}
+	limited.N = 1<<63 - 1
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return nil, statusError(resp)
+	}
+	return br, nil
+}
+
+// bufferedConn is a connection of which a little was read already.
+type bufferedConn struct {
+	net.Conn
+	br *bufio.Reader
+}
+
+func (b *bufferedConn) Read(p []byte) (int, error) {
+	if b.br.Buffered() > 0 {
+		return b.br.Read(p[:min(len(p), b.br.Buffered())])
+	}
+	return b.Conn.Read(p)
+}
+
+// CloseWrite passes the end of what we send on, where the connection can.
+func (b *bufferedConn) CloseWrite() error {
+	if hc, ok := b.Conn.(interface{ CloseWrite() error }); ok {
+		return hc.CloseWrite()
+	}
+	return b.Conn.Close()
+}
+
+// do makes one request outside of RPC; a status of 300 and more is an error.
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
+	u := c.base + path
+	if len(q) > 0 {
+		u += "?" + q.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u, body)
+	if err != nil {
+		return nil, nacre.Wrap(nacre.CodeInvalid, err, "the request to the guest cannot be made")
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/octet-stream")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, transportError(ctx, err)
+	}
+	if resp.StatusCode >= 300 {
+		defer func() { _ = resp.Body.Close() }()
+		return nil, statusError(resp)
+	}
+	return resp, nil
+}
+
+func badAnswer(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return transportError(ctx, err)
+	}
+	return nacre.Wrap(nacre.CodeUnavailable, err, "the guest's answer broke off or cannot be read")
+}
+
+// statusError reads the body of a refused request.
+func statusError(resp *http.Response) error {
+	var body ErrorBody
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorText))
+	msg := fmt.Sprintf("the guest answered with status %d", resp.StatusCode)
+	if json.Unmarshal(text, &body) == nil && body.Message != "" {
+		msg = body.Message
+	}
+	code := nacre.CodeInternal
+	switch resp.StatusCode {
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusMethodNotAllowed, http.StatusUpgradeRequired:
+		code = nacre.CodeInvalid
+	case http.StatusUnauthorized:
+		code = nacre.CodeUnauthenticated
+	case http.StatusForbidden:
+		code = nacre.CodeForbidden
+	case http.StatusNotFound:
+		code = nacre.CodeNotFound
+	case http.StatusConflict:
+		code = nacre.CodeConflict
+	case http.StatusTooManyRequests:
+		code = nacre.CodeExhausted
+	case http.StatusInsufficientStorage:
+		code = nacre.CodeNoSpace
+	case http.StatusGatewayTimeout:
+		code = nacre.CodeDeadline
+	case http.StatusBadGateway, http.StatusServiceUnavailable:
+		code = nacre.CodeUnavailable
+	}
+	return &nacre.Error{Code: code, Message: msg}
+}
+
+// transportError is for a guest that could not be reached or went away.
+func transportError(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nacre.Wrap(nacre.CodeDeadline, errors.Join(context.DeadlineExceeded, err), "the guest did not answer in time")
+	case ctx.Err() != nil:
+		return nacre.Wrap(nacre.CodeUnavailable, errors.Join(ctx.Err(), err), "the call to the guest was given up")
+	}
+	var known *nacre.Error
+	if errors.As(err, &known) {
+		return known // from Dial
+	}
+	return nacre.Wrap(nacre.CodeUnavailable, err, "the guest does not answer")
+}
+
+// rpcError maps an RPC's error.
+func rpcError(ctx context.Context, err error) error {
+	var ce *connect.Error
+	if err == nil {
+		return nil
+	}
+	if !errors.As(err, &ce) || ctx.Err() != nil {
+		return transportError(ctx, err)
+	}
+	var known *nacre.Error
+	if errors.As(err, &known) {
+		return known // from Dial
+	}
+	code := nacre.CodeInternal
+	switch ce.Code() {
+	case connect.CodeInvalidArgument, connect.CodeOutOfRange:
+		code = nacre.CodeInvalid
+	case connect.CodeUnauthenticated:
+		code = nacre.CodeUnauthenticated
+	case connect.CodePermissionDenied:
+		code = nacre.CodeForbidden
+	case connect.CodeNotFound:
+		code = nacre.CodeNotFound
+	case connect.CodeAlreadyExists, connect.CodeFailedPrecondition, connect.CodeAborted:
+		code = nacre.CodeConflict
+	case connect.CodeResourceExhausted:
+		code = nacre.CodeExhausted
+	case connect.CodeUnavailable, connect.CodeCanceled:
+		code = nacre.CodeUnavailable
+	case connect.CodeDeadlineExceeded:
+		code = nacre.CodeDeadline
+	case connect.CodeUnimplemented:
+		code = nacre.CodeUnsupported
+	case connect.CodeUnknown, connect.CodeInternal, connect.CodeDataLoss:
+		if !connect.IsWireError(err) { // the guest said nothing: the connection broke
+			return transportError(ctx, err)
+		}
+	}
+	if code == nacre.CodeUnavailable && !connect.IsWireError(err) {
+		return transportError(ctx, err)
+	}
+	msg := ce.Message()
+	if len(msg) > maxErrorText {
+		msg = strings.ToValidUTF8(msg[:maxErrorText], "") + "..."
+	}
+	return &nacre.Error{Code: code, Message: msg}
+}

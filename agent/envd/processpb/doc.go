@@ -1,0 +1,2 @@
+// Package processpb holds the generated messages of the envd protocol's process service.
+package processpb

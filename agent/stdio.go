@@ -1,0 +1,133 @@
+package agent
+
+import (
+	"os"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+)
+
+// stdio are the ends of a new process's standard streams.
+type stdio struct {
+	child  []uintptr  // for descriptors 0, 1, 2
+	close  []*os.File // the child's ends, closed here after the fork
+	parent []*os.File // our ends
+}
+
+func (s *stdio) closeChild() {
+	for _, f := range s.close {
+		_ = f.Close()
+	}
+}
+
+func (s *stdio) closeParent() {
+	for _, f := range s.parent {
+		_ = f.Close()
+	}
+}
+
+// openStdio makes the streams of p and the pumps that will read them.
+func openStdio(p *process) (*stdio, error) {
+	s := &stdio{}
+	var err error
+	if p.spec.term != nil {
+		err = s.terminal(p)
+	} else {
+		err = s.pipes(p)
+	}
+	if err != nil {
+		s.closeChild()
+		s.closeParent()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *stdio) terminal(p *process) error {
+	master, tty, err := pty.Open()
+	if err != nil {
+		return err
+	}
+	s.close, s.parent = append(s.close, tty), append(s.parent, master)
+	if err := resize(master, p.spec.term.Cols, p.spec.term.Rows); err != nil {
+		return err
+	}
+	// The user may open the terminal by its name too, as after a login.
+	_ = tty.Chown(int(p.spec.acc.uid), int(p.spec.acc.gid))
+	_ = tty.Chmod(0o620)
+	fd := tty.Fd() // also makes it blocking, as programs expect
+	s.child = []uintptr{fd, fd, fd}
+	p.tty = master
+	p.input = newProcessInput(master)
+	p.pumps = []*pump{newPump(p, streamTerm, master)}
+	return nil
+}
+
+func (s *stdio) pipes(p *process) error {
+	var in *os.File
+	var err error
+	if p.spec.stdin {
+		var w *os.File
+		if in, w, err = pipe(); err != nil {
+			return err
+		}
+		s.parent = append(s.parent, w)
+		if err := unix.SetNonblock(int(w.Fd()), true); err != nil {
+			return err
+		}
+		if w, err = pollable(w); err != nil {
+			return err
+		}
+		s.parent[len(s.parent)-1] = w
+		p.input = newProcessInput(w)
+	} else if in, err = os.Open(os.DevNull); err != nil {
+		return err
+	}
+	s.close = append(s.close, in)
+	s.child = append(s.child, in.Fd())
+	for _, kind := range []streamKind{streamStdout, streamStderr} {
+		r, w, err := pipe()
+		if err != nil {
+			return err
+		}
+		s.close = append(s.close, w)
+		if r, err = pollable(r); err != nil {
+			return err
+		}
+		s.parent = append(s.parent, r)
+		s.child = append(s.child, w.Fd())
+		p.pumps = append(p.pumps, newPump(p, kind, r))
+	}
+	return nil
+}
+
+// pipe returns two blocking ends: os.Pipe's are not, and a child would inherit that.
+func pipe() (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+}
+
+// pollable gives our end of a pipe to the runtime's poller, so that reads and
+// writes take no thread and know deadlines. f is used up.
+func pollable(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	_ = f.Close()
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "pipe"), nil
+}
+
+func resize(master *os.File, cols, rows int) error {
+	return pty.Setsize(master, &pty.Winsize{Cols: uint16(clampSize(cols)), Rows: uint16(clampSize(rows))})
+}
+
+// clampSize keeps a size within what a terminal can have.
+func clampSize(n int) int { return min(max(n, 1), 1<<16-1) }

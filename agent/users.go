@@ -1,0 +1,164 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// maxAccountFile bounds what is read of an account file: the guest writes it.
+const maxAccountFile = 4 << 20
+
+// account is one user of the guest.
+type account struct {
+	name     string
+	uid, gid uint32
+	groups   []uint32 // supplementary
+	home     string
+}
+
+// accounts reads the guest's users. Files are parsed here because os/user needs
+// cgo to see more, and read again only when they change.
+type accounts struct {
+	passwdPath, groupPath string
+
+	mu          sync.Mutex
+	passwdStamp stamp
+	groupStamp  stamp
+	byName      map[string]account
+	userNames   map[uint32]string
+	groupNames  map[uint32]string
+}
+
+type stamp struct {
+	mod  time.Time
+	size int64
+	ino  uint64
+}
+
+func stampOf(path string) stamp {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return stamp{}
+	}
+	s := stamp{mod: fi.ModTime(), size: fi.Size()}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		s.ino = st.Ino
+	}
+	return s
+}
+
+// lookup returns the account, or CodeUnauthenticated with the sentence that
+// clients show.
+func (u *accounts) lookup(name string) (account, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.refresh()
+	acc, ok := u.byName[name]
+	if !ok {
+		return account{}, nacre.Errorf(nacre.CodeUnauthenticated, "invalid username: '%s'", validText(name))
+	}
+	return acc, nil
+}
+
+// userName and groupName return a name, or the number when it has none.
+func (u *accounts) userName(uid uint32) string  { return u.nameOf(uid, false) }
+func (u *accounts) groupName(gid uint32) string { return u.nameOf(gid, true) }
+
+func (u *accounts) nameOf(id uint32, group bool) string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.refresh()
+	names := u.userNames
+	if group {
+		names = u.groupNames
+	}
+	if n, ok := names[id]; ok {
+		return n
+	}
+	return strconv.FormatUint(uint64(id), 10)
+}
+
+func (u *accounts) refresh() {
+	p, g := stampOf(u.passwdPath), stampOf(u.groupPath)
+	if u.byName != nil && p == u.passwdStamp && g == u.groupStamp {
+		return
+	}
+	u.passwdStamp, u.groupStamp = p, g
+	u.byName = map[string]account{}
+	u.userNames = map[uint32]string{}
+	u.groupNames = map[uint32]string{}
+	members := map[string][]uint32{}
+	eachLine(u.groupPath, 4, func(f []string) {
+		gid, err := strconv.ParseUint(f[2], 10, 32)
+		if err != nil {
+			return
+		}
+		if _, dup := u.groupNames[uint32(gid)]; !dup {
+			u.groupNames[uint32(gid)] = validText(f[0])
+		}
+		for name := range strings.SplitSeq(f[3], ",") {
+			if name != "" {
+				members[name] = append(members[name], uint32(gid))
+			}
+		}
+	})
+	eachLine(u.passwdPath, 6, func(f []string) {
+		uid, err1 := strconv.ParseUint(f[2], 10, 32)
+		gid, err2 := strconv.ParseUint(f[3], 10, 32)
+		if _, dup := u.byName[f[0]]; dup || f[0] == "" || err1 != nil || err2 != nil {
+			return
+		}
+		home := f[5]
+		if !filepath.IsAbs(home) {
+			home = "/"
+		}
+		groups := append([]uint32{uint32(gid)}, members[f[0]]...)
+		slices.Sort(groups)
+		u.byName[f[0]] = account{name: f[0], uid: uint32(uid), gid: uint32(gid), groups: slices.Compact(groups), home: filepath.Clean(home)}
+		if _, dup := u.userNames[uint32(uid)]; !dup {
+			u.userNames[uint32(uid)] = validText(f[0])
+		}
+	})
+}
+
+// eachLine calls fn with the fields of each line that has at least n. A FIFO in
+// the file's place must not hang the agent.
+func eachLine(path string, n int, fn func([]string)) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer func() { _ = f.Close() }()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxAccountFile))
+	if err != nil {
+		return
+	}
+	sc := bufio.NewScanner(bytes.NewReader(data))
+	sc.Buffer(nil, maxAccountFile)
+	for sc.Scan() {
+		line := strings.TrimSpace(sc.Text())
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if fields := strings.Split(line, ":"); len(fields) >= n {
+			fn(fields)
+		}
+	}
+}
+
+// validText makes any bytes fit into a protobuf string.
+func validText(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
