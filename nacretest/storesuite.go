@@ -82,7 +82,13 @@ func expectCode(t testing.TB, what string, err error, code nacre.Code) {
 	}
 }
 
-func expectSame(t testing.TB, what string, got, want any) {
+// reporter is what *testing.T and *rapid.T have in common here.
+type reporter interface {
+	Helper()
+	Errorf(format string, args ...any)
+}
+
+func expectSame(t reporter, what string, got, want any) {
 	t.Helper()
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("%s (-want +got):\n%s", what, d)

@@ -1,0 +1,406 @@
+package nacretest
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// EventStore is a store whose events can be read.
+type EventStore interface {
+	nacre.SandboxStore
+	nacre.EventLog
+}
+
+// TestEventLog is the contract of nacre.EventLog, with the SandboxStore that
+// writes it.
+func TestEventLog(t *testing.T, open func(t *testing.T) EventStore) {
+	store := open(t)
+	t.Run("WithTheChange", func(t *testing.T) { eventsWithChange(t, store) })
+	t.Run("Filters", func(t *testing.T) { eventFilters(t, store) })
+	t.Run("ReadersMissNothing", func(t *testing.T) { eventsConcurrently(t, store) })
+}
+
+// waitEvents reads until n events are shown: a store may hold one back while
+// older transactions are open.
+func waitEvents(t *testing.T, store EventStore, f nacre.EventFilter, n int) []nacre.Event {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		events, err := store.Events(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) >= n || time.Now().After(deadline) {
+			if len(events) != n {
+				t.Errorf("%d events for %+v, want %d", len(events), f, n)
+			}
+			return events
+		}
+		time.Sleep(time.Millisecond) // nothing tells when the others are done
+	}
+}
+
+func eventsWithChange(t *testing.T, store EventStore) {
+	team := nacre.NewTeamID()
+	s := SampleSandbox(team, nacre.StateRunning)
+	data := map[string]string{"reason": "killed", "detail": "é\n\x00"}
+	mustInsert(t, store, s,
+		nacre.Event{Time: storeEpoch.Add(1500 * time.Nanosecond), TeamID: team, SandboxID: s.ID, Kind: nacre.EventCreated, Data: data},
+		nacre.Event{Time: storeEpoch, Kind: nacre.EventRunning})
+	before := time.Now().Add(-time.Minute)
+	_, err := store.Update(t.Context(), team, s.ID, func(*nacre.Sandbox) ([]nacre.Event, error) {
+		return []nacre.Event{{Kind: nacre.EventDeadline}, {Kind: nacre.EventPaused, Time: storeEpoch}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := waitEvents(t, store, nacre.EventFilter{TeamID: team}, 4)
+	want := []nacre.Event{
+		{Time: storeEpoch.Add(time.Microsecond), TeamID: team, SandboxID: s.ID, Kind: nacre.EventCreated, Data: data},
+		{Time: storeEpoch, TeamID: team, SandboxID: s.ID, Kind: nacre.EventRunning},
+		{TeamID: team, SandboxID: s.ID, Kind: nacre.EventDeadline},
+		{Time: storeEpoch, TeamID: team, SandboxID: s.ID, Kind: nacre.EventPaused},
+	}
+	last := int64(0)
+	for i, e := range got {
+		if e.Seq <= last {
+			t.Errorf("Seq %d comes after %d", e.Seq, last)
+		}
+		last, got[i].Seq = e.Seq, 0
+		if e.Kind == nacre.EventDeadline {
+			if e.Time.Before(before) {
+				t.Errorf("an event without a time was given %v", e.Time)
+			}
+			got[i].Time = time.Time{}
+		}
+	}
+	expectSame(t, "events", got, want)
+
+	other := SampleSandbox(team, nacre.StateRunning)
+	for _, e := range []nacre.Event{{Kind: nacre.EventEnded, SandboxID: other.ID}, {Kind: nacre.EventEnded, TeamID: nacre.NewTeamID()}, {}} {
+		_, err := store.Update(t.Context(), team, s.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
+			r.State = nacre.StateEnded
+			return []nacre.Event{e}, nil
+		})
+		expectCode(t, "a false event", err, nacre.CodeInvalid)
+	}
+	if r, err := store.Get(t.Context(), team, s.ID); err != nil || r.State != nacre.StateRunning {
+		t.Errorf("a change whose event was refused was kept: %s, %v", r.State, err)
+	}
+	waitEvents(t, store, nacre.EventFilter{TeamID: team}, 4)
+}
+
+func eventFilters(t *testing.T, store EventStore) {
+	ann, bob := nacre.NewTeamID(), nacre.NewTeamID()
+	one := mustInsert(t, store, SampleSandbox(ann, nacre.StateRunning), nacre.Event{Kind: nacre.EventCreated}, nacre.Event{Kind: nacre.EventRunning})
+	two := mustInsert(t, store, SampleSandbox(ann, nacre.StateRunning), nacre.Event{Kind: nacre.EventCreated})
+	foe := mustInsert(t, store, SampleSandbox(bob, nacre.StateRunning), nacre.Event{Kind: nacre.EventCreated})
+	all := waitEvents(t, store, nacre.EventFilter{TeamID: ann}, 3)
+	waitEvents(t, store, nacre.EventFilter{TeamID: bob}, 1)
+	if t.Failed() {
+		return
+	}
+	for _, c := range []struct {
+		name string
+		f    nacre.EventFilter
+		want int
+	}{
+		{"a sandbox", nacre.EventFilter{TeamID: ann, SandboxID: one.ID}, 2},
+		{"a sandbox of all teams", nacre.EventFilter{AllTeams: true, SandboxID: foe.ID}, 1},
+		{"a kind", nacre.EventFilter{TeamID: ann, Kinds: []nacre.EventKind{nacre.EventCreated}}, 2},
+		{"kinds", nacre.EventFilter{TeamID: ann, Kinds: []nacre.EventKind{nacre.EventRunning, nacre.EventCreated, "\x00"}}, 3},
+		{"an unknown kind", nacre.EventFilter{TeamID: ann, Kinds: []nacre.EventKind{"\x00"}}, 0},
+		{"a kind of a sandbox", nacre.EventFilter{TeamID: ann, SandboxID: one.ID, Kinds: []nacre.EventKind{nacre.EventRunning}}, 1},
+		{"after the first", nacre.EventFilter{TeamID: ann, After: all[0].Seq}, 2},
+		{"after the last", nacre.EventFilter{TeamID: ann, After: all[2].Seq}, 0},
+		{"limit", nacre.EventFilter{TeamID: ann, Limit: 2}, 2},
+		{"Fault36: another team's sandbox", nacre.EventFilter{TeamID: ann, SandboxID: foe.ID}, 0},
+		{"a team restricts, whatever else is said", nacre.EventFilter{TeamID: ann, AllTeams: true, SandboxID: foe.ID}, 0},
+		{"no team", nacre.EventFilter{SandboxID: two.ID}, 0},
+		{"Fault30: a hostile id", nacre.EventFilter{TeamID: ann, SandboxID: "' OR 1=1 --"}, 0},
+	} {
+		got, err := store.Events(t.Context(), c.f)
+		if err != nil || len(got) != c.want {
+			t.Errorf("%s: %d events, %v; want %d", c.name, len(got), err, c.want)
+		}
+	}
+}
+
+// eventsConcurrently: a reader who goes on from the last Seq it saw sees each
+// event once, whatever commits meanwhile.
+func eventsConcurrently(t *testing.T, store EventStore) {
+	const writers, each = 12, 25
+	team := nacre.NewTeamID()
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				if err := store.Insert(t.Context(), SampleSandbox(team, nacre.StateRunning), nacre.Event{Kind: nacre.EventCreated}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	seen := map[nacre.SandboxID]bool{}
+	after, finished := int64(0), false
+	deadline := time.Now().Add(time.Minute)
+	for len(seen) < writers*each && time.Now().Before(deadline) {
+		select {
+		case <-done:
+			finished = true
+		default:
+		}
+		events, err := store.Events(t.Context(), nacre.EventFilter{TeamID: team, After: after, Limit: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events {
+			if seen[e.SandboxID] {
+				t.Errorf("event %d was shown twice", e.Seq)
+			}
+			seen[e.SandboxID], after = true, e.Seq
+		}
+		if finished && len(events) == 0 {
+			time.Sleep(time.Millisecond)
+			if time.Now().After(deadline.Add(-40 * time.Second)) {
+				break
+			}
+		}
+	}
+	<-done
+	if len(seen) != writers*each {
+		t.Errorf("the reader saw %d of %d events", len(seen), writers*each)
+	}
+}
+
+// TestTeamStore is the contract of nacre.TeamStore.
+func TestTeamStore(t *testing.T, open func(t *testing.T) nacre.TeamStore) {
+	store := open(t)
+	t.Run("Teams", func(t *testing.T) { teamsByName(t, store) })
+	t.Run("Keys", func(t *testing.T) { teamKeys(t, store) })
+	t.Run("Fault36_TwoTeams", func(t *testing.T) { teamKeysSealed(t, store) })
+}
+
+func mustTeam(t *testing.T, store nacre.TeamStore, name string) nacre.Team {
+	t.Helper()
+	team, err := store.EnsureTeam(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return team
+}
+
+func teamsByName(t *testing.T, store nacre.TeamStore) {
+	names := []string{"b", "A", "a.b-c_9", strings.Repeat("x", 64)}
+	made := map[string]nacre.Team{}
+	for _, n := range names {
+		made[n] = mustTeam(t, store, n)
+		if made[n].Name != n || made[n].ID == "" || made[n].CreatedAt.IsZero() {
+			t.Errorf("team %+v", made[n])
+		}
+		expectSame(t, "the same team again", mustTeam(t, store, n), made[n])
+	}
+	for _, bad := range []string{"", "a b", "a/b", "é", "a\x00", strings.Repeat("x", 65), "a\n", "../x"} {
+		_, err := store.EnsureTeam(t.Context(), bad)
+		expectCode(t, fmt.Sprintf("team %q", bad), err, nacre.CodeInvalid)
+	}
+	all, err := store.Teams(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []nacre.Team
+	for _, n := range slices.Sorted(maps.Keys(made)) {
+		want = append(want, made[n])
+	}
+	expectSame(t, "Teams", all, want)
+
+	ids := make([]nacre.TeamID, 12)
+	var wg sync.WaitGroup
+	for i := range ids {
+		wg.Go(func() {
+			team, err := store.EnsureTeam(t.Context(), "at-once")
+			if err != nil {
+				t.Error(err)
+			}
+			ids[i] = team.ID
+		})
+	}
+	wg.Wait()
+	if len(slices.Compact(ids)) != 1 {
+		t.Errorf("one name made teams %v", ids)
+	}
+}
+
+func teamKeys(t *testing.T, store nacre.TeamStore) {
+	team := mustTeam(t, store, "keys")
+	_, old := nacre.NewKey(team.ID, "old 'é'", storeEpoch)
+	_, young := nacre.NewKey(team.ID, "", storeEpoch.Add(time.Second))
+	for _, k := range []nacre.Key{old, young} {
+		if err := store.InsertKey(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+		expectCode(t, "the same key again", store.InsertKey(t.Context(), k), nacre.CodeConflict)
+		got, err := store.KeyByHash(t.Context(), k.Hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		expectSame(t, "KeyByHash", got, k)
+	}
+	twin := young
+	twin.ID += "x"
+	expectCode(t, "a hash twice", store.InsertKey(t.Context(), twin), nacre.CodeConflict)
+	for name, set := range map[string]func(*nacre.Key){"no id": func(k *nacre.Key) { k.ID = "" }, "a bad name": func(k *nacre.Key) { k.Name = "\xff" },
+		"NUL": func(k *nacre.Key) { k.Name = "a\x00" }, "a long name": func(k *nacre.Key) { k.Name = strings.Repeat("n", 300) }} {
+		_, k := nacre.NewKey(team.ID, "k", storeEpoch)
+		set(&k)
+		expectCode(t, name, store.InsertKey(t.Context(), k), nacre.CodeInvalid)
+	}
+	_, orphan := nacre.NewKey(nacre.NewTeamID(), "k", storeEpoch)
+	expectCode(t, "a key of no team", store.InsertKey(t.Context(), orphan), nacre.CodeNotFound)
+
+	if err := store.RevokeKey(t.Context(), team.ID, old.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err := store.KeyByHash(t.Context(), old.Hash)
+	expectCode(t, "a revoked key", err, nacre.CodeNotFound)
+	_, err = store.KeyByHash(t.Context(), [32]byte{1})
+	expectCode(t, "an unknown key", err, nacre.CodeNotFound)
+	first, err := store.Keys(t.Context(), team.ID)
+	if err != nil || len(first) != 2 || first[1].RevokedAt.IsZero() {
+		t.Fatalf("Keys: %+v, %v", first, err)
+	}
+	old.RevokedAt = first[1].RevokedAt
+	expectSame(t, "Keys", first, []nacre.Key{young, old})
+	if err := store.RevokeKey(t.Context(), team.ID, old.ID); err != nil {
+		t.Errorf("revoking again: %v", err)
+	}
+	again, err := store.Keys(t.Context(), team.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectSame(t, "Keys after a repeat", again, first)
+}
+
+func teamKeysSealed(t *testing.T, store nacre.TeamStore) {
+	ann, bob := mustTeam(t, store, "ann"), mustTeam(t, store, "bob")
+	_, k := nacre.NewKey(ann.ID, "k", storeEpoch)
+	if err := store.InsertKey(t.Context(), k); err != nil {
+		t.Fatal(err)
+	}
+	for _, team := range []nacre.TeamID{bob.ID, "", "' OR 1=1 --", "\x00"} {
+		expectCode(t, "RevokeKey by another team", store.RevokeKey(t.Context(), team, k.ID), nacre.CodeNotFound)
+		if keys, err := store.Keys(t.Context(), team); err != nil || len(keys) != 0 {
+			t.Errorf("Keys of %q: %v, %v", team, keys, err)
+		}
+	}
+	for _, id := range hostile {
+		expectCode(t, fmt.Sprintf("RevokeKey %.40q", id), store.RevokeKey(t.Context(), ann.ID, id), nacre.CodeNotFound)
+	}
+	if _, err := store.KeyByHash(t.Context(), k.Hash); err != nil {
+		t.Errorf("the key is worthless now: %v", err)
+	}
+}
+
+// TestTemplateStore is the contract of nacre.TemplateStore.
+func TestTemplateStore(t *testing.T, open func(t *testing.T) nacre.TemplateStore) {
+	store := open(t)
+	ann, bob := nacre.NewTeamID(), nacre.NewTeamID()
+	make1 := func(team nacre.TeamID, public bool, names ...string) nacre.Template {
+		return nacre.Template{ID: nacre.NewTemplateID(), TeamID: team, Names: names, Public: public, Build: nacre.NewBuildID(),
+			Resources: nacre.Resources{CPUs: 2, MemoryMiB: 512}, CreatedAt: storeEpoch, UpdatedAt: storeEpoch.Add(time.Second)}
+	}
+	put := func(tpl nacre.Template) nacre.Template {
+		t.Helper()
+		if err := store.PutTemplate(t.Context(), tpl); err != nil {
+			t.Fatal(err)
+		}
+		return tpl
+	}
+	resolves := func(team nacre.TeamID, name string, want nacre.Template) {
+		t.Helper()
+		got, err := store.ResolveTemplate(t.Context(), team, name)
+		if err != nil {
+			t.Errorf("ResolveTemplate %q: %v", name, err)
+			return
+		}
+		expectSame(t, "template "+name, got, want)
+	}
+	unknown := func(team nacre.TeamID, name string) {
+		t.Helper()
+		_, err := store.ResolveTemplate(t.Context(), team, name)
+		expectCode(t, fmt.Sprintf("ResolveTemplate %.40q", name), err, nacre.CodeNotFound)
+	}
+	base := put(make1("", true, "base", "moru-ai/base"))
+	mine := put(make1(ann, false, "mine"))
+	theirs := put(make1(bob, false, "mine", "theirs")) // each team has names of its own
+	for _, team := range []nacre.TeamID{ann, bob, ""} {
+		resolves(team, "base", base)
+		resolves(team, "moru-ai/base", base)
+		resolves(team, string(base.ID), base)
+	}
+	resolves(ann, "mine", mine)
+	resolves(bob, "mine", theirs)
+	resolves(ann, string(mine.ID), mine)
+	for _, name := range append(slices.Clone(hostile), "theirs", string(theirs.ID), "Base", "base ") {
+		unknown(ann, name)
+	}
+	unknown("", "mine")
+	unknown("", string(mine.ID))
+
+	// Names that collide with what the same team sees.
+	expectCode(t, "a public name again", store.PutTemplate(t.Context(), make1(ann, false, "x", "base")), nacre.CodeConflict)
+	expectCode(t, "an own name again", store.PutTemplate(t.Context(), make1(ann, false, "mine")), nacre.CodeConflict)
+	expectCode(t, "a public name by a public one", store.PutTemplate(t.Context(), make1("", true, "base")), nacre.CodeConflict)
+	unknown(ann, "x") // refused as a whole
+	for _, bad := range []string{"", "\xff", "a\x00", strings.Repeat("n", 300)} {
+		expectCode(t, fmt.Sprintf("name %.40q", bad), store.PutTemplate(t.Context(), make1(ann, false, bad)), nacre.CodeInvalid)
+	}
+	stolen := mine
+	stolen.TeamID = bob
+	expectCode(t, "Fault36: another team's id", store.PutTemplate(t.Context(), stolen), nacre.CodeConflict)
+	resolves(ann, "mine", mine)
+
+	// A public one may have a name that another team uses for its own: own first.
+	shared := put(make1(bob, true, "shared"))
+	resolves(ann, "shared", shared)
+	hers := make1(ann, false, "tool")
+	put(hers)
+	tool := put(make1(bob, true, "tool"))
+	resolves(ann, "tool", hers)
+	resolves(nacre.NewTeamID(), "tool", tool)
+
+	// Replacing: names that it gives up are free, and a repeat changes nothing.
+	mine.Names, mine.Build, mine.UpdatedAt = []string{"renamed", "mine2", "renamed"}, nacre.NewBuildID(), storeEpoch.Add(time.Hour)
+	put(put(mine))
+	unknown(ann, "mine")
+	resolves(ann, "renamed", mine)
+	again := put(make1(ann, false, "mine"))
+	resolves(ann, "mine", again)
+	shared.Public = false
+	put(shared)
+	unknown(ann, "shared")
+
+	lists := func(team nacre.TeamID, want ...nacre.Template) {
+		t.Helper()
+		got, err := store.Templates(t.Context(), team)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.SortFunc(want, func(a, b nacre.Template) int { return strings.Compare(string(a.ID), string(b.ID)) })
+		expectSame(t, "Templates", got, want)
+	}
+	lists(ann, mine, hers, again)
+	lists(bob, theirs, shared, tool)
+	lists("", base, tool)
+	lists(nacre.NewTeamID())
+	lists("\x00")
+}
