@@ -48,6 +48,14 @@ func (g *FakeGuest) Log(typ nacre.LogType, message string, fields map[string]str
 	g.logLocked(typ, message, fields)
 }
 
+// LogAt is Log with the time that the guest claims.
+func (g *FakeGuest) LogAt(at time.Time, typ nacre.LogType, message string, fields map[string]string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.logLocked(typ, message, fields)
+	g.log[len(g.log)-1].Time = at
+}
+
 func (g *FakeGuest) logLocked(typ nacre.LogType, message string, fields map[string]string) {
 	g.log = append(g.log, nacre.LogEntry{Seq: int64(len(g.log) + 1), Time: time.Now().UTC(), Type: typ, Message: message, Fields: fields})
 	close(g.more)
@@ -170,10 +178,8 @@ func (a *fakeAgent) reach(ctx context.Context, op string) (*FakeGuest, error) {
 	if !ok {
 		return nil, nacre.Errorf(nacre.CodeUnavailable, "the guest's agent is not the fake one")
 	}
-	if h := a.d.host.Hook; h != nil {
-		if err := h(op, ac.guest.machine.Spec.ID); err != nil {
-			return nil, err
-		}
+	if err := a.d.host.call(op, ac.guest.machine.Spec.ID); err != nil {
+		return nil, err
 	}
 	return ac.guest, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -19,9 +20,8 @@ import (
 type FakeHost struct {
 	// BootTime is how long a machine takes to start. Set it before use.
 	BootTime time.Duration
-	// Hook, when set, is called at the beginning of every operation
-	// ("runtime.start", "network.acquire", "agent.init", ...); an error fails it.
-	Hook func(op string, id nacre.MachineID) error
+
+	hook atomic.Pointer[Hook]
 
 	mu       sync.Mutex
 	builds   map[nacre.BuildID]bool
@@ -29,6 +29,20 @@ type FakeHost struct {
 	slots    map[nacre.MachineID]nacre.RecoveredSlot
 	roots    map[nacre.MachineID]nacre.BuildID
 	slotNo   int
+}
+
+// Hook is called at the beginning of every operation of a FakeHost
+// ("runtime.start", "network.acquire", "agent.init", ...); an error fails it.
+type Hook func(op string, id nacre.MachineID) error
+
+// SetHook sets the hook, or takes it away with nil.
+func (h *FakeHost) SetHook(hook Hook) { h.hook.Store(&hook) }
+
+func (h *FakeHost) call(op string, id nacre.MachineID) error {
+	if hook := h.hook.Load(); hook != nil && *hook != nil {
+		return (*hook)(op, id)
+	}
+	return nil
 }
 
 // NewFakeHost makes a host that has the root file systems of the builds.
@@ -63,6 +77,17 @@ func (h *FakeHost) Machine(id nacre.MachineID) *FakeMachine {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.machines[id]
+}
+
+// Vanish takes every machine away without a trace of why.
+func (h *FakeHost) Vanish() {
+	h.mu.Lock()
+	gone := h.machines
+	h.machines = map[nacre.MachineID]*FakeMachine{}
+	h.mu.Unlock()
+	for _, m := range gone {
+		m.end(nacre.EndCrash, "")
+	}
 }
 
 // Policy returns the egress policy in force for a machine.
@@ -165,15 +190,12 @@ func (d *FakeDaemon) Step() error {
 	return nil
 }
 
-// op begins an operation; the function it returns ends it.
+// op begins an operation; Step ends it.
 func (d *FakeDaemon) op(name string, id nacre.MachineID) error {
 	if err := d.Step(); err != nil {
 		return err
 	}
-	if d.host.Hook != nil {
-		return d.host.Hook(name, id)
-	}
-	return nil
+	return d.host.call(name, id)
 }
 
 // Runtime returns the host's driver.

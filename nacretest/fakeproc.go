@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"sort"
 	"strconv"
 	"strings"
@@ -95,10 +96,7 @@ func (p *fakeProcess) script(text string) int {
 				continue
 			}
 			for i := range argv {
-				argv[i] = strings.Trim(argv[i], `"'`)
-				if name, ok := strings.CutPrefix(argv[i], "$"); ok {
-					argv[i] = p.info.Env[name]
-				}
+				argv[i] = os.Expand(strings.Trim(argv[i], `"'`), func(name string) string { return p.info.Env[name] })
 			}
 			if code = p.command(argv); code != 0 || argv[0] == "exit" {
 				break

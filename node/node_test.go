@@ -1,0 +1,576 @@
+package node_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/node"
+)
+
+func wantCode(t *testing.T, err error, code nacre.Code) {
+	t.Helper()
+	if !nacre.IsCode(err, code) {
+		t.Fatalf("got %v, want code %q", err, code)
+	}
+}
+
+// TestStartFailsAtEachStep: whichever step of a start fails, nothing is left, and
+// the next start works.
+func TestStartFailsAtEachStep(t *testing.T) {
+	for _, op := range []string{"images.prepare", "network.acquire", "runtime.start", "agent.init"} {
+		t.Run(op, func(t *testing.T) {
+			w := newWorld(t)
+			w.host.SetHook(func(at string, _ nacre.MachineID) error {
+				if at == op {
+					return nacre.Errorf(nacre.CodeNoSpace, "the disk is full")
+				}
+				return nil
+			})
+			n := w.start()
+			_, err := n.Start(t.Context(), w.spec())
+			wantCode(t, err, nacre.CodeNoSpace)
+			if l := w.leaks(); len(l) > 0 {
+				t.Fatalf("left behind: %v", l)
+			}
+			for _, d := range []string{"handles", "machines"} {
+				if left, _ := os.ReadDir(filepath.Join(w.dir, "node", d)); len(left) > 0 {
+					t.Fatalf("%s: %v", d, left)
+				}
+			}
+			w.host.SetHook(nil)
+			w.begin()
+		})
+	}
+}
+
+func TestAGuestThatNeverAnswers(t *testing.T) {
+	w := newWorld(t)
+	w.tweak = func(c *node.Config) { c.BootTimeout = 30 * time.Millisecond }
+	w.host.SetHook(func(at string, _ nacre.MachineID) error {
+		if at == "agent.healthy" {
+			return nacre.Errorf(nacre.CodeUnavailable, "connection refused")
+		}
+		return nil
+	})
+	n := w.start()
+	_, err := n.Start(t.Context(), w.spec())
+	wantCode(t, err, nacre.CodeDeadline)
+	if l := w.leaks(); len(l) > 0 {
+		t.Fatalf("left behind: %v", l)
+	}
+}
+
+func TestAGuestThatDiesWhileItStarts(t *testing.T) {
+	w := newWorld(t)
+	w.host.SetHook(func(at string, id nacre.MachineID) error {
+		if at == "agent.healthy" {
+			go w.host.Machine(id).Crash(nacre.EndOOM, "too big for its limit")
+			return nacre.Errorf(nacre.CodeUnavailable, "connection refused")
+		}
+		return nil
+	})
+	n := w.start()
+	begin := time.Now()
+	_, err := n.Start(t.Context(), w.spec())
+	if err == nil || !strings.Contains(nacre.ErrorMessage(err), "too big for its limit") {
+		t.Fatalf("got %v", err)
+	}
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Fatalf("it was noticed after %s", d)
+	}
+	w.eventually("nothing is left", func() bool { return len(w.leaks()) == 0 })
+}
+
+// TestFault21_Overcommit: what does not fit is refused with a reason, and what
+// runs goes on.
+func TestFault21_Overcommit(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		tweak func(*node.Config)
+		stats node.HostStats
+		says  string
+	}{
+		{"sandboxes", func(c *node.Config) { c.Admission.MaxSandboxes = 2 }, node.HostStats{}, "may run 2"},
+		{"promised memory", func(c *node.Config) { c.Admission.Overcommit = 0.01 }, node.HostStats{}, "are promised to sandboxes"},
+		{"real memory", nil, node.HostStats{MemoryTotal: 64 << 30, MemoryAvailable: 3 << 30, DiskTotal: 1 << 40, DiskFree: 1 << 39}, "short of memory"},
+		{"disk", nil, node.HostStats{MemoryTotal: 64 << 30, MemoryAvailable: 60 << 30, DiskTotal: 1 << 40, DiskFree: 1 << 30}, "short of disk space"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.tweak = c.tweak
+			n := w.start()
+			a, _ := w.begin()
+			b, _ := w.begin()
+			if c.stats != (node.HostStats{}) {
+				w.stats.Store(&c.stats)
+				time.Sleep(120 * time.Millisecond) // the figures are read at most every 100 ms
+			}
+			_, err := n.Start(t.Context(), w.spec())
+			wantCode(t, err, nacre.CodeExhausted)
+			if !strings.Contains(nacre.ErrorMessage(err), c.says) {
+				t.Fatalf("the message %q does not say %q", nacre.ErrorMessage(err), c.says)
+			}
+			for _, s := range []nacre.StartSpec{a, b} {
+				if _, ok := n.Route(s.Sandbox); !ok {
+					t.Fatal("a running sandbox was hurt")
+				}
+			}
+		})
+	}
+}
+
+// TestBootsWaitForTheirTurn: more creates at once than may boot wait, and each is
+// answered; a queue that is full says so.
+func TestBootsWaitForTheirTurn(t *testing.T) {
+	w := newWorld(t)
+	w.host.BootTime = 5 * time.Millisecond
+	var mu sync.Mutex
+	booting, most := 0, 0
+	w.host.SetHook(func(at string, _ nacre.MachineID) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch at {
+		case "runtime.start":
+			booting++
+			most = max(most, booting)
+		case "agent.init":
+			booting--
+		}
+		return nil
+	})
+	w.tweak = func(c *node.Config) { c.Admission.MaxBoots = 3 }
+	n := w.start()
+	var wg sync.WaitGroup
+	for range 40 {
+		wg.Go(func() {
+			if _, err := n.Start(t.Context(), w.spec()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if most > 3 {
+		t.Fatalf("%d booted at once", most)
+	}
+
+	w2 := newWorld(t)
+	w2.host.BootTime = time.Hour
+	w2.tweak = func(c *node.Config) { c.Admission.MaxBoots, c.Admission.MaxQueue, c.BootTimeout = 1, 1, time.Hour }
+	n = w2.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, 3)
+	for range 3 {
+		go func() { _, err := n.Start(ctx, w2.spec()); errs <- err }()
+	}
+	wantCode(t, <-errs, nacre.CodeExhausted)
+	cancel()
+	for range 2 {
+		if err := <-errs; err == nil {
+			t.Fatal("started")
+		}
+	}
+}
+
+func TestStandbys(t *testing.T) {
+	shape := node.Shape{Build: build, Resources: resources}
+	begin := func(t *testing.T) *world {
+		w := newWorld(t)
+		w.tweak = func(c *node.Config) {
+			c.Standby = node.Standby{Count: 2, Quiet: time.Millisecond, Check: 10 * time.Millisecond}
+		}
+		w.start()
+		w.n.KeepReady(shape)
+		w.eventually("two standbys are ready", func() bool { return w.standbys() == 2 })
+		return w
+	}
+	t.Run("a create takes one, and it is replaced", func(t *testing.T) {
+		w := begin(t)
+		for _, m := range w.host.Machines() {
+			if p, _ := w.host.Policy(m.Spec.ID); !p.DenyAll {
+				t.Fatal("a standby may reach the network")
+			}
+			if _, n := m.Guest.Init(); n != 0 {
+				t.Fatal("a standby was told who it is")
+			}
+		}
+		spec := w.spec()
+		spec.Network.AllowOut = []string{"192.0.2.1"}
+		st, err := w.n.Start(t.Context(), spec)
+		if err != nil || st.BootPath != nacre.BootStandby {
+			t.Fatalf("%+v, %v", st, err)
+		}
+		p, _ := w.host.Policy(st.Machine)
+		if p.DenyAll || len(p.Allow) != 1 {
+			t.Fatalf("policy: %+v", p)
+		}
+		w.eventually("it is replaced", func() bool { return w.standbys() == 2 })
+	})
+	t.Run("another shape boots", func(t *testing.T) {
+		w := begin(t)
+		spec := w.spec()
+		spec.Resources.MemoryMiB = 512
+		st, err := w.n.Start(t.Context(), spec)
+		if err != nil || st.BootPath != nacre.BootCold {
+			t.Fatalf("%+v, %v", st, err)
+		}
+	})
+	t.Run("they outlive the daemon", func(t *testing.T) {
+		w := begin(t)
+		before := len(w.host.Machines())
+		w.restart()
+		if got := w.standbys(); got != before {
+			t.Fatalf("%d of %d standbys were taken back", got, before)
+		}
+		spec := w.spec()
+		if st, err := w.n.Start(t.Context(), spec); err != nil || st.BootPath != nacre.BootStandby {
+			t.Fatalf("%+v, %v", st, err)
+		}
+	})
+	t.Run("a dead or silent one is replaced", func(t *testing.T) {
+		w := begin(t)
+		ms := w.host.Machines()
+		ms[0].Crash(nacre.EndCrash, "gone")
+		silent := ms[1].Spec.ID
+		w.host.SetHook(func(op string, id nacre.MachineID) error {
+			if op == "agent.healthy" && id == silent {
+				return nacre.Errorf(nacre.CodeUnavailable, "silent")
+			}
+			return nil
+		})
+		w.eventually("both are replaced", func() bool {
+			return w.host.Machine(ms[0].Spec.ID) == nil && w.host.Machine(silent) == nil && w.standbys() == 2
+		})
+	})
+	t.Run("they make room for a create", func(t *testing.T) {
+		w := begin(t)
+		w.n.KeepReady(shape)
+		short := true
+		var mu sync.Mutex
+		w.restartWith(func(c *node.Config) {
+			c.Standby = node.Standby{Count: 2, Quiet: time.Hour, Check: time.Hour}
+			c.Host = func() (node.HostStats, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				s := *w.stats.Load()
+				if short {
+					s.MemoryAvailable = 1 << 30
+					if len(w.host.Machines()) == 0 {
+						s.MemoryAvailable = 8 << 30
+					}
+				}
+				return s, nil
+			}
+		})
+		spec := w.spec()
+		spec.Resources.MemoryMiB = 512
+		if _, err := w.n.Start(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.standbys(); got != 0 {
+			t.Fatalf("%d standbys are left", got)
+		}
+	})
+	t.Run("one that cannot be handed over does not fail the create", func(t *testing.T) {
+		w := begin(t)
+		var once sync.Once
+		w.host.SetHook(func(op string, _ nacre.MachineID) (err error) {
+			if op == "agent.init" {
+				once.Do(func() { err = nacre.Errorf(nacre.CodeUnavailable, "reset") })
+			}
+			return err
+		})
+		if _, err := w.n.Start(t.Context(), w.spec()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func (w *world) restartWith(tweak func(*node.Config)) {
+	w.tb.Helper()
+	w.tweak = tweak
+	w.restart()
+}
+
+// TestAStandbyMeetsOneSandboxOnly: killed at any moment of a hand-over, the next
+// daemon never offers a machine that has learned a tenant's environment.
+func TestAStandbyMeetsOneSandboxOnly(t *testing.T) {
+	for at := 1; at <= 12; at++ {
+		w := newWorld(t)
+		w.tweak = func(c *node.Config) { c.Standby = node.Standby{Count: 1, Quiet: time.Millisecond} }
+		w.start()
+		w.n.KeepReady(node.Shape{Build: build, Resources: resources})
+		w.eventually("a standby is ready", func() bool { return w.standbys() == 1 })
+		w.n.KeepReady()
+		w.fake.KillAt(at, nil)
+		spec := w.spec()
+		spec.Env = map[string]string{"SECRET": "tenant a"}
+		_, _ = w.n.Start(t.Context(), spec) // killed, or not
+		w.tweak = func(c *node.Config) { c.Standby.Count = 0 }
+		w.restart()
+		other := w.spec()
+		st, err := w.n.Start(t.Context(), other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, inits := w.host.Machine(st.Machine).Guest.Init(); inits != 1 {
+			t.Fatalf("killed at %d: the second sandbox got a machine that was told %d times who it is", at, inits)
+		}
+	}
+}
+
+func TestRecoverFindsWhyAMachineIsGone(t *testing.T) {
+	exits := func(t *testing.T, w *world) nacre.Exit {
+		list, err := w.n.Machines(t.Context())
+		if err != nil || len(list) != 1 || list[0].Exit == nil {
+			t.Fatalf("machines: %+v, %v", list, err)
+		}
+		return *list[0].Exit
+	}
+	t.Run("it ended while the daemon was down, and the runtime knows why", func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		_, st := w.begin()
+		w.fake.Kill()
+		w.stop()
+		w.host.Machine(st.Machine).Crash(nacre.EndOOM, "memory")
+		w.start()
+		w.eventually("the exit is known", func() bool {
+			list, _ := w.n.Machines(t.Context())
+			return len(list) == 1 && list[0].Exit != nil
+		})
+		if e := exits(t, w); e.Reason != nacre.EndOOM || e.Detail != "memory" {
+			t.Fatalf("exit: %+v", e)
+		}
+	})
+	t.Run("nobody knows", func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.begin()
+		w.fake.Kill()
+		w.stop()
+		w.host.Vanish()
+		w.start()
+		if e := exits(t, w); e.Reason != nacre.EndCrash || e.Detail == "" {
+			t.Fatalf("exit: %+v", e)
+		}
+		if l := w.leaks(); len(l) > 0 {
+			t.Fatalf("left behind: %v", l)
+		}
+	})
+	t.Run("the host was restarted", func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		_, st := w.begin()
+		w.fake.Kill()
+		w.stop()
+		w.host.Vanish()
+		path := filepath.Join(w.dir, "node", "handles", string(st.Machine)+".json")
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := strings.Index(string(data), `"BootID":"`) + len(`"BootID":"`)
+		data[i] ^= 1
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.start()
+		if e := exits(t, w); e.Reason != nacre.EndNodeLost {
+			t.Fatalf("exit: %+v", e)
+		}
+	})
+}
+
+// TestTornHandle: a handle that a power cut left torn costs its sandbox and nothing
+// else; its machine is swept.
+func TestTornHandle(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	good, _ := w.begin()
+	_, st := w.begin()
+	w.fake.Kill()
+	w.stop()
+	dir := filepath.Join(w.dir, "node", "handles")
+	for name, content := range map[string]string{
+		string(st.Machine) + ".json":    `{"Version":1,"Handle":{"Mach`,
+		"m0000000000000000.json":        "",
+		"m1111111111111111.json":        `{"Version":99}`,
+		"m2222222222222222.json":        `{"Version":1,"Handle":{"Machine":"../../../etc"}}`,
+		"m3333333333333333.json.tmp":    `{`,
+		"../machines/m4444444444444444": "",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.start()
+	list, err := w.n.Machines(t.Context())
+	if err != nil || len(list) != 1 || list[0].Sandbox != good.Sandbox {
+		t.Fatalf("machines: %+v, %v", list, err)
+	}
+	w.eventually("the rest is swept", func() bool { return len(w.leaks()) == 0 })
+	bad, _ := filepath.Glob(filepath.Join(dir, "*.bad"))
+	if len(bad) != 4 {
+		t.Fatalf("set aside: %v", bad)
+	}
+	w.eventually("stale directories are swept", func() bool {
+		left, _ := os.ReadDir(filepath.Join(w.dir, "node", "machines"))
+		return len(left) == 1
+	})
+}
+
+// TestFault08_Leftovers: thousands of leftovers do not delay the start.
+func TestFault08_Leftovers(t *testing.T) {
+	w := newWorld(t)
+	hold := make(chan struct{})
+	w.host.SetHook(func(op string, _ nacre.MachineID) error {
+		if op == "runtime.sweep" {
+			<-hold
+		}
+		return nil
+	})
+	w.start() // returns although the sweep hangs
+	spec, _ := w.begin()
+	close(hold)
+	w.n.Stop(t.Context(), spec.Sandbox)
+}
+
+// TestFault43_PolicySurvivesARestart: also one that was changed while it ran.
+func TestFault43_PolicySurvivesARestart(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	spec, st := w.begin()
+	p := nacre.EgressPolicy{DenyAll: true, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	if err := w.n.SetEgress(t.Context(), spec.Sandbox, p); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	got, ok := w.host.Policy(st.Machine)
+	if !ok || fmt.Sprint(got) != fmt.Sprint(p) {
+		t.Fatalf("policy after the restart: %+v", got)
+	}
+}
+
+// TestFault30_Identifiers: ids that strangers make up reach no path and no machine.
+func TestFault30_Identifiers(t *testing.T) {
+	w := newWorld(t)
+	n := w.start()
+	for _, id := range []nacre.SandboxID{"", "..", "../handles", "i/../../etc/passwd", "i' OR 1=1 --", "i\r\nX: y", "iÄÖÜ0000000000000000", "i$(reboot)0000000000", "m0000000000000000"} {
+		spec := w.spec()
+		spec.Sandbox = id
+		if _, err := n.Start(t.Context(), spec); !nacre.IsCode(err, nacre.CodeInvalid) {
+			t.Errorf("start %q: %v", id, err)
+		}
+		if err := n.Stop(t.Context(), id); err != nil {
+			t.Errorf("stop %q: %v", id, err)
+		}
+		if l, err := n.Logs(t.Context(), id, nacre.LogQuery{}); err != nil || len(l) != 0 {
+			t.Errorf("logs of %q: %v, %v", id, l, err)
+		}
+		if _, ok := n.Route(id); ok {
+			t.Errorf("route of %q", id)
+		}
+	}
+}
+
+func TestNoSecretOnDisk(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	spec := w.spec()
+	spec.Env, spec.Secure = map[string]string{"PASSWORD": "correct horse battery"}, true
+	if _, err := w.n.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	token := nacre.TokenKey{}.AccessToken(spec.Sandbox, 0)
+	err := filepath.WalkDir(w.dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if strings.Contains(string(data), "correct horse") || strings.Contains(string(data), token) {
+			t.Errorf("%s holds a secret", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(w.logged(), "correct horse") || strings.Contains(w.logged(), token) {
+		t.Error("the log holds a secret")
+	}
+}
+
+// tunnelAgent reaches the guest's loopback.
+type tunnelAgent struct{ nacre.Agent }
+
+func (tunnelAgent) Tunnel(context.Context, int) (net.Conn, error) {
+	a, b := net.Pipe()
+	go func() { _, _ = b.Write([]byte("loop!")); b.Close() }()
+	return a, nil
+}
+
+func TestDialFallsBackToTheGuestsLoopback(t *testing.T) {
+	w := newWorld(t)
+	w.tweak = func(c *node.Config) {
+		c.NewAgent = func(dial func(context.Context, int) (net.Conn, error), host, access string) nacre.Agent {
+			return tunnelAgent{w.fake.NewAgent(dial, host, access)}
+		}
+	}
+	w.start()
+	spec, _ := w.begin()
+	c, err := w.n.Dial(t.Context(), spec.Sandbox, 3000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	buf := make([]byte, 5)
+	if _, err := c.Read(buf); err != nil || string(buf) != "loop!" {
+		t.Fatalf("read %q, %v", buf, err)
+	}
+}
+
+// TestAStopThatFailsCanBeRepeated: what could not be taken down stays known.
+func TestAStopThatFailsCanBeRepeated(t *testing.T) {
+	w := newWorld(t)
+	n := w.start()
+	spec, _ := w.begin()
+	w.host.SetHook(func(op string, _ nacre.MachineID) error {
+		if op == "network.release" {
+			return errors.New("busy")
+		}
+		return nil
+	})
+	wantCode(t, n.Stop(t.Context(), spec.Sandbox), nacre.CodeUnavailable)
+	if list, _ := n.Machines(t.Context()); len(list) != 1 {
+		t.Fatalf("machines: %v", list)
+	}
+	w.host.SetHook(nil)
+	if err := n.Stop(t.Context(), spec.Sandbox); err != nil {
+		t.Fatal(err)
+	}
+	if l := w.leaks(); len(l) > 0 {
+		t.Fatalf("left behind: %v", l)
+	}
+}
+
+func TestCloseLeavesMachinesRunning(t *testing.T) {
+	w := newWorld(t)
+	n := w.start()
+	w.begin()
+	w.stop()
+	if got := len(w.host.Machines()); got != 1 {
+		t.Fatalf("%d machines run", got)
+	}
+	_, err := n.Start(t.Context(), w.spec())
+	wantCode(t, err, nacre.CodeUnavailable)
+}
