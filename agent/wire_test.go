@@ -1,0 +1,616 @@
+package agent_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/agent/envd"
+)
+
+// The requests of this file have the shape of the real SDKs' ones.
+
+// request sends body with headers given as "Name: value".
+func (g *guest) request(t testing.TB, method, path string, body io.Reader, headers ...string) (int, string, http.Header) {
+	t.Helper()
+	req, err := http.NewRequest(method, "http://"+g.addr+path, body)
+	must(t, err)
+	for _, h := range headers {
+		if name, value, ok := strings.Cut(h, ": "); ok {
+			req.Header.Set(name, value)
+		}
+	}
+	resp, err := http.DefaultClient.Do(req)
+	must(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	must(t, err)
+	return resp.StatusCode, string(b), resp.Header
+}
+
+// unary makes a JSON RPC.
+func (g *guest) unary(t testing.TB, method, body string, headers ...string) (int, string) {
+	t.Helper()
+	status, answer, _ := g.request(t, "POST", method, strings.NewReader(body),
+		append([]string{"Content-Type: application/json", "Connect-Protocol-Version: 1"}, headers...)...)
+	return status, compact(t, answer)
+}
+
+// compact takes out the white space that the JSON codec puts in at random.
+func compact(t testing.TB, s string) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Compact(&b, []byte(s)); err != nil {
+		t.Fatalf("%q is no JSON: %v", s, err)
+	}
+	return b.String()
+}
+
+// frame is one message of a Connect stream.
+type frame struct {
+	flags byte
+	json  string
+}
+
+func envelope(body string) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
+}
+
+// stream makes a JSON streaming RPC and passes each frame to fn until it returns false.
+func (g *guest) stream(t testing.TB, method, body string, fn func(frame) bool, headers ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "POST", "http://"+g.addr+method, bytes.NewReader(envelope(body)))
+	must(t, err)
+	req.Header.Set("Content-Type", "application/connect+json")
+	req.Header.Set("Connect-Protocol-Version", "1")
+	req.Header.Set("Content-Encoding", "identity")
+	req.Header.Set("Connect-Content-Encoding", "identity")
+	req.Header.Set("Accept-Encoding", "gzip, deflate")
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		req.Header.Set(name, value)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	must(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != 200 {
+		b, _ := io.ReadAll(resp.Body)
+		t.Fatalf("status %d: %s", resp.StatusCode, b)
+	}
+	if ce := resp.Header.Get("Connect-Content-Encoding"); ce != "" && ce != "identity" {
+		t.Errorf("the stream is compressed: %s", ce)
+	}
+	for {
+		var head [5]byte
+		if _, err := io.ReadFull(resp.Body, head[:]); err == io.EOF {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		msg := make([]byte, binary.BigEndian.Uint32(head[1:]))
+		_, err := io.ReadFull(resp.Body, msg)
+		must(t, err)
+		if head[0]&1 != 0 {
+			t.Fatal("a frame is compressed")
+		}
+		if !fn(frame{head[0], compact(t, string(msg))}) {
+			return
+		}
+	}
+}
+
+// frames collects a whole stream, with pids and keepalives as they come.
+func (g *guest) frames(t testing.TB, method, body string, headers ...string) []string {
+	t.Helper()
+	var out []string
+	g.stream(t, method, body, func(f frame) bool {
+		out = append(out, fmt.Sprintf("%d %s", f.flags, f.json))
+		return true
+	}, headers...)
+	return out
+}
+
+func startBody(script string, more string) string {
+	arg, _ := json.Marshal(script)
+	return `{"process":{"cmd":"/bin/bash","args":["-l","-c",` + string(arg) + `]}` + more + `}`
+}
+
+const (
+	startRPC   = "/process.Process/Start"
+	connectRPC = "/process.Process/Connect"
+)
+
+func asUser(name string) string {
+	return "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(name+":"))
+}
+
+// TestWire2_5_StartStream is a command run, frame by frame.
+func TestWire2_5_StartStream(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	got := g.frames(t, startRPC, startBody("printf out; exit 3", `,"stdin":false`), "Connect-Timeout-Ms: 60000", "Keepalive-Ping-Interval: 50")
+	if len(got) != 4 || !strings.HasPrefix(got[0], `0 {"event":{"start":{"pid":`) {
+		t.Fatalf("frames %q", got)
+	}
+	want := []string{
+		`0 {"event":{"data":{"stdout":"b3V0"}}}`,
+		`0 {"event":{"end":{"exitCode":3,"exited":true,"status":"exit status 3","error":"exit status 3"}}}`,
+		`2 {}`,
+	}
+	for i, w := range want {
+		if got[i+1] != w {
+			t.Errorf("frame %d: %s, want %s", i+1, got[i+1], w)
+		}
+	}
+	got = g.frames(t, startRPC, startBody("kill -9 $$", ""))
+	if w := `0 {"event":{"end":{"exitCode":-1,"status":"signal: killed","error":"signal: killed"}}}`; got[1] != w {
+		t.Errorf("killed: %s, want %s", got[1], w)
+	}
+	got = g.frames(t, startRPC, startBody("true", ""))
+	if w := `0 {"event":{"end":{"exited":true,"status":"exit status 0"}}}`; got[1] != w {
+		t.Errorf("success: %s, want %s", got[1], w)
+	}
+}
+
+// TestWire2_4_ErrorsOfStreams: HTTP 200, and the error in the end frame.
+func TestWire2_4_ErrorsOfStreams(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	for _, c := range []struct {
+		what, method, body, want string
+		headers                  []string
+	}{
+		{"cwd", startRPC, `{"process":{"cmd":"/bin/bash","cwd":"/missing"}}`, `2 {"error":{"code":"invalid_argument","message":"cwd '/missing' does not exist"}}`, nil},
+		{"user", startRPC, startBody("true", ""), `2 {"error":{"code":"unauthenticated","message":"invalid username: 'ghost'"}}`, []string{asUser("ghost")}},
+		{"pid", connectRPC, `{"process":{"pid":999999}}`, `2 {"error":{"code":"not_found","message":"process with pid 999999 not found"}}`, nil},
+	} {
+		got := g.frames(t, c.method, c.body, c.headers...)
+		if len(got) != 1 || got[0] != c.want {
+			t.Errorf("%s: %q, want %s", c.what, got, c.want)
+		}
+	}
+}
+
+// TestTrap07_FloatTimeout: Python sends "500.0".
+func TestTrap07_FloatTimeout(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	began := time.Now()
+	got := g.frames(t, startRPC, startBody("sleep 1000", ""), "Connect-Timeout-Ms: 500.0")
+	if len(got) != 2 || !strings.HasPrefix(got[1], `2 {"error":{"code":"deadline_exceeded"`) {
+		t.Errorf("frames %q", got)
+	}
+	if d := time.Since(began); d < 450*time.Millisecond || d > 20*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	if status, answer := g.unary(t, "/process.Process/List", "{}", "Connect-Timeout-Ms: 60000.0"); status != 200 || answer != "{}" {
+		t.Errorf("unary: %d %s; the process must be gone", status, answer)
+	}
+}
+
+// TestWire2_4_KeepaliveEvents: a silent stream shows that it lives.
+func TestWire2_4_KeepaliveEvents(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	got := g.frames(t, startRPC, startBody("sleep 1.4", ""), "Keepalive-Ping-Interval: 1")
+	if len(got) != 4 || got[1] != `0 {"event":{"keepalive":{}}}` {
+		t.Errorf("frames %q", got)
+	}
+}
+
+// TestWire4_03_SplitCharacter: half a character is held back, and is one event
+// of its own at the end.
+func TestWire4_03_SplitCharacter(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	var text strings.Builder
+	for _, script := range []string{`head -c 8191 /dev/zero | tr '\0' a; printf '\xe2'`, `printf '\xe2'; sleep 0.3; printf '\x82\xac'`} {
+		text.Reset()
+		g.stream(t, startRPC, startBody(script, ""), func(f frame) bool {
+			var m struct {
+				Event struct{ Data struct{ Stdout []byte } }
+			}
+			must(t, json.Unmarshal([]byte(f.json), &m))
+			text.WriteString(strings.ToValidUTF8(string(m.Event.Data.Stdout), "\uFFFD"))
+			return true
+		})
+		if want := strings.Repeat("a", 8191) + "\uFFFD"; text.String() != want && text.String() != "€" {
+			t.Errorf("%s gave %d bytes ending in %q", script, text.Len(), text.String()[max(0, text.Len()-8):])
+		}
+	}
+}
+
+// TestWire2_5_UnaryCalls: what the SDKs send and read.
+func TestWire2_5_UnaryCalls(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	var pid int
+	g.stream(t, startRPC, `{"process":{"cmd":"/bin/bash","args":["-c","read x; exit 9"],"envs":{"A":"b"}},"stdin":true,"tag":"t"}`, func(f frame) bool {
+		_, err := fmt.Sscanf(f.json, `{"event":{"start":{"pid":%d}}}`, &pid)
+		must(t, err)
+		return false // closing the connection must not end the process
+	})
+	for _, c := range []struct{ method, body, want string }{
+		{"List", `{}`, fmt.Sprintf(`{"processes":[{"config":{"cmd":"/bin/bash","args":["-c","read x; exit 9"],"envs":{"A":"b"}},"pid":%d,"tag":"t"}]}`, pid)},
+		{"SendInput", fmt.Sprintf(`{"process":{"pid":%d},"input":{"stdin":""}}`, pid), `{}`},
+		{"SendInput", `{"process":{"tag":"t"},"input":{"stdin":"Cg=="}}`, `{}`},
+	} {
+		if status, got := g.unary(t, "/process.Process/"+c.method, c.body); status != 200 || got != c.want {
+			t.Errorf("%s: %d %s, want %s", c.method, status, got, c.want)
+		}
+	}
+	got := g.frames(t, connectRPC, fmt.Sprintf(`{"process":{"pid":%d}}`, pid))
+	if len(got) != 3 || !strings.Contains(got[1], `"exitCode":9`) {
+		t.Errorf("connect: %q", got)
+	}
+	status, answer := g.unary(t, "/process.Process/SendSignal", `{"process":{"pid":999999},"signal":"SIGNAL_SIGKILL"}`)
+	if want := `{"code":"not_found","message":"process with pid 999999 not found"}`; status != 404 || answer != want {
+		t.Errorf("signal: %d %s", status, answer)
+	}
+}
+
+// TestWire2_2_Auth: who needs what.
+func TestWire2_2_Auth(t *testing.T) {
+	g := newGuest(t)
+	if status, _, _ := g.request(t, "GET", "/health", nil); status != 204 {
+		t.Errorf("health before init: %d", status)
+	}
+	if status, _ := g.unary(t, "/process.Process/List", "{}"); status != 401 {
+		t.Errorf("a call before init: %d", status)
+	}
+	g.initialised(t, "secret")
+	const good = "X-Access-Token: secret"
+	for _, c := range []struct {
+		method, path string
+		header       string
+		status       int
+	}{
+		{"GET", "/health", "", 204},
+		{"GET", "/health", "X-Access-Token: wrong", 204},
+		{"GET", "/files?path=/etc/hostname", "", 401},
+		{"GET", "/files?path=/etc/hostname", "X-Access-Token: wrong", 401},
+		{"GET", "/files?path=/etc/passwd", good, 200},
+		{"HEAD", "/files?path=/etc/passwd", good, 200},
+		{"DELETE", "/files?path=/etc/passwd", good, 405},
+		{"GET", "/files?path=/etc/passwd&username=ghost", good, 401},
+		{"POST", "/process.Process/List", "X-Access-Token: wrong", 401},
+		{"GET", "/nothing", good, 404},
+	} {
+		var body io.Reader
+		headers := []string{c.header}
+		if c.method == "POST" {
+			body, headers = strings.NewReader("{}"), append(headers, "Content-Type: application/json")
+		}
+		status, answer, _ := g.request(t, c.method, c.path, body, headers...)
+		if status != c.status {
+			t.Errorf("%s %s with %q: %d, want %d", c.method, c.path, c.header, status, c.status)
+		}
+		if status >= 400 && status != 404 && c.method == "GET" {
+			var e envd.ErrorBody
+			if json.Unmarshal([]byte(answer), &e) != nil || e.Code != status || e.Message == "" {
+				t.Errorf("%s: body %q", c.path, answer)
+			}
+		}
+	}
+}
+
+// TestFault35_HostRoutesFromOutside: whoever comes without the host token finds
+// nothing, by any method.
+func TestFault35_HostRoutesFromOutside(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "secret")
+	for _, path := range []string{"/init", "/metrics", "/logs", "/envs", "/tunnel?port=22"} {
+		for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"} {
+			status, _, _ := g.request(t, method, path, nil, "X-Access-Token: secret")
+			if status != 404 {
+				t.Errorf("%s %s: %d", method, path, status)
+			}
+			if status, _, _ := g.request(t, method, path, nil, "X-Host-Token: wrong"); status != 401 && status != 404 {
+				t.Errorf("%s %s with a wrong host token: %d", method, path, status)
+			}
+		}
+	}
+	if status, body, _ := g.request(t, "GET", "/envs", nil, "X-Host-Token: host"); status != 200 || body != "{}" {
+		t.Errorf("envs for the host: %d %s", status, body)
+	}
+}
+
+// TestFault37_SignedURLs: forged, tampered and expired ones.
+func TestFault37_SignedURLs(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "secret")
+	must(t, os.WriteFile(g.home+"/hello.txt", []byte("hi"), 0o644))
+	get := func(q url.Values) (int, string) {
+		status, body, _ := g.request(t, "GET", "/files?"+q.Encode(), nil)
+		return status, body
+	}
+	signed := func(path, op, user string, exp int64) url.Values {
+		q := url.Values{"path": {path}, "signature": {envd.Signature(path, op, user, "secret", exp)}}
+		if user != "" {
+			q.Set("username", user)
+		}
+		if exp != 0 {
+			q.Set("signature_expiration", fmt.Sprint(exp))
+		}
+		return q
+	}
+	later, past := time.Now().Add(time.Hour).Unix(), time.Now().Add(-time.Minute).Unix()
+	for _, q := range []url.Values{signed("hello.txt", "read", "user", 0), signed("hello.txt", "read", "", later)} {
+		if status, body := get(q); status != 200 || body != "hi" {
+			t.Errorf("a valid signature: %d %s", status, body)
+		}
+	}
+	expired := signed("hello.txt", "read", "user", past)
+	if status, body := get(expired); status != 401 || body != `{"code":401,"message":"signature is already expired"}` {
+		t.Errorf("expired: %d %s", status, body)
+	}
+	expired.Set("signature_expiration", fmt.Sprint(later))
+	for what, q := range map[string]url.Values{
+		"a later expiration": expired,
+		"another operation":  signed("hello.txt", "write", "user", 0),
+		"no signature":       {"path": {"hello.txt"}},
+		"an empty signature": {"path": {"hello.txt"}, "signature": {""}},
+	} {
+		if status, _ := get(q); status != 401 {
+			t.Errorf("%s: %d", what, status)
+		}
+	}
+	other := signed("hello.txt", "read", "user", 0)
+	other.Set("path", "/etc/passwd")
+	if status, _ := get(other); status != 401 {
+		t.Errorf("another path: %d", status)
+	}
+	asRoot := signed("hello.txt", "read", "user", 0)
+	asRoot.Set("username", "root")
+	if status, _ := get(asRoot); status != 401 {
+		t.Errorf("another user: %d", status)
+	}
+	status, body, _ := g.request(t, "POST", "/files?"+signed("hello.txt", "write", "root", 0).Encode(), form("x", "file", "x"), formType)
+	if want := fmt.Sprintf(`[{"name":"hello.txt","type":"file","path":"%s/hello.txt"}]`, g.rootDir); status != 200 || body != want {
+		t.Errorf("a signed upload as root: %d %s, want %s", status, body, want)
+	}
+}
+
+const formType = "Content-Type: multipart/form-data; boundary=XX"
+
+// form is a multipart body of one file, the way clients without a library write it.
+func form(filename, name, content string) io.Reader {
+	return strings.NewReader("--XX\r\nContent-Disposition: form-data; name=\"" + name + "\"; filename=\"" + filename +
+		"\"\r\nContent-Type: application/octet-stream\r\n\r\n" + content + "\r\n--XX--\r\n")
+}
+
+// TestTrap05_UploadAnswer: exactly name, type and path, in order.
+func TestTrap05_UploadAnswer(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	// JS gives the path in the query and "undefined" as the file name.
+	status, body, _ := g.request(t, "POST", "/files?path=a.txt&username=user", form("undefined", "file", "js"), formType)
+	if want := `[{"name":"a.txt","type":"file","path":"` + g.home + `/a.txt"}]`; status != 200 || body != want {
+		t.Errorf("%d %s, want %s", status, body, want)
+	}
+	// Several files go by their names, directories and all, also below the root.
+	var b strings.Builder
+	var want []string
+	for i := range 10 {
+		path := fmt.Sprintf("%s/%d/f.txt", g.root, i)
+		fmt.Fprintf(&b, "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"%s\"\r\n\r\ncontent %d\r\n", path, i)
+		want = append(want, fmt.Sprintf(`{"name":"f.txt","type":"file","path":"%s"}`, path))
+	}
+	status, body, _ = g.request(t, "POST", "/files", strings.NewReader(b.String()+"--XX--\r\n"), formType)
+	if status != 200 || body != "["+strings.Join(want, ",")+"]" {
+		t.Errorf("%d %s", status, body)
+	}
+	fi, err := os.Stat(g.root + "/3/f.txt")
+	must(t, err)
+	if uid, gid := owner(fi); uid != 1000 || gid != 1000 || fi.Mode() != 0o644 {
+		t.Errorf("owner %d:%d, mode %v", uid, gid, fi.Mode())
+	}
+	parent, err := os.Stat(g.root + "/3")
+	must(t, err)
+	if uid, _ := owner(parent); uid != 1000 || parent.Mode().Perm() != 0o755 {
+		t.Errorf("parent: owner %d, mode %v", uid, parent.Mode())
+	}
+	// An encoded quote, a percent sign and UTF-8 in a name.
+	status, body, _ = g.request(t, "POST", "/files", form("dir/é %22q%22 100%25.txt", "file", "x"), formType)
+	if status != 200 {
+		t.Errorf("%d %s", status, body)
+	}
+	if _, err := os.Stat(filepath.Join(g.home, `dir/é "q" 100%25.txt`)); err != nil {
+		t.Error(err)
+	}
+	for what, c := range map[string]struct {
+		query string
+		body  io.Reader
+		ct    string
+	}{
+		"no name":       {"", form("", "file", "x"), formType},
+		"no type":       {"?path=x", form("x", "file", "x"), "Content-Type: "},
+		"another type":  {"?path=x", form("x", "file", "x"), "Content-Type: text/plain"},
+		"cut off":       {"?path=cut", strings.NewReader("--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\nabc"), formType},
+		"raw, no path":  {"", strings.NewReader("x"), "Content-Type: application/octet-stream"},
+		"two, one path": {"?path=x", strings.NewReader(b.String() + "--XX--\r\n"), formType},
+	} {
+		if status, body, _ := g.request(t, "POST", "/files"+c.query, c.body, c.ct); status != 400 {
+			t.Errorf("%s: %d %s", what, status, body)
+		}
+	}
+	if _, err := os.Stat(g.home + "/cut"); err == nil {
+		t.Error("half an upload was left")
+	}
+}
+
+// TestWire2_1_Downloads: lengths, ranges, kernel files and what is no file.
+func TestWire2_1_Downloads(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	must(t, os.WriteFile(g.home+"/empty", nil, 0o644))
+	must(t, os.WriteFile(g.home+"/ten", []byte("0123456789"), 0o644))
+	status, body, h := g.request(t, "GET", "/files?path=empty", nil)
+	if status != 200 || body != "" || h.Get("Content-Length") != "0" {
+		t.Errorf("empty: %d %q, length %q", status, body, h.Get("Content-Length"))
+	}
+	status, body, h = g.request(t, "GET", "/files?path=ten", nil, "Accept-Encoding: gzip, deflate")
+	if status != 200 || body != "0123456789" || h.Get("Content-Length") != "10" {
+		t.Errorf("ten: %d %q, length %q", status, body, h.Get("Content-Length"))
+	}
+	status, body, _ = g.request(t, "GET", "/files?path=ten", nil, "Range: bytes=2-4")
+	if status != 206 || body != "234" {
+		t.Errorf("range: %d %q", status, body)
+	}
+	status, body, _ = g.request(t, "GET", "/files?path=/proc/version", nil)
+	if status != 200 || !strings.Contains(body, "version") {
+		t.Errorf("a kernel file: %d %q", status, body)
+	}
+}
+
+// TestFault29_OddFiles: what would block or never end is refused at once.
+func TestFault29_OddFiles(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	must(t, mkfifo(g.dir+"/fifo"))
+	must(t, os.Symlink(g.dir+"/loop", g.dir+"/loop"))
+	ln, err := net.Listen("unix", g.dir+"/socket")
+	must(t, err)
+	defer func() { _ = ln.Close() }()
+	for _, path := range []string{g.dir + "/fifo", "/dev/zero", "/dev/tty", g.dir + "/socket", g.dir, g.dir + "/loop", g.dir + "/\x00"} {
+		q := "/files?path=" + url.QueryEscape(path)
+		if status, body, _ := g.request(t, "GET", q, nil); status != 400 {
+			t.Errorf("GET %q: %d %s", path, status, body)
+		}
+		if status, body, _ := g.request(t, "POST", q, form("x", "file", "x"), formType); status != 400 {
+			t.Errorf("POST %q: %d %s", path, status, body)
+		}
+	}
+	// Names that are not UTF-8 can be listed; the answer is.
+	must(t, os.WriteFile(g.dir+"/bad\xff\xfename", nil, 0o644))
+	status, answer := g.unary(t, "/filesystem.Filesystem/ListDir", `{"path":"`+g.dir+`"}`)
+	if status != 200 || !strings.Contains(answer, "bad\uFFFDname") {
+		t.Errorf("a name that is not UTF-8: %d %s", status, answer)
+	}
+	// A long name of its own is fine; a path of 4096 bytes is not.
+	long := strings.Repeat("n", 255)
+	if status, _, _ := g.request(t, "POST", "/files?path="+g.dir+"/"+long, form("x", "file", "x"), formType); status != 200 {
+		t.Errorf("a name of 255 bytes: %d", status)
+	}
+	if status, _, _ := g.request(t, "GET", "/files?path=/"+strings.Repeat("d/", 2048), nil); status != 400 {
+		t.Errorf("a path of 4096 bytes: %d", status)
+	}
+	// ".." stays within the root, as everywhere.
+	if status, body, _ := g.request(t, "GET", "/files?path=/../../../proc/version", nil); status != 200 {
+		t.Errorf("dots: %d %s", status, body)
+	}
+}
+
+// TestFault15_DiskFull: 507, and what was there before is still there.
+func TestFault15_DiskFull(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	mountTmpfs(t, g.dir, "size=1m")
+	must(t, os.WriteFile(g.dir+"/old", []byte("old"), 0o666))
+	big := bytes.Repeat([]byte("x"), 3<<20)
+	status, body, _ := g.request(t, "POST", "/files?path="+g.dir+"/old", bytes.NewReader(big), "Content-Type: application/octet-stream")
+	if status != 507 || !strings.Contains(body, `"code":507`) {
+		t.Errorf("announced: %d %s", status, body)
+	}
+	if b, _ := os.ReadFile(g.dir + "/old"); string(b) != "old" {
+		t.Errorf("the old file is now %d bytes", len(b))
+	}
+	// Without a length it is found out on the way.
+	status, body, _ = g.request(t, "POST", "/files?path="+g.dir+"/new", struct{ io.Reader }{bytes.NewReader(big)}, "Content-Type: application/octet-stream")
+	if status != 507 {
+		t.Errorf("chunked: %d %s", status, body)
+	}
+	if _, err := os.Stat(g.dir + "/new"); err == nil {
+		t.Error("half a file was left on a full disk")
+	}
+}
+
+// TestWire6_ChunkedBodies: newer clients send no Content-Length, for calls neither.
+func TestWire6_ChunkedBodies(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	status, body, _ := g.request(t, "POST", "/filesystem.Filesystem/Stat", struct{ io.Reader }{strings.NewReader(`{"path":"/"}`)},
+		"Content-Type: application/json", "Connect-Timeout-Ms: 30000")
+	if status != 200 || !strings.Contains(body, "FILE_TYPE_DIRECTORY") {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+// TestFault32_LyingFrames: lengths that are not true, garbage and deep nesting
+// are refused, and the agent goes on.
+func TestFault32_LyingFrames(t *testing.T) {
+	g := newGuest(t)
+	c := g.initialised(t, "")
+	deep := strings.Repeat(`{"process":`, 100_000)
+	for what, body := range map[string][]byte{
+		"4 GiB announced":  {0, 0xff, 0xff, 0xff, 0xff, 'x'},
+		"longer than sent": {0, 0, 0, 1, 0, '{', '}'},
+		"shorter":          append([]byte{0, 0, 0, 0, 1}, `{"process":{}}`...),
+		"no header":        {0, 0},
+		"garbage":          envelope("\x00\xff{{{{"),
+		"deep":             envelope(deep),
+		"compressed":       {1, 0, 0, 0, 2, '{', '}'},
+		"empty":            {},
+	} {
+		status, answer, _ := g.request(t, "POST", startRPC, bytes.NewReader(body), "Content-Type: application/connect+json")
+		if status != 200 || !strings.Contains(answer, `"error"`) {
+			t.Errorf("%s: %d %.100q", what, status, answer)
+		}
+	}
+	if status, _ := g.unary(t, "/filesystem.Filesystem/Stat", `{"path":`+strings.Repeat("[", 200_000)); status != 400 {
+		t.Errorf("nested arrays: %d", status)
+	}
+	must(t, c.Healthy(context.Background()))
+}
+
+// TestTunnel reaches what listens on the guest's loopback only.
+func TestTunnel(t *testing.T) {
+	g := newGuest(t)
+	c := g.initialised(t, "")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer func() { _ = ln.Close() }()
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		b, _ := io.ReadAll(conn) // until our side is closed for writing
+		_, _ = conn.Write(bytes.ToUpper(b))
+		_ = conn.Close()
+	}()
+	port := ln.Addr().(*net.TCPAddr).Port
+	conn, err := c.Tunnel(context.Background(), port)
+	must(t, err)
+	_, err = io.WriteString(conn, "through")
+	must(t, err)
+	must(t, conn.(interface{ CloseWrite() error }).CloseWrite())
+	b, err := io.ReadAll(conn)
+	must(t, err)
+	if string(b) != "THROUGH" {
+		t.Errorf("got %q", b)
+	}
+	_ = conn.Close()
+	_ = ln.Close()
+	if _, err := c.Tunnel(context.Background(), port); !nacre.IsCode(err, nacre.CodeUnavailable) {
+		t.Errorf("a closed port: %v", err)
+	}
+	if status, _, _ := g.request(t, "GET", "/tunnel?port=99999", nil, "X-Host-Token: host"); status != 400 {
+		t.Errorf("a bad port: %d", status)
+	}
+}
