@@ -26,7 +26,8 @@ type Options struct {
 	// Blobs, when set, is given each imported image and asked for unknown ones.
 	Blobs nacre.BlobStore
 	// ReserveMiB of the disk, and a thousand inodes, stay free for the host's own
-	// records: a machine that would come below is refused.
+	// records: a machine that would come below is refused. 0 means 512; negative
+	// keeps nothing.
 	ReserveMiB int64
 	Logger     *slog.Logger // nil: nothing is logged
 }
@@ -67,6 +68,9 @@ const reserveInodes = 1000
 func Open(o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.ReserveMiB == 0 {
+		o.ReserveMiB = 512
 	}
 	path, err := filepath.Abs(o.Dir)
 	if err != nil {
@@ -233,6 +237,9 @@ func (s *Store) openImage(b nacre.BuildID) (*os.File, error) {
 
 // room refuses what would leave less than the reserve free after size more bytes.
 func (s *Store) room(size int64) error {
+	if s.o.ReserveMiB < 0 {
+		return nil
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.path, &st); err != nil {
 		return fmt.Errorf("ask for free space: %w", err)
@@ -242,7 +249,7 @@ func (s *Store) room(size int64) error {
 		return nacre.Errorf(nacre.CodeNoSpace, "the host's disk is nearly full: %d MiB are free, %d are kept in reserve", free>>20, s.o.ReserveMiB)
 	}
 	// File systems without a table of inodes say 0 of 0.
-	if s.o.ReserveMiB > 0 && st.Files > 0 && st.Ffree < reserveInodes {
+	if st.Files > 0 && st.Ffree < reserveInodes {
 		return nacre.Errorf(nacre.CodeNoSpace, "the host's disk has room for %d more files only", st.Ffree)
 	}
 	return nil
