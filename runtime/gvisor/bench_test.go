@@ -3,48 +3,96 @@ package gvisor
 import (
 	"context"
 	"os"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
 )
 
-// TestIdleMemory reports what an idle machine costs the host.
-func TestIdleMemory(t *testing.T) {
-	r := newRuntime(t)
+// BenchmarkColdStart reports the median of each step from Start to the guest's
+// first answer, of Stop, and the processor time of a start, in milliseconds. The
+// slot and the root are made before.
+func BenchmarkColdStart(b *testing.B) {
+	r := newRuntime(b)
 	ctx := context.Background()
-	m, err := r.Start(ctx, newSpec(t))
-	check(t, err)
-	defer m.Stop(ctx)
-	nacretest.DialGuest(t, m)
-	time.Sleep(2 * time.Second)
-	g := r.cgroup.group(string(m.ID()))
-	var pss, rss int
-	for _, pid := range procs(g.dir("memory")) {
-		b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
-		cmd, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-		var line string
-		for l := range strings.Lines(string(b)) {
-			f := strings.Fields(l)
-			if len(f) > 1 {
-				n, _ := strconv.Atoi(f[1])
-				switch f[0] {
-				case "Rss:":
-					rss += n
-				case "Pss:":
-					pss += n
-				}
-				if n > 0 && len(f) == 3 {
-					line += " " + f[0] + f[1]
-				}
+	steps := map[string][]float64{}
+	for range b.N {
+		spec := newSpec(b)
+		begin := time.Now()
+		last := begin
+		lap := func(step string) {
+			now := time.Now()
+			steps[step] = append(steps[step], float64(now.Sub(last).Microseconds())/1000)
+			last = now
+		}
+		r.trace = lap
+		m, err := r.Start(ctx, spec)
+		check(b, err)
+		nacretest.DialGuest(b, m).Do("ping")
+		lap("6-guest")
+		last = begin
+		lap("total")
+		u, err := m.Usage(ctx)
+		check(b, err)
+		steps["cpu"] = append(steps["cpu"], float64(u.CPUTime.Microseconds())/1000)
+		last = time.Now()
+		check(b, m.Stop(ctx))
+		lap("stop")
+	}
+	b.ReportMetric(0, "ns/op")
+	for step, v := range steps {
+		slices.Sort(v)
+		b.ReportMetric(v[len(v)/2], step+"-ms")
+	}
+}
+
+// BenchmarkIdle reports what an idle machine costs the host, of eight.
+func BenchmarkIdle(b *testing.B) {
+	const n = 8
+	r := newRuntime(b)
+	ctx := context.Background()
+	for range b.N {
+		var machines []nacre.Machine
+		var pids []int
+		for range n {
+			m, err := r.Start(ctx, newSpec(b))
+			check(b, err)
+			nacretest.DialGuest(b, m)
+			machines = append(machines, m)
+		}
+		time.Sleep(2 * time.Second) // idle
+		var used, pss, tasks int64
+		for _, m := range machines {
+			u, err := m.Usage(ctx)
+			check(b, err)
+			used += u.MemoryBytes
+			tasks += int64(u.PIDs)
+			pids = procs(r.cgroup.group(string(m.ID())).dir("memory"))
+			for _, pid := range pids {
+				pss += pssKiB(pid)
 			}
 		}
-		t.Logf("%d %.30s %s", pid, cmd, line)
+		b.ReportMetric(float64(used)/n/(1<<20), "cgroup-MiB")
+		b.ReportMetric(float64(pss)/n/1024, "PSS-MiB")
+		b.ReportMetric(float64(tasks)/n, "tasks")
+		for _, m := range machines {
+			check(b, m.Stop(ctx))
+		}
 	}
-	u, _ := m.Usage(ctx)
-	b, _ := os.ReadFile(filepath.Join(g.dir("memory"), "memory.stat"))
-	t.Logf("pss %d KiB, rss %d KiB, usage %+v\n%s", pss, rss, u, b)
+	b.ReportMetric(0, "ns/op")
+}
+
+func pssKiB(pid int) int64 {
+	f, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
+	for l := range strings.Lines(string(f)) {
+		if v, ok := strings.CutPrefix(l, "Pss:"); ok {
+			n, _ := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+			return n
+		}
+	}
+	return 0
 }

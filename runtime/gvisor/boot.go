@@ -26,6 +26,7 @@ const (
 	fatalFile  = "fatal.log"    // what the sandbox says when it cannot go on
 	debugFile  = "debug.log"    // with Config.Debug
 	stopFile   = "stopping"     // Stop was called: the end is no crash
+	exitFile   = "exit.json"    // how it ended
 )
 
 // upperFile is the writable layer, in RootFS.UpperDir.
@@ -114,14 +115,17 @@ func (r *Runtime) boot(ctx context.Context, spec nacre.MachineSpec) (m *machine,
 		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
 	}
 
+	r.trace("1-cgroup")
 	l := &launch{r: r, spec: spec, group: g}
 	defer l.close()
 	if err := l.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare machine %s: %w", spec.ID, err)
 	}
+	r.trace("2-open")
 	if proc, err = l.start(); err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
+	r.trace("3-process")
 	goOn := proc.killOnEnd(ctx)
 	if err := l.handshake(); err != nil {
 		goOn()
@@ -172,7 +176,7 @@ func (l *launch) give(flag string, f *os.File) {
 }
 
 func (l *launch) open(path string, flags int) (*os.File, error) {
-	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, flags, 0o600)
 	if err == nil {
 		l.own = append(l.own, f)
 	}
@@ -290,6 +294,7 @@ func (l *launch) start() (*process, error) {
 		}
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
+	program := "/proc/self/fd/" + strconv.Itoa(int(l.r.program.Fd()))
 	var p *os.Process
 	err = onOwnThread(func() error {
 		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -305,7 +310,7 @@ func (l *launch) start() (*process, error) {
 				return err
 			}
 		}
-		p, err = os.StartProcess(selfExe, l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
+		p, err = os.StartProcess(program, l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
 		return err
 	})
 	if err != nil {
@@ -340,6 +345,7 @@ func (l *launch) handshake() error {
 	if n, err := l.sync.Read(make([]byte, 1)); n != 1 {
 		return fmt.Errorf("the sandbox ended while it booted: %w", err)
 	}
+	l.r.trace("4-boot")
 	// By way of the directory, for a socket's path has at most 107 bytes.
 	dir, err := l.open(l.spec.StateDir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
@@ -357,5 +363,6 @@ func (l *launch) handshake() error {
 	if err := c.Call(boot.ContMgrRootContainerStart, &id, nil); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
+	l.r.trace("5-start")
 	return nil
 }

@@ -150,36 +150,45 @@ func (g *group) create(l limits) error {
 			return err
 		}
 	}
-	quota := strconv.FormatInt(l.cpus*cpuPeriod, 10)
-	mem := strconv.FormatInt(l.memory, 10)
-	type setting struct {
-		controller, file, value string
-		optional                bool // not every kernel has it
-	}
-	settings := []setting{
-		{"cpu", "cpu.cfs_period_us", strconv.Itoa(cpuPeriod), false},
-		{"cpu", "cpu.cfs_quota_us", quota, false},
-		{"cpu", "cpu.shares", strconv.FormatInt(min(l.cpus*1024, 262144), 10), false},
-		{"memory", "memory.limit_in_bytes", mem, false},
-		{"memory", "memory.memsw.limit_in_bytes", mem, true},
-		{"pids", "pids.max", strconv.FormatInt(l.pids, 10), false},
-	}
-	if g.h.v2() {
-		settings = []setting{
-			{"cpu", "cpu.max", quota + " " + strconv.Itoa(cpuPeriod), false},
-			{"cpu", "cpu.weight", strconv.FormatInt(min(l.cpus*100, 10000), 10), false},
-			{"memory", "memory.max", mem, false},
-			{"memory", "memory.swap.max", "0", true},
-			{"memory", "memory.oom.group", "1", true},
-			{"pids", "pids.max", strconv.FormatInt(l.pids, 10), false},
-		}
-	}
-	for _, s := range settings {
+	for _, s := range g.h.settings(l) {
 		if err := write(g.dir(s.controller), s.file, s.value); err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
 	}
 	return nil
+}
+
+// setting is one file of a group.
+type setting struct {
+	controller, file, value string
+	optional                bool // not every kernel has it
+}
+
+// settings are the limits in the words of the host's version. A machine may save
+// up one period of CPU time, so that a short command is not stopped in the middle.
+func (h *hierarchy) settings(l limits) []setting {
+	quota, period := strconv.FormatInt(l.cpus*cpuPeriod, 10), strconv.Itoa(cpuPeriod)
+	mem, pids := strconv.FormatInt(l.memory, 10), strconv.FormatInt(l.pids, 10)
+	if h.v2() {
+		return []setting{
+			{"cpu", "cpu.max", quota + " " + period, false},
+			{"cpu", "cpu.max.burst", quota, true},
+			{"cpu", "cpu.weight", strconv.FormatInt(min(l.cpus*100, 10000), 10), false},
+			{"memory", "memory.max", mem, false},
+			{"memory", "memory.swap.max", "0", true},
+			{"memory", "memory.oom.group", "1", true},
+			{"pids", "pids.max", pids, false},
+		}
+	}
+	return []setting{
+		{"cpu", "cpu.cfs_period_us", period, false},
+		{"cpu", "cpu.cfs_quota_us", quota, false},
+		{"cpu", "cpu.cfs_burst_us", quota, true},
+		{"cpu", "cpu.shares", strconv.FormatInt(min(l.cpus*1024, 262144), 10), false},
+		{"memory", "memory.limit_in_bytes", mem, false},
+		{"memory", "memory.memsw.limit_in_bytes", mem, true},
+		{"pids", "pids.max", pids, false},
+	}
 }
 
 func (g *group) dir(controller string) string {

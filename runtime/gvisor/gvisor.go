@@ -40,6 +40,9 @@ type Config struct {
 	CgroupParent string
 	// Boots is how many machines may boot at once; further ones wait. Default 4.
 	Boots int
+	// Program is what becomes the sandbox: a static binary that calls Main first.
+	// Default: this program as it was started, whatever became of its file since.
+	Program string
 	// Debug makes each sandbox write debug.log, which grows without bound, to its
 	// state directory.
 	Debug bool
@@ -49,18 +52,23 @@ type Config struct {
 
 // Runtime makes gVisor machines. It implements nacre.Runtime.
 type Runtime struct {
-	cfg    Config
-	cgroup *hierarchy
-	conf   *config.Config
-	flags  []string // conf as the sandbox's global flags
-	boots  *semaphore.Weighted
-	bootID string // of the host's kernel: process ids mean nothing in another boot
-	memory uint64 // of the host, in bytes
+	cfg     Config
+	program *os.File
+	cgroup  *hierarchy
+	conf    *config.Config
+	flags   []string // conf as the sandbox's global flags
+	boots   *semaphore.Weighted
+	bootID  string // of the host's kernel: process ids mean nothing in another boot
+	memory  uint64 // of the host, in bytes
+
+	trace func(step string) // told of each step of a start that is done; for the benchmark
+
+	recovering sync.Mutex
 
 	mu       sync.Mutex
 	machines map[nacre.MachineID]*machine // nil: being started
-	watchers sync.WaitGroup
 	closed   bool
+	work     sync.WaitGroup // claims, and watchers of machines
 }
 
 // New returns a driver. It needs root, and cgroups with cpu, memory and pids.
@@ -71,6 +79,9 @@ func New(cfg Config) (*Runtime, error) {
 	if cfg.Boots <= 0 {
 		cfg.Boots = 4
 	}
+	if cfg.Program == "" {
+		cfg.Program = selfExe
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -80,9 +91,12 @@ func New(cfg Config) (*Runtime, error) {
 	if os.Geteuid() != 0 {
 		return nil, nacre.Errorf(nacre.CodeForbidden, "machines need root; run nacre as root")
 	}
+	program, err := openProgram(cfg.Program)
+	if err != nil {
+		return nil, err
+	}
 	redirectLog(cfg.Log)
-	r := &Runtime{cfg: cfg, boots: semaphore.NewWeighted(int64(cfg.Boots)), machines: map[nacre.MachineID]*machine{}}
-	var err error
+	r := &Runtime{cfg: cfg, program: program, trace: func(string) {}, boots: semaphore.NewWeighted(int64(cfg.Boots)), machines: map[nacre.MachineID]*machine{}}
 	if r.cgroup, err = findHierarchy("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
 		return nil, err
 	}
@@ -137,9 +151,10 @@ func (r *Runtime) Capabilities() nacre.Capabilities {
 
 // Close ends what this process does for its machines, not the machines: they
 // run on, and another process may Recover them. The driver and its machines are
-// of no use afterwards.
+// of no use afterwards. Starts under way are waited for. A repeat is no error.
 func (r *Runtime) Close() error {
 	r.mu.Lock()
+	again := r.closed
 	r.closed = true
 	for _, m := range r.machines {
 		if m != nil {
@@ -147,11 +162,14 @@ func (r *Runtime) Close() error {
 		}
 	}
 	r.mu.Unlock()
-	r.watchers.Wait()
-	return nil
+	r.work.Wait()
+	if again {
+		return nil
+	}
+	return r.program.Close()
 }
 
-// claim reserves the id for a machine that is about to be there.
+// claim reserves the id for a machine that is about to be there; adopt follows.
 func (r *Runtime) claim(id nacre.MachineID) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -162,12 +180,14 @@ func (r *Runtime) claim(id nacre.MachineID) error {
 		return nacre.Errorf(nacre.CodeConflict, "machine %s exists already", id)
 	}
 	r.machines[id] = nil
+	r.work.Add(1)
 	return nil
 }
 
 // adopt registers the machine and watches it until it ends; nil gives the id
 // back.
 func (r *Runtime) adopt(id nacre.MachineID, m *machine) {
+	defer r.work.Done()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m == nil {
@@ -178,7 +198,7 @@ func (r *Runtime) adopt(id nacre.MachineID, m *machine) {
 	if r.closed {
 		m.proc.close()
 	}
-	r.watchers.Go(func() {
+	r.work.Go(func() {
 		m.watch()
 		r.mu.Lock()
 		delete(r.machines, id)

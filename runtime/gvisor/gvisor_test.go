@@ -1,7 +1,16 @@
 package gvisor
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
@@ -17,4 +26,263 @@ func TestContract(t *testing.T) {
 		Daemon:    inDaemon,
 		Leftovers: leftovers,
 	})
+}
+
+// start boots a machine that ends with the test.
+func start(t testing.TB, r *Runtime, spec nacre.MachineSpec) *machine {
+	t.Helper()
+	m, err := r.Start(context.Background(), spec)
+	check(t, err)
+	stopLater(t, m, spec)
+	return m.(*machine)
+}
+
+func stopLater(t testing.TB, m nacre.Machine, spec nacre.MachineSpec) {
+	t.Cleanup(func() {
+		check(t, m.Stop(context.Background()))
+		if left := leftovers(spec); len(left) > 0 {
+			t.Error("left behind:", left)
+		}
+	})
+}
+
+// TestConfined: what a guest that breaks out of gVisor's kernel finds itself in.
+func TestConfined(t *testing.T) {
+	m := start(t, newRuntime(t), newSpec(t))
+	nacretest.DialGuest(t, m)
+	proc := "/proc/" + strconv.Itoa(m.proc.pid)
+	status, err := os.ReadFile(proc + "/status")
+	check(t, err)
+	for _, want := range []string{
+		"Uid:\t65534\t65534\t65534\t65534", "Gid:\t65534\t65534\t65534\t65534",
+		"CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000",
+		"NoNewPrivs:\t1", "Seccomp:\t2",
+	} {
+		if !strings.Contains(string(status), want+"\n") {
+			t.Errorf("the sandbox has no %q:\n%s", want, status)
+		}
+	}
+	for _, ns := range []string{"user", "mnt", "pid", "ipc", "uts", "net"} {
+		a, _ := os.Readlink(proc + "/ns/" + ns)
+		b, _ := os.Readlink("/proc/self/ns/" + ns)
+		if a == b || a == "" {
+			t.Errorf("the sandbox shares the host's %s namespace", ns)
+		}
+	}
+	if env, _ := os.ReadFile(proc + "/environ"); len(env) > 0 {
+		t.Errorf("the sandbox has an environment: %q", env)
+	}
+	root, err := os.ReadDir(proc + "/root/")
+	check(t, err)
+	for _, e := range root {
+		if e.Name() != "etc" && e.Name() != "proc" {
+			t.Errorf("the sandbox's root holds %s", e.Name())
+		}
+	}
+	fds, err := os.ReadDir(proc + "/fd")
+	check(t, err)
+	for _, fd := range fds {
+		// The files that it was given; its Go runtime has its own CPU quota open, too.
+		target, _ := os.Readlink(proc + "/fd/" + fd.Name())
+		st, err := os.Stat(proc + "/fd/" + fd.Name())
+		if err == nil && st.IsDir() {
+			t.Errorf("the sandbox holds the directory %s open", target)
+		}
+		if strings.HasPrefix(target, "/") && target != "/dev/null" && !strings.HasPrefix(target, "/memfd:") &&
+			!strings.Contains(target, string(m.id)) && !strings.HasPrefix(target, host.dir) && !strings.HasPrefix(target, filepath.Dir(m.st.Dir)) {
+			t.Errorf("the sandbox holds %s open", target)
+		}
+	}
+	if pgid := field("/proc/"+strconv.Itoa(m.proc.pid), "status", "NSsid:"); pgid == int64(os.Getpid()) {
+		t.Error("the sandbox is in the daemon's session")
+	}
+}
+
+// TestGuest: what programs in a guest rely on.
+func TestGuest(t *testing.T) {
+	m := start(t, newRuntime(t), newSpec(t))
+	g := nacretest.DialGuest(t, m)
+	t.Run("the agent can start itself again", func(t *testing.T) {
+		if got := g.Do("exe").Out; !strings.HasSuffix(got, " 0 0") {
+			t.Errorf("%q", got)
+		}
+	})
+	t.Run("root becomes a user", func(t *testing.T) {
+		if got := g.Do("run", "/bin/tool", "as", "1000", "/bin/tool", "uid").Out; got != "1000 1000\n" {
+			t.Errorf("%q", got)
+		}
+	})
+	t.Run("sudo", func(t *testing.T) {
+		if got := g.Do("run", "/bin/tool", "as", "1000", "/bin/suid", "uid").Out; got != "1000 0\n" {
+			t.Errorf("a set-user-id program runs as %q", got)
+		}
+	})
+	t.Run("chown", func(t *testing.T) {
+		g.Do("write", 1, "/tmp/x")
+		if got := g.Do("run", "/bin/tool", "chown", "1000", "/tmp/x").Out; got != "" {
+			t.Error(got)
+		}
+	})
+	t.Run("mounts", func(t *testing.T) {
+		mounts := g.Do("read", "/proc/mounts").Out
+		for _, want := range []string{" / overlay rw", " /proc proc rw", " /sys sysfs ro", " /dev ", " /dev/pts devpts", " /dev/shm tmpfs", " /run tmpfs"} {
+			if !strings.Contains(mounts, want) {
+				t.Errorf("no %q in\n%s", want, mounts)
+			}
+		}
+		if strings.Contains(mounts, " /tmp ") {
+			t.Errorf("/tmp is not on the disk:\n%s", mounts)
+		}
+	})
+	t.Run("environment", func(t *testing.T) {
+		if got := g.Do("read", "/proc/1/environ").Out; strings.Contains(got, "NACRE") {
+			t.Errorf("the agent sees %q", got)
+		}
+	})
+}
+
+func TestFault01_KilledDaemonReportsCrashes(t *testing.T) {
+	spec := newSpec(t)
+	h, kill := inDaemon(t, spec)
+	kill()
+	m, err := newRuntime(t).Recover(t.Context(), h)
+	check(t, err)
+	stopLater(t, m, spec)
+	nacretest.DialGuest(t, m).Send("exit", 7)
+	e, err := m.Wait(t.Context())
+	check(t, err)
+	// Older kernels do not tell how another's child ended.
+	if e.Reason != nacre.EndCrash || !(strings.Contains(e.Detail, "status 7") || strings.Contains(e.Detail, "nobody watched")) {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestFault02_UpgradeInPlace(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "nacre")
+	b, err := os.ReadFile(host.program)
+	check(t, err)
+	check(t, os.WriteFile(binary, b, 0o755))
+	first, second := newSpec(t), newSpec(t)
+	start, kill := newDaemon(t, binary)
+	h1 := start(first)
+	// The file is replaced the way package managers do it.
+	check(t, os.WriteFile(binary+".new", []byte("#!/bin/false\n"), 0o755))
+	check(t, os.Rename(binary+".new", binary))
+	h2 := start(second)
+	kill()
+	r := newRuntime(t)
+	for _, c := range []struct {
+		spec nacre.MachineSpec
+		h    nacre.Handle
+	}{{first, h1}, {second, h2}} {
+		m, err := r.Recover(t.Context(), c.h)
+		check(t, err)
+		stopLater(t, m, c.spec)
+		nacretest.DialGuest(t, m).Do("ping")
+	}
+}
+
+func TestFault05_SandboxKilled(t *testing.T) {
+	m := start(t, newRuntime(t), newSpec(t))
+	g := nacretest.DialGuest(t, m)
+	begin := time.Now()
+	p, err := os.FindProcess(m.proc.pid)
+	check(t, err)
+	check(t, p.Kill())
+	e, err := m.Wait(t.Context())
+	check(t, err)
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("noticed after %v", d)
+	}
+	if e.Reason != nacre.EndCrash || !strings.Contains(e.Detail, "signal 9") {
+		t.Errorf("%+v", e)
+	}
+	if _, err := g.Answer(); err == nil {
+		t.Error("a connection outlived its machine")
+	}
+}
+
+func TestFault10_PIDReuse(t *testing.T) {
+	// Another process has the number that the handle names.
+	other := exec.Command("sleep", "60")
+	check(t, other.Start())
+	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
+	started, err := startTime(other.Process.Pid)
+	check(t, err)
+	boot := newRuntime(t).bootID
+	for name, st := range map[string]state{
+		"later start": {BootID: boot, PID: other.Process.Pid, Start: started - 1},
+		"other boot":  {BootID: "another", PID: other.Process.Pid, Start: started},
+		"free number": {BootID: boot, PID: 1 << 22, Start: started},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st.Dir = t.TempDir()
+			b, err := json.Marshal(st)
+			check(t, err)
+			m, err := newRuntime(t).Recover(t.Context(), nacre.Handle{Machine: nacre.NewMachineID(), Runtime: "gvisor", State: b})
+			check(t, err)
+			e, err := m.Wait(t.Context())
+			check(t, err)
+			if e.Reason != nacre.EndCrash {
+				t.Errorf("%+v", e)
+			}
+			check(t, m.Stop(t.Context()))
+			if _, err := startTime(other.Process.Pid); err != nil {
+				t.Fatal("a foreign process was killed")
+			}
+		})
+	}
+}
+
+func TestFault16_CPUSpin(t *testing.T) {
+	r := newRuntime(t)
+	var spinning []*nacretest.Guest
+	var machines []*machine
+	for range 2 {
+		m := start(t, r, newSpec(t))
+		machines = append(machines, m)
+		spinning = append(spinning, nacretest.DialGuest(t, m))
+	}
+	quiet := nacretest.DialGuest(t, start(t, r, newSpec(t)))
+	before := make([]nacre.Usage, 2)
+	begin := time.Now()
+	for i, g := range spinning {
+		before[i], _ = machines[i].Usage(t.Context())
+		for range 4 { // more than the one processor that it has
+			nacretest.DialGuest(t, machines[i]).Send("spin", 1000)
+		}
+		g.Send("spin", 1000)
+	}
+	var slowest time.Duration
+	for time.Since(begin) < 900*time.Millisecond {
+		t0 := time.Now()
+		quiet.Do("ping")
+		slowest = max(slowest, time.Since(t0))
+	}
+	for i, g := range spinning {
+		_, err := g.Answer()
+		check(t, err)
+		u, err := machines[i].Usage(t.Context())
+		check(t, err)
+		if used, wall := u.CPUTime-before[i].CPUTime, time.Since(begin); used > wall+wall/4+200*time.Millisecond {
+			t.Errorf("a machine of one processor used %v in %v", used, wall)
+		}
+	}
+	t.Logf("slowest answer of a quiet neighbour: %v", slowest)
+}
+
+// TestTornExit: an exit file that a crash left half-written is decided again.
+func TestTornExit(t *testing.T) {
+	r := newRuntime(t)
+	for _, content := range []string{"", "{", `{"Machine":"mother"}`} {
+		m := newMachine(r, nacre.NewMachineID(), nil, r.cgroup.group("none"), state{BootID: r.bootID, Dir: t.TempDir()})
+		check(t, os.WriteFile(filepath.Join(m.st.Dir, exitFile), []byte(content), 0o600))
+		if e := m.decide(0, false); e.Machine != m.id || e.Reason != nacre.EndCrash {
+			t.Errorf("%q: %+v", content, e)
+		}
+		again := newMachine(r, m.id, nil, m.group, m.st)
+		if a, b := fmt.Sprint(again.decide(9, true).Detail), m.decide(0, false).Detail; a != b {
+			t.Errorf("the answer changed from %q to %q", b, a)
+		}
+	}
 }

@@ -23,15 +23,15 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// daemonEnv makes this test binary a daemon that starts the machine given on
-// stdin, prints its handle and waits to be killed.
+// daemonEnv makes this test binary a daemon that starts the machines given on
+// stdin and prints their handles.
 const daemonEnv = "NACRE_TEST_DAEMON"
 
-// host is what all tests share: the guest's program and root image, and a cgroup
-// of this test run.
+// host is what all tests share: the guest's program and root image, a static
+// build of this test binary, and a cgroup of this test run.
 var host struct {
-	dir, image, agent, parent string
-	slots                     atomic.Int32
+	dir, image, agent, program, parent string
+	slots                              atomic.Int32
 }
 
 func TestMain(m *testing.M) {
@@ -54,10 +54,12 @@ func run(m *testing.M) int {
 		host.dir = dir
 		defer os.RemoveAll(dir)
 		host.parent = "nacre-test-" + strconv.Itoa(os.Getpid())
-		err = buildGuest()
+		if err = buildProgram(); err == nil {
+			err = buildGuest()
+		}
 	}
 	if err != nil {
-		fmt.Println("SKIP: the guest could not be built:", err)
+		fmt.Println("the guest could not be built:", err)
 		return 1
 	}
 	code := m.Run()
@@ -72,6 +74,21 @@ func run(m *testing.M) int {
 		}
 	}
 	return code
+}
+
+// buildProgram finds a static build of this binary, which a test with the race
+// detector or with cgo is not.
+func buildProgram() (err error) {
+	if host.program, err = os.Executable(); err != nil || checkStatic(host.program) == nil {
+		return err
+	}
+	host.program = filepath.Join(host.dir, "static.test")
+	c := exec.Command("go", "test", "-c", "-o", host.program, ".")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 func buildGuest() error {
@@ -116,7 +133,7 @@ func buildGuest() error {
 // newRuntime returns a driver; its machines are gone when the test ends.
 func newRuntime(t testing.TB) *Runtime {
 	t.Helper()
-	r, err := New(Config{CgroupParent: host.parent, Log: testLog(t), Debug: os.Getenv("NACRE_GVISOR_DEBUG") != ""})
+	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: testLog(t), Debug: os.Getenv("NACRE_GVISOR_DEBUG") != ""})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,26 +242,33 @@ func daemon() {
 			os.Exit(1)
 		}
 	}
-	var spec nacre.MachineSpec
-	fail(json.NewDecoder(os.Stdin).Decode(&spec))
 	r, err := New(Config{CgroupParent: os.Getenv(daemonEnv), Log: slog.New(slog.DiscardHandler)})
 	fail(err)
-	m, err := r.Start(context.Background(), spec)
-	fail(err)
-	fail(json.NewEncoder(os.Stdout).Encode(m.Handle()))
-	select {}
+	for in := json.NewDecoder(os.Stdin); ; {
+		var spec nacre.MachineSpec
+		fail(in.Decode(&spec))
+		m, err := r.Start(context.Background(), spec)
+		fail(err)
+		fail(json.NewEncoder(os.Stdout).Encode(m.Handle()))
+	}
 }
 
 // inDaemon starts the machine in a process of its own, which kill ends as kill -9
 // does. It returns what the daemon would have kept on disk.
 func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()) {
 	t.Helper()
-	in, err := json.Marshal(spec)
-	check(t, err)
-	c := exec.Command(os.Args[0])
+	start, kill := newDaemon(t, host.program)
+	return start(spec), kill
+}
+
+// newDaemon runs the test binary as a daemon that starts machines when told.
+func newDaemon(t testing.TB, binary string) (start func(nacre.MachineSpec) nacre.Handle, kill func()) {
+	t.Helper()
+	c := exec.Command(binary)
 	c.Env = append(os.Environ(), daemonEnv+"="+host.parent)
-	c.Stdin = strings.NewReader(string(in))
 	c.Stderr = os.Stderr
+	in, err := c.StdinPipe()
+	check(t, err)
 	out, err := c.StdoutPipe()
 	check(t, err)
 	check(t, c.Start())
@@ -252,11 +276,16 @@ func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}
-	if err := json.NewDecoder(out).Decode(&h); err != nil {
-		kill()
-		t.Fatal("the daemon started no machine:", err)
-	}
-	return h, kill
+	answers := json.NewDecoder(out)
+	return func(spec nacre.MachineSpec) (h nacre.Handle) {
+		t.Helper()
+		check(t, json.NewEncoder(in).Encode(spec))
+		if err := answers.Decode(&h); err != nil {
+			kill()
+			t.Fatal("the daemon started no machine:", err)
+		}
+		return h
+	}, kill
 }
 
 // leftovers names what the host still holds of a machine.

@@ -83,6 +83,8 @@ func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, e
 	if err := json.Unmarshal(h.State, &st); err != nil || h.Runtime != r.Name() || !h.Machine.Valid() || st.PID <= 1 || !filepath.IsAbs(st.Dir) {
 		return nil, nacre.Wrap(nacre.CodeInvalid, err, "the handle of machine "+strconv.Quote(string(h.Machine))+" is not one of this runtime's")
 	}
+	r.recovering.Lock() // so that a second one finds what the first one took back
+	defer r.recovering.Unlock()
 	r.mu.Lock()
 	m := r.machines[h.Machine]
 	r.mu.Unlock()
@@ -127,8 +129,7 @@ func (m *machine) watch() {
 
 // end decides why the machine ended and removes what is left of it.
 func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) {
-	m.exit = nacre.Exit{Machine: m.id, At: m.r.cfg.Clock()}
-	m.exit.Reason, m.exit.Detail = m.reason(status, known)
+	m.exit = m.decide(status, known)
 	m.left = m.group.destroy(ctx)
 	_ = os.Remove(filepath.Join(m.st.Dir, socketFile))
 	if m.left != nil {
@@ -141,26 +142,45 @@ func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) {
 	m.hangUp()
 }
 
+// decide says why the machine ended. The group tells a part of it and goes away,
+// so the answer is kept: it stays the same for whoever recovers the machine later.
+func (m *machine) decide(status unix.WaitStatus, known bool) nacre.Exit {
+	file := filepath.Join(m.st.Dir, exitFile)
+	var e nacre.Exit
+	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &e) == nil && e.Machine == m.id {
+		return e
+	}
+	e = nacre.Exit{Machine: m.id, At: m.r.cfg.Clock()}
+	e.Reason, e.Detail = m.reason(status, known)
+	if b, err := json.Marshal(e); err == nil {
+		_ = os.WriteFile(file, b, 0o600) // a torn file is decided again
+	}
+	return e
+}
+
 // reason must be asked while the group is still there.
 func (m *machine) reason(status unix.WaitStatus, known bool) (nacre.EndReason, string) {
-	said, _ := os.Stat(filepath.Join(m.st.Dir, fatalFile))
-	switch _, err := os.Stat(filepath.Join(m.st.Dir, stopFile)); {
-	case err == nil:
+	has := func(file string) bool {
+		st, err := os.Stat(filepath.Join(m.st.Dir, file))
+		return err == nil && (st.Size() > 0 || file == stopFile)
+	}
+	switch {
+	case has(stopFile):
 		return nacre.EndKilled, "The machine was stopped."
+	case known && status.Exited() && !has(fatalFile):
+		return nacre.EndCrash, fmt.Sprintf("The machine's first process exited with status %d.", status.ExitStatus())
 	case m.group.oomKilled():
 		return nacre.EndOOM, "The sandbox used more memory than its limit."
 	case m.st.BootID != m.r.bootID:
 		return nacre.EndCrash, "The host was restarted."
-	case m.group.pidsExceeded() && said != nil && said.Size() > 0:
-		return nacre.EndCrash, "The sandbox ran out of processes: it reached its limit of host tasks."
-	case said != nil && said.Size() > 0:
+	case has(fatalFile) && m.group.pidsExceeded():
+		return nacre.EndCrash, "The sandbox reached its limit of host tasks."
+	case has(fatalFile):
 		return nacre.EndCrash, "The sandbox's kernel failed; the node's log has the cause."
-	case !known:
-		return nacre.EndCrash, "The machine ended by itself while nobody watched."
-	case status.Signaled():
+	case known && status.Signaled():
 		return nacre.EndCrash, fmt.Sprintf("The machine was killed from outside by signal %d (%s).", status.Signal(), status.Signal())
 	default:
-		return nacre.EndCrash, fmt.Sprintf("The machine's first process exited with status %d.", status.ExitStatus())
+		return nacre.EndCrash, "The machine ended by itself while nobody watched."
 	}
 }
 
@@ -179,6 +199,9 @@ func (m *machine) Handle() nacre.Handle {
 func (m *machine) gone() error {
 	select {
 	case <-m.over:
+		if m.lost {
+			return nacre.Wrap(nacre.CodeUnavailable, errClosed, "the node is shutting down; try again")
+		}
 		return nacre.Errorf(nacre.CodeNotFound, "machine %s has ended", m.id)
 	default:
 		return nil
@@ -245,7 +268,7 @@ func (m *machine) Stop(ctx context.Context) error {
 		return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the machine has not ended yet")
 	}
 	if m.lost {
-		return nacre.Wrap(nacre.CodeUnavailable, errClosed, "the node is shutting down; try again")
+		return m.gone()
 	}
 	if m.left != nil {
 		m.left = m.group.destroy(ctx)
@@ -261,7 +284,7 @@ func (m *machine) Wait(ctx context.Context) (nacre.Exit, error) {
 		return nacre.Exit{}, ctx.Err()
 	}
 	if m.lost {
-		return nacre.Exit{}, nacre.Wrap(nacre.CodeUnavailable, errClosed, "the node is shutting down")
+		return nacre.Exit{}, m.gone()
 	}
 	return m.exit, nil
 }

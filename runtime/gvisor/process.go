@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -147,24 +148,19 @@ func reap(fd int) (unix.WaitStatus, bool) {
 	}
 }
 
-// exitInfo asks how a process ended that is not our child: PIDFD_GET_INFO with
-// PIDFD_INFO_EXIT, since Linux 6.15; older kernels do not know. The process must
-// have been reaped by its parent, which poll does not wait for.
+// exitInfo asks how a process ended that is not our child, which Linux can tell
+// since 6.15, and only after its parent (by then the host's init) has reaped it.
 func exitInfo(fd int) (unix.WaitStatus, bool) {
-	const (
-		getInfo  = 0xc040ff0b // _IOWR(0xff, 11, 64 bytes)
-		infoExit = 1 << 3
-	)
-	var info struct {
-		mask, cgroup uint64
-		ids          [11]uint32
-		exit         int32
+	for wait := time.Millisecond; wait < 32*time.Millisecond; wait *= 2 {
+		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+		if err := unix.IoctlPidfdInfo(fd, &info); err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+			return unix.WaitStatus(info.Exit_code), true
+		} else if err == unix.EINVAL || err == unix.ENOTTY {
+			break // an older kernel
+		}
+		time.Sleep(wait)
 	}
-	info.mask = infoExit
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), getInfo, uintptr(unsafe.Pointer(&info))); e != 0 || info.mask&infoExit == 0 {
-		return 0, false
-	}
-	return unix.WaitStatus(info.exit), true
+	return 0, false
 }
 
 // killOnEnd kills the process when ctx ends, until the returned function is

@@ -1,13 +1,17 @@
 package gvisor
 
 import (
+	"debug/elf"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/cli"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
 	"gvisor.dev/gvisor/runsc/cmd/util"
+
+	"github.com/nacrehq/nacre"
 )
 
 // argv0 names the sandbox process in process lists and tells Main what it is:
@@ -33,3 +37,38 @@ func Main() bool {
 // selfExe is this program as the kernel holds it: still the running version
 // after the file on disk was replaced by an upgrade.
 const selfExe = "/proc/self/exe"
+
+// openProgram holds the program that becomes the sandbox: the file may be
+// replaced, or be where nobody (as whom the sandbox runs) may not look.
+func openProgram(path string) (*os.File, error) {
+	if err := checkStatic(path); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	// A number that none of the descriptors handed to a sandbox gets.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 128)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// checkStatic refuses a program that needs a dynamic linker: the sandbox starts
+// it again from inside an empty root.
+func checkStatic(program string) error {
+	f, err := elf.Open(program)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeUnavailable, err, "the program "+program+" cannot be read")
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return nacre.Errorf(nacre.CodeUnavailable, "the program %s is not static; build it with CGO_ENABLED=0", program)
+		}
+	}
+	return nil
+}

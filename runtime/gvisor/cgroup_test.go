@@ -1,0 +1,149 @@
+package gvisor
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+)
+
+func TestFindHierarchy(t *testing.T) {
+	const (
+		v2    = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+		unif  = "31 23 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+		both  = "32 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+		mem   = "33 23 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+		pids  = "34 23 0:30 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n"
+		noise = "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\nnonsense\n\n"
+	)
+	for name, c := range map[string]struct {
+		mountinfo string
+		dirs      []string
+	}{
+		"version 2":            {noise + v2, []string{"/sys/fs/cgroup/p/m"}},
+		"version 1":            {noise + both + mem + pids, []string{"/sys/fs/cgroup/cpu,cpuacct/p/m", "/sys/fs/cgroup/memory/p/m", "/sys/fs/cgroup/pids/p/m"}},
+		"hybrid":               {unif + both + mem + pids, []string{"/sys/fs/cgroup/cpu,cpuacct/p/m", "/sys/fs/cgroup/memory/p/m", "/sys/fs/cgroup/pids/p/m"}},
+		"none":                 {noise, nil},
+		"version 1 is partial": {mem, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := filepath.Join(t.TempDir(), "mountinfo")
+			check(t, os.WriteFile(f, []byte(c.mountinfo), 0o600))
+			h, err := findHierarchy(f, "/p/")
+			if c.dirs == nil {
+				if !nacre.IsCode(err, nacre.CodeUnavailable) {
+					t.Errorf("error %v, want unavailable", err)
+				}
+				return
+			}
+			check(t, err)
+			if got := h.dirs("m"); !reflect.DeepEqual(got, c.dirs) {
+				t.Errorf("groups in %v, want %v", got, c.dirs)
+			}
+		})
+	}
+}
+
+func TestLimits(t *testing.T) {
+	get := func(h *hierarchy, l limits) map[string]string {
+		out := map[string]string{}
+		for _, s := range h.settings(l) {
+			out[s.file] = s.value
+		}
+		return out
+	}
+	l := limits{cpus: 2, memory: 512 << 20, pids: 300}
+	v1 := get(&hierarchy{roots: map[string]string{}}, l)
+	v2 := get(&hierarchy{root: "/"}, l)
+	for file, want := range map[string]string{
+		"cpu.cfs_quota_us": "200000", "cpu.cfs_period_us": "100000", "cpu.shares": "2048",
+		"memory.limit_in_bytes": "536870912", "memory.memsw.limit_in_bytes": "536870912", "pids.max": "300",
+	} {
+		if v1[file] != want {
+			t.Errorf("version 1: %s is %q, want %q", file, v1[file], want)
+		}
+	}
+	for file, want := range map[string]string{
+		"cpu.max": "200000 100000", "cpu.weight": "200", "memory.max": "536870912",
+		"memory.swap.max": "0", "memory.oom.group": "1", "pids.max": "300",
+	} {
+		if v2[file] != want {
+			t.Errorf("version 2: %s is %q, want %q", file, v2[file], want)
+		}
+	}
+	if w := get(&hierarchy{root: "/"}, limits{cpus: 1000})["cpu.weight"]; w != "10000" {
+		t.Errorf("cpu.weight %s is out of its range", w)
+	}
+}
+
+// TestAccounts reads accounts as version 2 writes them.
+func TestAccounts(t *testing.T) {
+	h := &hierarchy{root: t.TempDir(), parent: "p"}
+	g := h.group("m")
+	dir := g.dir("")
+	check(t, os.MkdirAll(dir, 0o755))
+	for file, content := range map[string]string{
+		"cpu.stat":       "usage_usec 1500\nuser_usec 1000\n",
+		"memory.current": "1000000\n",
+		"memory.stat":    "anon 5\ninactive_file 300000\n",
+		"memory.events":  "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 1\n",
+		"pids.current":   "12\n",
+		"pids.events":    "max 4\n",
+	} {
+		check(t, os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644))
+	}
+	u, err := g.usage()
+	check(t, err)
+	if u.CPUTime.Microseconds() != 1500 || u.MemoryBytes != 700000 || u.PIDs != 12 {
+		t.Errorf("usage %+v", u)
+	}
+	if !g.oomKilled() || !g.pidsExceeded() {
+		t.Error("the events are not seen")
+	}
+	if none := h.group("none"); none.oomKilled() || none.pidsExceeded() || none.exists() {
+		t.Error("a group that is not there tells of events")
+	}
+}
+
+// TestVersion2 starts a process in a group of version 2 and removes both. A host
+// with both versions has the controllers in version 1; processes move all the same.
+func TestVersion2(t *testing.T) {
+	root := ""
+	for _, d := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var st unix.Statfs_t
+		if unix.Statfs(d, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			root = d
+			break
+		}
+	}
+	if os.Getuid() != 0 || root == "" {
+		t.Skip("needs root and a cgroup2 mount")
+	}
+	h := &hierarchy{root: root, parent: host.parent}
+	g := h.group(string(nacre.NewMachineID()))
+	check(t, os.MkdirAll(g.dir(""), 0o755))
+	defer os.Remove(filepath.Join(root, host.parent))
+	fd, err := os.Open(g.dir(""))
+	check(t, err)
+	defer fd.Close()
+	c := exec.Command("sh", "-c", "sleep 60 & sleep 60")
+	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd())}
+	check(t, c.Start())
+	if n := procs(g.dir("")); len(n) == 0 {
+		t.Error("the process is not in the group")
+	}
+	done := make(chan struct{})
+	go func() { _ = c.Wait(); close(done) }()
+	check(t, g.destroy(t.Context()))
+	<-done
+	check(t, g.destroy(t.Context()))
+	if g.exists() {
+		t.Error("the group is left")
+	}
+}
