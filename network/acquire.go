@@ -3,6 +3,8 @@ package network
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/nacrehq/nacre"
@@ -80,7 +82,7 @@ func (n *Network) SetEgress(ctx context.Context, id nacre.MachineID, p nacre.Egr
 	}
 	defer h.mu.Unlock()
 	if err := ctx.Err(); err != nil {
-		return err
+		return nacre.Wrap(nacre.CodeDeadline, err, "there was no time to change the network policy")
 	}
 	if err := n.rules.set(h.slot.index, &h.policy, compiled); err != nil {
 		return nacre.Wrap(nacre.CodeInternal, err, "the sandbox's network rules could not be changed; the old ones are in force")
@@ -133,25 +135,27 @@ func (n *Network) lock(id nacre.MachineID) (*holding, error) {
 	return nil, nacre.Errorf(nacre.CodeNotFound, "machine %s has no network slot", id)
 }
 
-// discard destroys a slot and makes its address free. When it fails the address
-// stays taken and the slot is found by name at the next start.
-func (n *Network) discard(s slot) error {
-	if err := n.destroySlot(s); err != nil {
+// discard destroys slots and makes their addresses free. When it fails the
+// addresses stay taken and the slots are found by name at the next start.
+func (n *Network) discard(slots ...slot) error {
+	if err := n.destroySlots(slots...); err != nil {
 		return err
 	}
-	if err := flushConntrack(s.Guest.Addr()); err != nil {
-		return err
+	for _, s := range slots {
+		if err := flushConntrack(s.Guest.Addr()); err != nil {
+			return err
+		}
+		n.mu.Lock()
+		n.index.free(s.index)
+		n.mu.Unlock()
 	}
-	n.mu.Lock()
-	n.index.free(s.index)
-	n.mu.Unlock()
 	return nil
 }
 
 // makeNext makes a slot at a free address.
 func (n *Network) makeNext(ctx context.Context) (slot, error) {
 	if err := ctx.Err(); err != nil {
-		return slot{}, err
+		return slot{}, nacre.Wrap(nacre.CodeDeadline, err, "there was no time to make a network slot")
 	}
 	n.mu.Lock()
 	i, ok := n.index.pick()
@@ -159,11 +163,14 @@ func (n *Network) makeNext(ctx context.Context) (slot, error) {
 	if !ok {
 		return slot{}, nacre.Errorf(nacre.CodeExhausted, "all addresses of the network pool %s are in use", n.host.pool)
 	}
-	s, err := n.makeSlot(i)
+	s, err := n.makeSlot(ctx, i)
 	if err != nil {
 		n.mu.Lock()
 		n.index.free(i)
 		n.mu.Unlock()
+		if ctx.Err() != nil {
+			return slot{}, nacre.Wrap(nacre.CodeDeadline, err, "there was no time to make a network slot")
+		}
 		return slot{}, nacre.Wrap(nacre.CodeInternal, err, "a network slot could not be made")
 	}
 	return s, nil
@@ -286,17 +293,17 @@ func (n *Network) reclaim(orphans map[int]bool) {
 		}
 	}
 	failed := 0
-	for i := range orphans {
+	for batch := range slices.Chunk(slices.Collect(maps.Keys(orphans)), maxLinkBatch) {
 		if n.ctx.Err() != nil {
 			return
 		}
-		s := slot{index: i, Slot: nacre.Slot{
-			Name: n.names.netns(i), HostLink: n.names.link(i),
-			Guest: prefix32(addrAt(n.host.pool, i)),
-		}}
-		if err := n.discard(s); err != nil {
-			failed++
-			n.log.Error("network: reclaim", "slot", s.Name, "error", err)
+		slots := make([]slot, len(batch))
+		for k, i := range batch {
+			slots[k] = n.slotAt(i)
+		}
+		if err := n.discard(slots...); err != nil {
+			failed += len(slots)
+			n.log.Error("network: reclaim", "error", err)
 		}
 	}
 	n.log.Info("network: reclaimed", "count", len(orphans)-failed, "failed", failed)

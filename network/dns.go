@@ -17,8 +17,6 @@ import (
 )
 
 const (
-	dnsRate       = 100             // questions a second for one slot, after the burst
-	dnsBurst      = 400             //
 	dnsPerSlot    = 64              // of one slot at once
 	dnsInFlight   = 1024            // of all slots at once
 	dnsTimeout    = 2 * time.Second // for one upstream
@@ -27,8 +25,8 @@ const (
 	dnsMaxTCPConn = 256 // questions on one TCP connection
 )
 
-// forwarder answers the guests' DNS questions from the host's resolvers. It
-// keeps nothing and changes nothing: a name that leads to a private address is
+// forwarder answers the guests' DNS questions from the host's resolvers; the
+// rules hold each slot to a rate before it sees them. It keeps nothing and changes nothing: a name that leads to a private address is
 // harmless, for the packet to it is dropped.
 type forwarder struct {
 	log       *slog.Logger
@@ -45,8 +43,6 @@ type forwarder struct {
 // dnsClient is one slot as the forwarder knows it.
 type dnsClient struct {
 	allowed  bool
-	tokens   float64
-	filled   time.Time
 	inFlight int
 }
 
@@ -107,7 +103,7 @@ func (f *forwarder) admit(guest netip.Addr, allowed bool) {
 	defer f.mu.Unlock()
 	c := f.clients[guest]
 	if c == nil {
-		c = &dnsClient{tokens: dnsBurst, filled: time.Now()}
+		c = &dnsClient{}
 		f.clients[guest] = c
 	}
 	c.allowed = allowed
@@ -129,7 +125,7 @@ const (
 
 // begin judges a question by its source, which the rules have verified. The
 // returned func ends what it began.
-func (f *forwarder) begin(guest netip.Addr, now time.Time) (verdict, func()) {
+func (f *forwarder) begin(guest netip.Addr) (verdict, func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.clients[guest]
@@ -139,9 +135,7 @@ func (f *forwarder) begin(guest netip.Addr, now time.Time) (verdict, func()) {
 	if !c.allowed {
 		return refused, nil
 	}
-	c.tokens = min(dnsBurst, c.tokens+now.Sub(c.filled).Seconds()*dnsRate)
-	c.filled = now
-	if c.tokens < 1 || c.inFlight >= dnsPerSlot {
+	if c.inFlight >= dnsPerSlot {
 		return ignored, nil
 	}
 	select {
@@ -149,7 +143,6 @@ func (f *forwarder) begin(guest netip.Addr, now time.Time) (verdict, func()) {
 	default:
 		return ignored, nil
 	}
-	c.tokens--
 	c.inFlight++
 	return answer, func() {
 		<-f.inFlight
@@ -165,7 +158,7 @@ func (f *forwarder) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	if err != nil || q.Response {
 		return
 	}
-	v, end := f.begin(from.Addr().Unmap(), time.Now())
+	v, end := f.begin(from.Addr().Unmap())
 	switch {
 	case v == ignored:
 		return

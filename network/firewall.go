@@ -2,14 +2,16 @@ package network
 
 import (
 	"fmt"
+	"os"
+	"strings"
 
 	"github.com/google/nftables"
 )
 
-// checkForwardDrop looks for another table that drops forwarded packets by
-// default, as Docker's does. An accept of ours does not overrule it.
-func (n *Network) checkForwardDrop() {
-	const key = "forward drop"
+// checkFirewalls looks for other tables that drop by default, as Docker's does
+// for forwarded packets and ufw's for incoming ones. An accept of ours does not
+// overrule them: a packet must pass every table.
+func (n *Network) checkFirewalls() {
 	c, err := nftables.New()
 	if err != nil {
 		return
@@ -18,20 +20,50 @@ func (n *Network) checkForwardDrop() {
 	if err != nil {
 		return
 	}
+	prefix := n.names.linkPrefix()
+	n.note("forward", dropFinding(chains, *nftables.ChainHookForward, "guests may have no way out",
+		fmt.Sprintf("iptables -I %%s -i %s+ -j ACCEPT && iptables -I %%s -o %s+ -j ACCEPT", prefix, prefix)))
+	n.note("input", dropFinding(chains, *nftables.ChainHookInput, "guests may have no DNS",
+		fmt.Sprintf("iptables -I %%s -i %s+ -j ACCEPT", prefix)))
+	n.note("legacy", legacyFinding())
+}
+
+// dropFinding reports the first chain at the hook whose policy is to drop.
+func dropFinding(chains []*nftables.Chain, hook nftables.ChainHook, effect, command string) Finding {
 	for _, ch := range chains {
-		if ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
+		if ch.Hooknum == nil || *ch.Hooknum != hook || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
 			continue
 		}
 		if f := ch.Table.Family; f != nftables.TableFamilyIPv4 && f != nftables.TableFamilyINet {
 			continue
 		}
-		prefix := n.names.linkPrefix()
-		where, fix := fmt.Sprintf("table %s chain %s", ch.Table.Name, ch.Name), fmt.Sprintf("accept iifname and oifname %q there", prefix+"*")
-		if ch.Table.Name == "filter" && ch.Name == "FORWARD" {
-			fix = fmt.Sprintf("run: iptables -I FORWARD -i %s+ -j ACCEPT && iptables -I FORWARD -o %s+ -j ACCEPT (with Docker, in DOCKER-USER instead of FORWARD)", prefix, prefix)
+		target := ch.Name
+		if ch.Name == "FORWARD" && hasChain(chains, "DOCKER-USER") {
+			target = "DOCKER-USER" // Docker puts its own rules before what others insert
 		}
-		n.note(key, Finding{"firewall", true, fmt.Sprintf("%s drops forwarded packets unless told otherwise, so guests may have no way out; %s", where, fix)})
-		return
+		fix := "accept the slots' links there (nacre's own rules still apply)"
+		if ch.Table.Name == "filter" && strings.ToUpper(ch.Name) == ch.Name { // as iptables names them
+			fix = "run: " + strings.ReplaceAll(command, "%s", target)
+		}
+		return Finding{"firewall", true, fmt.Sprintf("the firewall table %q, chain %q, drops what it does not know, so %s; %s", ch.Table.Name, ch.Name, effect, fix)}
 	}
-	n.note(key, Finding{})
+	return Finding{}
+}
+
+func hasChain(chains []*nftables.Chain, name string) bool {
+	for _, ch := range chains {
+		if ch.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// legacyFinding: the old iptables keeps its rules where nftables does not see them.
+func legacyFinding() Finding {
+	b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	if err != nil || !strings.Contains(string(b), "filter") {
+		return Finding{}
+	}
+	return Finding{"firewall", false, "the host has iptables-legacy rules, which cannot be checked from here; if guests have no network, look at iptables-legacy -L FORWARD and INPUT"}
 }

@@ -263,7 +263,7 @@ func (n *Network) refreshHost() {
 		n.forward(name)
 	}
 	n.rules.setConnected(n.connected())
-	n.checkForwardDrop()
+	n.checkFirewalls()
 }
 
 // forward lets packets for guests in through a link. Per link, not with ip_forward:

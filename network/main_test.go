@@ -6,25 +6,44 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
 	"github.com/nacrehq/nacre/network"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { os.Exit(fakenet.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(daemonEnv) != "" {
+		daemon()
+	}
+	os.Exit(fakenet.Main(m))
+}
 
 const instance = "t1"
 
 // open starts the fake internet and a network over it, and sees that both leave
 // the host as it was.
-func open(t *testing.T, change func(*network.Config)) *network.Network {
+func open(t testing.TB, change func(*network.Config)) *network.Network {
 	t.Helper()
-	fakenet.Start(t)
+	watchLeaks(t)
+	return reopen(t, change)
+}
+
+// watchLeaks starts the fake internet and compares the host, when the test is
+// over and the instance destroyed, with what it was.
+func watchLeaks(t testing.TB) {
+	t.Helper()
+	internets.Store(t.Name(), fakenet.Start(t))
 	before := hostState(t)
 	t.Cleanup(func() {
 		if err := network.Destroy(instance); err != nil {
@@ -34,11 +53,22 @@ func open(t *testing.T, change func(*network.Config)) *network.Network {
 			t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
 		}
 	})
-	return reopen(t, change)
+}
+
+// internets are those of the running tests, by name.
+var internets sync.Map
+
+func internetOf(t *testing.T) *fakenet.Internet {
+	t.Helper()
+	n, ok := internets.Load(t.Name())
+	if !ok {
+		t.Fatal("open was not called")
+	}
+	return n.(*fakenet.Internet)
 }
 
 // reopen makes another network over the same host.
-func reopen(t *testing.T, change func(*network.Config)) *network.Network {
+func reopen(t testing.TB, change func(*network.Config)) *network.Network {
 	t.Helper()
 	cfg := network.Config{Instance: instance, Ready: 2}
 	if change != nil {
@@ -56,7 +86,7 @@ func reopen(t *testing.T, change func(*network.Config)) *network.Network {
 	return n
 }
 
-func start(t *testing.T, change func(*network.Config)) *network.Network {
+func start(t testing.TB, change func(*network.Config)) *network.Network {
 	t.Helper()
 	n := open(t, change)
 	if err := n.Recover(t.Context(), nil); err != nil {
@@ -67,12 +97,12 @@ func start(t *testing.T, change func(*network.Config)) *network.Network {
 
 // guest is a machine's place, seen from inside.
 type guest struct {
-	t  *testing.T
+	t  testing.TB
 	id nacre.MachineID
 	nacre.Slot
 }
 
-func acquire(t *testing.T, n *network.Network, p nacre.EgressPolicy) guest {
+func acquire(t testing.TB, n *network.Network, p nacre.EgressPolicy) guest {
 	t.Helper()
 	id := nacre.NewMachineID()
 	s, err := n.Acquire(t.Context(), id, p)
@@ -117,6 +147,64 @@ func (g guest) udp(host string) error {
 	return echo(c)
 }
 
+// listen answers on a port of the guest until the test ends.
+func (g guest) listen(t testing.TB, port int) {
+	t.Helper()
+	err := g.do(func() error {
+		l, err := net.Listen("tcp4", fmt.Sprintf(":%d", port))
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					_, _ = io.Copy(c, c)
+				}()
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ask sends a DNS question to the gateway.
+func (g guest) ask(proto string, q *dns.Msg) (a *dns.Msg, err error) {
+	c, err := g.dial(proto, g.Gateway.String(), 53)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	cl := dns.Client{Net: proto, Timeout: 2 * time.Second}
+	a, _, err = cl.ExchangeWithConn(q, &dns.Conn{Conn: c, UDPSize: 4096})
+	return a, err
+}
+
+// lookup resolves a name to IPv4 addresses.
+func (g guest) lookup(name string) ([]string, error) {
+	a, err := g.ask("udp", new(dns.Msg).SetQuestion(name, dns.TypeA))
+	if err != nil {
+		return nil, err
+	}
+	if a.Rcode != dns.RcodeSuccess {
+		return nil, fmt.Errorf("%s", dns.RcodeToString[a.Rcode])
+	}
+	var out []string
+	for _, rr := range a.Answer {
+		if r, ok := rr.(*dns.A); ok {
+			out = append(out, r.A.String())
+		}
+	}
+	return out, nil
+}
+
 func echo(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
@@ -147,7 +235,7 @@ func (g guest) get(host string) (string, error) {
 }
 
 // hostState is everything of ours that a host could keep.
-func hostState(t *testing.T) string {
+func hostState(t testing.TB) string {
 	t.Helper()
 	var out []string
 	ns, _ := os.ReadDir("/run/netns")
@@ -160,9 +248,10 @@ func hostState(t *testing.T) string {
 	}
 	for _, l := range ls {
 		as, _ := l.Addrs()
+		as = slices.DeleteFunc(as, func(a net.Addr) bool { return strings.HasPrefix(a.String(), "fe80:") }) // come by themselves
 		out = append(out, fmt.Sprint("link ", l.Name, " ", as))
 	}
-	for _, f := range []string{"/proc/net/route", "/proc/net/arp"} {
+	for _, f := range []string{"/proc/thread-self/net/route", "/proc/thread-self/net/arp"} {
 		b, _ := os.ReadFile(f)
 		for line := range strings.Lines(string(b)) {
 			if strings.Contains(line, "nv"+instance) || strings.HasPrefix(line, "*") {
@@ -171,4 +260,51 @@ func hostState(t *testing.T) string {
 		}
 	}
 	return strings.Join(append(out, tables(t)...), "\n")
+}
+
+// tracked counts the kernel's connections from and to an address.
+func tracked(t *testing.T, a netip.Addr) (count int) {
+	t.Helper()
+	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range flows {
+		if f.Forward.SrcIP.Equal(a.AsSlice()) || f.Forward.DstIP.Equal(a.AsSlice()) {
+			count++
+		}
+	}
+	return count
+}
+
+// occupy takes a TCP and a UDP port of the host.
+func occupy(t *testing.T, addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp4", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	u, err := net.ListenPacket("udp4", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { u.Close() })
+}
+
+// addHostAddress gives the uplink one more address until the test ends.
+func addHostAddress(t *testing.T, cidr string) {
+	t.Helper()
+	eth, err := netlink.LinkByName(fakenet.Uplink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, err := netlink.ParseAddr(cidr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(eth, addr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.AddrDel(eth, addr) })
 }

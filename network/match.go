@@ -12,7 +12,7 @@ import (
 )
 
 // The vocabulary of rules.go: each returns the expressions of one match or
-// statement, in nft's own words. Register 1 is the only one in use.
+// statement, in nft's own words.
 
 func one(e expr.Any) []expr.Any { return []expr.Any{e} }
 
@@ -83,10 +83,13 @@ func dport(p uint16) []expr.Any {
 	}
 }
 
-func redirect(p uint16) []expr.Any {
+// dnat: dnat ip to a:p. Not "redirect": that takes the incoming link's address,
+// and a slot's link has none.
+func dnat(a netip.Addr, p uint16) []expr.Any {
 	return []expr.Any{
-		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, p)},
-		&expr.Redir{RegisterProtoMin: 1, RegisterProtoMax: 1, Flags: unix.NF_NAT_RANGE_PROTO_SPECIFIED},
+		&expr.Immediate{Register: 1, Data: a.AsSlice()},
+		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, p)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
 	}
 }
 
@@ -118,34 +121,20 @@ func vmap(name string) []expr.Any {
 	return one(&expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: name})
 }
 
-// addBandwidth polices each slot in both directions. What is above the rate is
-// dropped, which TCP adapts to.
-func (r *rules) addBandwidth(c *nftables.Conn) error {
-	if r.cfg.BytesPerSecond <= 0 {
-		return nil
-	}
+// overLimit makes a set that keeps one limit for each slot's link, and the match
+// for a packet beyond it. The kernel forgets a link that is idle for a minute.
+func (r *rules) overLimit(c *nftables.Conn, name string, key expr.MetaKey, limit expr.Limit) ([]expr.Any, error) {
 	const idle = time.Minute
-	for _, dir := range []struct {
-		chain string
-		key   expr.MetaKey
-	}{{"from_slot", expr.MetaKeyIIFNAME}, {"to_slot", expr.MetaKeyOIFNAME}} {
-		set := &nftables.Set{
-			Table: r.table(), Name: "rate_" + dir.chain, KeyType: nftables.TypeIFName,
-			Dynamic: true, HasTimeout: true, Timeout: idle, Size: 1 << 20,
-		}
-		if err := c.AddSet(set, nil); err != nil {
-			return err
-		}
-		over := &expr.Dynset{
-			SrcRegKey: 1, SetName: set.Name, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: idle,
-			Exprs: []expr.Any{&expr.Limit{
-				Type: expr.LimitTypePktBytes, Unit: expr.LimitTimeSecond, Over: true,
-				Rate: uint64(r.cfg.BytesPerSecond), Burst: uint32(max(r.cfg.BytesPerSecond/4, 64<<10)),
-			}},
-		}
-		var es []expr.Any
-		es = append(append(es, ifname(dir.key)...), over, &expr.Verdict{Kind: expr.VerdictDrop})
-		c.InsertRule(&nftables.Rule{Table: r.table(), Chain: r.chain(dir.chain), Exprs: es})
+	set := &nftables.Set{
+		Table: r.table(), Name: name, KeyType: nftables.TypeIFName,
+		Dynamic: true, HasTimeout: true, Timeout: idle, Size: 1 << 20,
 	}
-	return nil
+	if err := c.AddSet(set, nil); err != nil {
+		return nil, err
+	}
+	limit.Unit, limit.Over = expr.LimitTimeSecond, true
+	return append(ifname(key), &expr.Dynset{
+		SrcRegKey: 1, SetName: name, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: idle,
+		Exprs: []expr.Any{&limit},
+	}), nil
 }

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"regexp"
+	"slices"
 	"sync"
 
 	"github.com/nacrehq/nacre"
@@ -109,6 +110,7 @@ type Network struct {
 	host  host
 	names names
 	nl    *netlink.Handle
+	links *linkRemover
 	rules *rules
 	dns   *forwarder
 
@@ -140,7 +142,7 @@ func New(cfg Config) (*Network, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Network{
-		cfg: cfg, log: cfg.Log, nl: nl, names: names{cfg.Instance},
+		cfg: cfg, log: cfg.Log, nl: nl, links: &linkRemover{nl: nl}, names: names{cfg.Instance},
 		ctx: ctx, cancel: cancel,
 		refill:   make(chan struct{}, 1),
 		held:     map[nacre.MachineID]*holding{},
@@ -195,15 +197,31 @@ func (n *Network) Close(ctx context.Context) error {
 	ready := n.ready
 	n.ready = nil
 	n.mu.Unlock()
-	var errs []error
-	for _, s := range ready {
-		if ctx.Err() != nil {
-			return errors.Join(append(errs, ctx.Err())...)
-		}
-		errs = append(errs, n.destroySlot(s))
-	}
+	err := n.destroyAll(ctx, ready)
+	n.rules.close()
 	n.nl.Close()
+	return err
+}
+
+// destroyAll destroys slots in batches until ctx ends.
+func (n *Network) destroyAll(ctx context.Context, slots []slot) error {
+	var errs []error
+	for batch := range slices.Chunk(slots, maxLinkBatch) {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		errs = append(errs, n.destroySlots(batch...))
+	}
 	return errors.Join(errs...)
+}
+
+// slotAt describes a slot of which only the index is known.
+func (n *Network) slotAt(i int) slot {
+	s := slot{index: i, Slot: nacre.Slot{Name: n.names.netns(i), Path: n.names.path(i), HostLink: n.names.link(i)}}
+	if n.host.pool.IsValid() {
+		s.Guest = netip.PrefixFrom(addrAt(n.host.pool, i), n.host.pool.Bits())
+	}
+	return s
 }
 
 func (n *Network) stop() {
@@ -226,16 +244,18 @@ func Destroy(instance string) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	defer nl.Close()
-	n := &Network{cfg: cfg, log: cfg.Log, nl: nl, names: names{instance}}
+	n := &Network{cfg: cfg, log: cfg.Log, nl: nl, links: &linkRemover{nl: nl}, names: names{instance}}
 	left, err := n.leftovers()
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, i := range left {
-		errs = append(errs, n.destroySlot(slot{index: i, Slot: nacre.Slot{Name: n.names.netns(i), HostLink: n.names.link(i)}}))
+	slots := make([]slot, len(left))
+	for k, i := range left {
+		slots[k] = n.slotAt(i)
 	}
+	errs := []error{n.destroyAll(context.Background(), slots)}
 	r := &rules{names: n.names}
+	defer r.close()
 	errs = append(errs, r.remove(), n.clearHost())
 	return errors.Join(errs...)
 }

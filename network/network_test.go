@@ -10,7 +10,7 @@ import (
 	"github.com/nacrehq/nacre/nacretest/fakenet"
 )
 
-func tables(t *testing.T) []string {
+func tables(t testing.TB) []string {
 	t.Helper()
 	c, err := nftables.New()
 	if err != nil {

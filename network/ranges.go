@@ -108,5 +108,3 @@ func addrOf(ip net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(ip)
 	return a.Unmap()
 }
-
-func prefix32(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 32) }

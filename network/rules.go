@@ -38,6 +38,7 @@ type rules struct {
 	cfg   Config
 
 	mu        sync.Mutex // one transaction at a time; the library's counters need it too
+	conn      *nftables.Conn
 	connected []netip.Prefix
 }
 
@@ -46,6 +47,9 @@ const (
 	blockedSet = "blocked"
 	connsSet   = "conns"
 	refuse     = "refuse"
+
+	// Packets a second from one slot to the host: DNS, and attempts.
+	inputRate, inputBurst = 200, 400
 )
 
 func (r *rules) table() *nftables.Table {
@@ -61,24 +65,42 @@ func (r *rules) blocked() *nftables.Set {
 }
 
 // transaction runs fn on an empty batch and commits it whole or not at all.
-func (r *rules) transaction(fn func(*nftables.Conn) error) error {
+//
+// The socket is kept: to close one, the kernel waits until what the batch has
+// deleted is unused, 15 ms or so.
+func (r *rules) transaction(fn func(*nftables.Conn) error) (err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// The batch of a large recovery, and its acknowledgements, must fit.
-	big := func(c *netlink.Conn) error {
-		return errors.Join(c.SetWriteBuffer(32<<20), c.SetReadBuffer(32<<20))
+	if r.conn == nil {
+		// The batch of a large recovery, and its acknowledgements, must fit.
+		big := func(c *netlink.Conn) error {
+			return errors.Join(c.SetWriteBuffer(32<<20), c.SetReadBuffer(32<<20))
+		}
+		if r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(big)); err != nil {
+			return fmt.Errorf("network: nftables: %w", err)
+		}
 	}
-	c, err := nftables.New(nftables.WithSockOptions(big))
-	if err != nil {
-		return fmt.Errorf("network: nftables: %w", err)
+	if err = fn(r.conn); err == nil {
+		err = r.conn.Flush()
 	}
-	if err := fn(c); err != nil {
-		return err
-	}
-	if err := c.Flush(); err != nil {
+	if err != nil { // what is left on the socket or in the batch belongs to nobody
+		r.disconnect()
 		return fmt.Errorf("network: nftables: %w", err)
 	}
 	return nil
+}
+
+func (r *rules) disconnect() {
+	if r.conn != nil {
+		_ = r.conn.CloseLasting()
+		r.conn = nil
+	}
+}
+
+func (r *rules) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.disconnect()
 }
 
 // exist tells whether an earlier process left the table.
@@ -127,13 +149,9 @@ func (r *rules) install(slots map[int]policy) error {
 			return err
 		}
 		r.addRefuse(c)
-		r.addFromSlot(c)
-		r.addToSlot(c)
-		r.addHooks(c)
-		if err := r.addBandwidth(c); err != nil {
-			return err
-		}
-		return r.addPolicies(c, slots)
+		err := errors.Join(r.addFromSlot(c), r.addToSlot(c), r.addFilter(c))
+		r.addNAT(c)
+		return errors.Join(err, r.addPolicies(c, slots))
 	})
 }
 
@@ -204,58 +222,85 @@ func (r *rules) addRefuse(c *nftables.Conn) {
 
 // addFromSlot: every packet is held to the policy as it is now, whether its
 // connection was allowed once or not.
-func (r *rules) addFromSlot(c *nftables.Conn) {
+func (r *rules) addFromSlot(c *nftables.Conn) error {
 	const name = "from_slot"
 	c.AddChain(r.chain(name))
+	err := r.addBandwidth(c, name, expr.MetaKeyIIFNAME)
 	r.rule(c, name, stateIs(expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED), drop())
 	r.rule(c, name, daddr(), inSet(blockedSet), goTo(refuse))
 	r.rule(c, name, stateIs(expr.CtStateBitNEW), r.tooManyConns(), goTo(refuse))
 	r.rule(c, name, ifname(expr.MetaKeyIIFNAME), vmap(policyMap))
 	r.rule(c, name, drop())
+	return err
 }
 
-func (r *rules) addToSlot(c *nftables.Conn) {
+func (r *rules) addToSlot(c *nftables.Conn) error {
 	const name = "to_slot"
 	c.AddChain(r.chain(name))
+	err := r.addBandwidth(c, name, expr.MetaKeyOIFNAME)
 	r.rule(c, name, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), ctReply(), ifname(expr.MetaKeyOIFNAME), vmap(policyMap))
 	r.rule(c, name, drop())
+	return err
 }
 
-func (r *rules) addHooks(c *nftables.Conn) {
-	accept := nftables.ChainPolicyAccept
-	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) {
-		c.AddChain(&nftables.Chain{Table: r.table(), Name: name, Type: kind, Hooknum: hook, Priority: prio, Policy: &accept})
+// addBandwidth drops what is above a slot's rate, which TCP adapts to.
+func (r *rules) addBandwidth(c *nftables.Conn, chain string, key expr.MetaKey) error {
+	rate := r.cfg.BytesPerSecond
+	if rate <= 0 {
+		return nil
 	}
+	over, err := r.overLimit(c, "rate_"+chain, key, expr.Limit{
+		Type: expr.LimitTypePktBytes, Rate: uint64(rate), Burst: uint32(min(max(rate/4, 64<<10), 1<<30)),
+	})
+	r.rule(c, chain, over, drop())
+	return err
+}
+
+func (r *rules) baseChain(c *nftables.Conn, name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) {
+	accept := nftables.ChainPolicyAccept
+	c.AddChain(&nftables.Chain{Table: r.table(), Name: name, Type: kind, Hooknum: hook, Priority: prio, Policy: &accept})
+}
+
+// addFilter adds the hooks that packets from and to slots come through.
+func (r *rules) addFilter(c *nftables.Conn) error {
 	from, to := r.slotLink(expr.MetaKeyIIFNAME), r.slotLink(expr.MetaKeyOIFNAME)
 
-	base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	r.baseChain(c, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	r.rule(c, "forward", from, notIPv4(), drop())
 	r.rule(c, "forward", from, spoofed(), drop())
 	r.rule(c, "forward", from, goTo("from_slot"))
 	r.rule(c, "forward", to, goTo("to_slot"))
 
-	base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
-	r.rule(c, "input", from, notIPv4(), drop())
-	r.rule(c, "input", from, spoofed(), drop())
-	r.rule(c, "input", from, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), ctReply(), accepted())
-	r.rule(c, "input", from, stateIs(expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED), drop())
-	r.rule(c, "input", from, stateIs(expr.CtStateBitNEW), r.tooManyConns(), drop())
+	const in = "input"
+	r.baseChain(c, in, nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	r.rule(c, in, from, notIPv4(), drop())
+	r.rule(c, in, from, spoofed(), drop())
+	r.rule(c, in, from, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), ctReply(), accepted())
+	r.rule(c, in, from, stateIs(expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED), drop())
+	// Before the socket, which all slots share: a flood would fill its buffer.
+	over, err := r.overLimit(c, "rate_input", expr.MetaKeyIIFNAME, expr.Limit{Type: expr.LimitTypePkts, Rate: inputRate, Burst: inputBurst})
+	r.rule(c, in, from, over, drop())
+	r.rule(c, in, from, stateIs(expr.CtStateBitNEW), r.tooManyConns(), drop())
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		r.rule(c, "input", from, daddrIs(r.host.gateway), l4proto(proto), dport(uint16(r.cfg.DNSPort)), accepted())
+		r.rule(c, in, from, daddrIs(r.host.gateway), l4proto(proto), dport(uint16(r.cfg.DNSPort)), accepted())
 	}
-	r.rule(c, "input", from, goTo(refuse))
+	r.rule(c, in, from, goTo(refuse))
 	// The gateway's address is for guests and the host, not for the host's neighbours.
-	r.rule(c, "input", daddrIs(r.host.gateway), notLoopback(), drop())
+	r.rule(c, in, daddrIs(r.host.gateway), notLoopback(), drop())
+	return err
+}
 
-	base("nat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+func (r *rules) addNAT(c *nftables.Conn) {
+	from, to := r.slotLink(expr.MetaKeyIIFNAME), r.slotLink(expr.MetaKeyOIFNAME)
+	r.baseChain(c, "nat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	r.rule(c, "nat", to, accepted())
-	r.rule(c, "nat", ipv4(), saddrIn(r.host.pool), one(&expr.Masq{}))
-
-	if r.cfg.DNSPort != 53 {
-		base("dnat", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
-		for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-			r.rule(c, "dnat", from, daddrIs(r.host.gateway), l4proto(proto), dport(53), redirect(uint16(r.cfg.DNSPort)))
-		}
+	r.rule(c, "nat", saddrIn(r.host.pool), one(&expr.Masq{}))
+	if r.cfg.DNSPort == 53 {
+		return
+	}
+	r.baseChain(c, "dnat", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
+	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+		r.rule(c, "dnat", from, daddrIs(r.host.gateway), l4proto(proto), dport(53), dnat(r.host.gateway, uint16(r.cfg.DNSPort)))
 	}
 }
 

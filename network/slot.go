@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/nacrehq/nacre"
 	"github.com/vishvananda/netlink"
@@ -34,7 +36,7 @@ func guestMAC(a netip.Addr) net.HardwareAddr {
 
 // makeSlot makes namespace, link and addresses. Until a policy names the link,
 // the rules drop everything from it. When it fails nothing is left.
-func (n *Network) makeSlot(i int) (s slot, err error) {
+func (n *Network) makeSlot(ctx context.Context, i int) (s slot, err error) {
 	guest := addrAt(n.host.pool, i)
 	s = slot{index: i, Slot: nacre.Slot{
 		Name: n.names.netns(i), Path: n.names.path(i), HostLink: n.names.link(i),
@@ -45,7 +47,7 @@ func (n *Network) makeSlot(i int) (s slot, err error) {
 	}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("network: make slot %s: %w", s.Name, err), n.destroySlot(s))
+			err = errors.Join(fmt.Errorf("network: make slot %s: %w", s.Name, err), n.destroySlots(s))
 		}
 	}()
 	ns, inside, err := newNetns(s.Path)
@@ -61,7 +63,32 @@ func (n *Network) makeSlot(i int) (s slot, err error) {
 	if err := configureGuest(inside, s); err != nil {
 		return s, err
 	}
-	return s, n.configureLink(s, host)
+	if err := n.configureLink(s, host); err != nil {
+		return s, err
+	}
+	return s, awaitUp(ctx, inside)
+}
+
+// awaitUp waits until the guest's end sends. The kernel starts it in the
+// background, a moment after its peer came up; a first packet that is lost
+// before would cost the guest a second (ARP).
+func awaitUp(ctx context.Context, inside *netlink.Handle) error {
+	const step = 200 * time.Microsecond
+	for range 2 * time.Second / step {
+		eth, err := inside.LinkByName("eth0")
+		if err != nil {
+			return fmt.Errorf("guest eth0: %w", err)
+		}
+		if eth.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(step):
+		}
+	}
+	return errors.New("guest eth0 does not come up")
 }
 
 func (n *Network) makeLink(s slot, ns netns.NsHandle) (netlink.Link, error) {
@@ -138,19 +165,22 @@ func configureGuest(inside *netlink.Handle, s slot) error {
 	return nil
 }
 
-// destroySlot takes away what is there of a slot; a repeat is no error. The link
-// goes first: with it go the guest's end, routes and neighbours, even if some
-// process still holds the namespace.
-func (n *Network) destroySlot(s slot) error {
-	var gone netlink.LinkNotFoundError
-	link, err := n.nl.LinkByName(s.HostLink)
-	if err == nil {
-		err = n.nl.LinkDel(link)
+// destroySlots takes away what is there of slots; a repeat is no error. The links
+// go first: with them go the guests' ends, routes and neighbours, even if some
+// process still holds a namespace.
+func (n *Network) destroySlots(slots ...slot) error {
+	links := make([]string, len(slots))
+	for i, s := range slots {
+		links[i] = s.HostLink
 	}
-	if err != nil && !errors.As(err, &gone) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("network: delete link %s: %w", s.HostLink, err)
+	if err := n.links.remove(links...); err != nil {
+		return err
 	}
-	return removeNetns(filepath.Join(netnsDir, s.Name))
+	var errs []error
+	for _, s := range slots {
+		errs = append(errs, removeNetns(filepath.Join(netnsDir, s.Name)))
+	}
+	return errors.Join(errs...)
 }
 
 func removeNetns(path string) error {

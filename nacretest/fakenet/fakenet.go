@@ -219,29 +219,46 @@ func DoPath(path string, fn func() error) error {
 	return Do(ns, fn)
 }
 
-// Do runs fn on a thread of its own inside the namespace.
+// Do runs fn on a thread inside the namespace and brings the thread back.
 func Do(ns netns.NsHandle, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	return onThread(func() error {
 		if err := netns.Set(ns); err != nil {
-			done <- err
-			return
+			return err
 		}
-		done <- fn()
-	}()
-	return <-done
+		return fn()
+	})
 }
 
 func newNamespace() (ns netns.NsHandle, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // as in Do
+	err = onThread(func() (err error) {
 		ns, err = netns.New()
-	}()
-	<-done
+		return err
+	})
 	return ns, err
+}
+
+// onThread runs fn, which may change its thread's network namespace. A thread
+// that cannot come back stays locked and ends with its goroutine.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		defer home.Close()
+		err = fn()
+		if back := netns.Set(home); back != nil {
+			done <- errors.Join(err, back)
+			return
+		}
+		runtime.UnlockOSThread()
+		done <- err
+	}()
+	return <-done
 }
 
 func (n *Internet) close() {

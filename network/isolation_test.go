@@ -1,0 +1,406 @@
+package network_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest/fakenet"
+	"github.com/nacrehq/nacre/network"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// everywhere is a policy that tries to open what no policy opens.
+var everywhere = nacre.EgressPolicy{Allow: []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("169.254.169.254/32"),
+}}
+
+// closedTo are addresses that answer the host and must not answer a guest.
+var closedTo = map[string]string{
+	"metadata":                 fakenet.Metadata,
+	"link-local":               "169.254.1.1",
+	"Alibaba metadata":         "100.100.100.200",
+	"Azure host agent":         "168.63.129.16",
+	"10/8":                     "10.99.0.1",
+	"172.16/12":                "172.16.5.5",
+	"172.31, the end of it":    "172.31.255.254",
+	"192.168/16":               "192.168.77.1",
+	"carrier-grade NAT":        "100.64.0.1",
+	"benchmark network":        "198.18.0.1",
+	"protocol assignments":     "192.0.0.1",
+	"the router next to it":    fakenet.Neighbour,
+	"reserved":                 "240.0.0.1",
+	"zero network":             "0.1.2.3",
+	"a pool address, not used": "10.231.200.200",
+}
+
+// TestFault40_ClosedNetworks: whatever the policy, no way to private networks,
+// metadata, the host's neighbours. Attempts fail at once, not after a time-out.
+func TestFault40_ClosedNetworks(t *testing.T) {
+	n := start(t, nil)
+	g := acquire(t, n, everywhere)
+	if err := g.tcp(fakenet.Example); err != nil {
+		t.Fatalf("the policy is open, but the internet is out of reach: %v", err)
+	}
+	for name, addr := range closedTo {
+		if !strings.HasPrefix(addr, "10.231.") && !strings.HasPrefix(addr, "0.") && !strings.HasPrefix(addr, "240.") {
+			if err := hostTCP(addr); err != nil {
+				t.Errorf("%s: %s does not even answer the host (%v): the test proves nothing", name, addr, err)
+			}
+		}
+		began := time.Now()
+		if err := g.tcp(addr); err == nil {
+			t.Errorf("%s: %s answers the guest over TCP", name, addr)
+		}
+		if took := time.Since(began); took > patience/2 && !strings.HasPrefix(addr, "10.231.") && !strings.HasPrefix(addr, "0.") && !strings.HasPrefix(addr, "240.") {
+			t.Errorf("%s: TCP to %s failed only after %v", name, addr, took)
+		}
+	}
+	for _, addr := range []string{fakenet.Metadata, "10.99.0.1", "192.168.77.1", fakenet.Neighbour} {
+		if err := g.udp(addr); err == nil {
+			t.Errorf("%s answers the guest over UDP", addr)
+		}
+	}
+}
+
+func hostTCP(addr string) error {
+	c, err := net.DialTimeout("tcp4", net.JoinHostPort(addr, fmt.Sprint(fakenet.EchoPort)), patience)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return echo(c)
+}
+
+// TestFault39_MetadataForms: every spelling of the metadata address ends at the
+// same packets.
+func TestFault39_MetadataForms(t *testing.T) {
+	n := start(t, nil)
+	g := acquire(t, n, everywhere)
+	for _, form := range []string{"169.254.169.254", "::ffff:169.254.169.254", "::ffff:a9fe:a9fe", "64:ff9b::a9fe:a9fe", "fd00:ec2::254"} {
+		c, err := g.dial("tcp", form, fakenet.HTTPPort)
+		if err == nil {
+			c.Close()
+			t.Errorf("%s is open to the guest", form)
+		}
+	}
+	// A name that leads there is resolved, and of no use.
+	ips, err := g.lookup("metadata.test.")
+	if err != nil || len(ips) != 1 || ips[0] != fakenet.Metadata {
+		t.Fatalf("lookup: %v, %v", ips, err)
+	}
+	if err := g.tcp(ips[0]); err == nil {
+		t.Error("metadata by name is open to the guest")
+	}
+}
+
+// TestFault40_Host: of the host a guest reaches DNS at the gateway and nothing else.
+func TestFault40_Host(t *testing.T) {
+	n := start(t, nil)
+	g := acquire(t, n, everywhere)
+	tcp, err := net.Listen("tcp4", ":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	go func() {
+		for {
+			c, err := tcp.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	for _, addr := range []string{g.Gateway.String(), fakenet.HostAddr, "127.0.0.1", "127.0.0.53"} {
+		if addr[:3] != "127" {
+			c, err := net.DialTimeout("tcp4", addr+":8080", patience)
+			if err != nil {
+				t.Fatalf("the host's own service does not answer the host at %s: %v", addr, err)
+			}
+			c.Close()
+		}
+		if c, err := g.dial("tcp4", addr, 8080); err == nil {
+			c.Close()
+			t.Errorf("the host's port 8080 is open to the guest at %s", addr)
+		}
+	}
+	if c, err := g.dial("tcp4", fakenet.HostAddr, 53); err == nil {
+		c.Close()
+		t.Error("DNS is open at the host's own address; only the gateway's is for guests")
+	}
+	if c, err := g.dial("tcp4", g.Gateway.String(), 53); err != nil {
+		t.Errorf("DNS over TCP at the gateway: %v", err)
+	} else {
+		c.Close()
+	}
+	if c, err := net.DialTimeout("tcp4", fakenet.HostAddr+":8080", patience); err != nil {
+		t.Errorf("the host's service is closed to the host itself: %v", err)
+	} else {
+		c.Close()
+	}
+}
+
+// TestFault40_OtherSlots: guests do not reach each other, not even with a route
+// of their own making, nor through the other's open port.
+func TestFault40_OtherSlots(t *testing.T) {
+	n := start(t, nil)
+	a, b := acquire(t, n, everywhere), acquire(t, n, everywhere)
+	b.listen(t, 9000)
+	addr := b.Guest.Addr().String()
+	if c, err := net.DialTimeout("tcp4", addr+":9000", patience); err != nil {
+		t.Fatalf("the host does not reach the guest: %v", err)
+	} else {
+		c.Close()
+	}
+	if c, err := a.dial("tcp4", addr, 9000); err == nil {
+		c.Close()
+		t.Error("one guest reaches the other")
+	}
+	// The usual netmask makes them neighbours; send it to the gateway instead.
+	err := a.do(func() error {
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: &net.IPNet{IP: b.Guest.Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: a.Gateway.AsSlice()})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := a.dial("tcp4", addr, 9000); err == nil {
+		c.Close()
+		t.Error("one guest reaches the other by way of the gateway")
+	}
+}
+
+// TestFault40_Outside: nobody outside opens connections to a guest, or asks the
+// forwarder.
+func TestFault40_Outside(t *testing.T) {
+	n := open(t, nil)
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	g := acquire(t, n, nacre.EgressPolicy{})
+	g.listen(t, 9000)
+	ns := internetOf(t)
+	err := ns.Do(func() error {
+		eth, err := netlink.LinkByName("host0")
+		if err != nil {
+			return err
+		}
+		_, pool, _ := net.ParseCIDR("10.231.0.0/16")
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: pool, Gw: net.ParseIP(fakenet.HostAddr)}); err != nil {
+			return err
+		}
+		for _, to := range []string{g.Guest.Addr().String() + ":9000", g.Gateway.String() + ":53"} {
+			if c, err := net.DialTimeout("tcp4", to, patience); err == nil {
+				c.Close()
+				t.Errorf("%s is open to the host's neighbour", to)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFault40_Spoofing: frames with another source, or of another protocol, go
+// nowhere. The last, honest one arrives, so the others would have before it.
+func TestFault40_Spoofing(t *testing.T) {
+	n := open(t, nil)
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	a, b := acquire(t, n, everywhere), acquire(t, n, everywhere)
+	ns := internetOf(t)
+	const port = 4242
+	seen := listenUDP(t, ns, port)
+	sources := map[string]string{
+		"another slot":    b.Guest.Addr().String(),
+		"the gateway":     a.Gateway.String(),
+		"the host":        fakenet.HostAddr,
+		"its neighbour":   fakenet.Neighbour,
+		"the internet":    fakenet.CloudFlare,
+		"the loopback":    "127.0.0.1",
+		"nobody":          "0.0.0.0",
+		"broadcast":       "255.255.255.255",
+		"a free slot":     "10.231.99.99",
+		"a multicast one": "224.0.0.5",
+	}
+	err := a.do(func() error {
+		for name, src := range sources {
+			if err := sendFrame(unix.ETH_P_IP, ipv4UDP(src, fakenet.Example, port, "spoofed as "+name)); err != nil {
+				return err
+			}
+		}
+		if err := sendFrame(unix.ETH_P_IPV6, ipv6UDP(port)); err != nil {
+			return err
+		}
+		return sendFrame(unix.ETH_P_IP, ipv4UDP(a.Guest.Addr().String(), fakenet.Example, port, "honest"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		select {
+		case got := <-seen:
+			if got == "honest" {
+				return
+			}
+			t.Errorf("a packet arrived: %s", got)
+		case <-time.After(5 * time.Second):
+			t.Fatal("the honest packet did not arrive")
+		}
+	}
+}
+
+// TestFault40_IPv6: the host speaks no IPv6 on a slot's link.
+func TestFault40_IPv6(t *testing.T) {
+	n := start(t, nil)
+	g := acquire(t, n, everywhere)
+	l, err := net.InterfaceByName(g.HostLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as, err := l.Addrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range as {
+		t.Errorf("the host has the address %s on the slot's link", a)
+	}
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + g.HostLink + "/disable_ipv6")
+	if err != nil && !errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) != "1" {
+		t.Errorf("disable_ipv6 = %q, %v", b, err)
+	}
+}
+
+// TestAllowPrivate: what the operator opens is open, to policies, and nothing
+// next to it; the slots themselves cannot be opened.
+func TestAllowPrivate(t *testing.T) {
+	n := start(t, func(c *network.Config) {
+		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24"), netip.MustParsePrefix("10.231.0.0/16")}
+	})
+	g, closed := acquire(t, n, nacre.EgressPolicy{}), acquire(t, n, nacre.EgressPolicy{DenyAll: true})
+	other := acquire(t, n, nacre.EgressPolicy{})
+	other.listen(t, 9000)
+	if err := g.tcp("10.99.0.1"); err != nil {
+		t.Errorf("the opened network is closed: %v", err)
+	}
+	if err := g.tcp("10.99.1.1"); err == nil {
+		t.Error("the network next to the opened one is open")
+	}
+	if err := closed.tcp("10.99.0.1"); err == nil {
+		t.Error("a policy that denies all is overruled by the operator's opening")
+	}
+	if c, err := g.dial("tcp4", other.Guest.Addr().String(), 9000); err == nil {
+		c.Close()
+		t.Error("the operator could open slots to each other")
+	}
+}
+
+// TestHostAddressAppears: a network that the host joins later is closed as well.
+func TestHostAddressAppears(t *testing.T) {
+	n := start(t, nil)
+	g := acquire(t, n, nacre.EgressPolicy{})
+	const public = "203.0.113.9"
+	if err := g.tcp(public); err != nil {
+		t.Fatal(err)
+	}
+	addHostAddress(t, "203.0.113.2/24")
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var refused syscall.Errno
+		if err := g.tcp(public); errors.As(err, &refused) && refused == unix.ECONNREFUSED {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the host's new neighbours are open to guests")
+		}
+	}
+}
+
+// sendFrame puts a packet on the calling thread's eth0, addressed to the gateway.
+func sendFrame(proto uint16, packet []byte) error {
+	eth, err := net.InterfaceByName("eth0")
+	if err != nil {
+		return err
+	}
+	s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	to := &unix.SockaddrLinklayer{Protocol: proto<<8 | proto>>8, Ifindex: eth.Index, Halen: 6}
+	copy(to.Addr[:], []byte{0x02, 0x6e, 0, 0, 0, 1})
+	return unix.Sendto(s, packet, 0, to)
+}
+
+func ipv4UDP(src, dst string, port int, text string) []byte {
+	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
+	p := make([]byte, 28, 28+len(text))
+	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(p[2:], uint16(28+len(text)))
+	copy(p[12:], s[:])
+	copy(p[16:], d[:])
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
+	binary.BigEndian.PutUint16(p[20:], 5555)
+	binary.BigEndian.PutUint16(p[22:], uint16(port))
+	binary.BigEndian.PutUint16(p[24:], uint16(8+len(text))) // checksum 0: none
+	return append(p, text...)
+}
+
+func ipv6UDP(port int) []byte {
+	p := make([]byte, 48)
+	p[0], p[6], p[7] = 0x60, unix.IPPROTO_UDP, 64
+	binary.BigEndian.PutUint16(p[4:], 8)
+	p[8], p[23], p[24], p[39] = 0xfd, 1, 0xfd, 2
+	binary.BigEndian.PutUint16(p[42:], uint16(port))
+	binary.BigEndian.PutUint16(p[44:], 8)
+	return p
+}
+
+// listenUDP tells what arrives anywhere in the internet on the port.
+func listenUDP(t *testing.T, ns *fakenet.Internet, port int) <-chan string {
+	t.Helper()
+	out := make(chan string, 100)
+	err := ns.Do(func() error {
+		u, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { u.Close() })
+		go func() {
+			buf := make([]byte, 2048)
+			for {
+				k, _, err := u.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				out <- string(buf[:k])
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
