@@ -6,6 +6,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 AGENT   := internal/agentbin/assets/nacre-agent
 
 export CGO_ENABLED = 0
+# One set of flags everywhere, so that gVisor is compiled once.
+export GOFLAGS := $(GOFLAGS) -trimpath
 
 .PHONY: build up test lint unit e2e bench fuzz deps clean generate
 
@@ -14,10 +16,10 @@ build: bin/nacre
 # Go's build cache knows better than make what is out of date.
 .PHONY: bin/nacre $(AGENT)
 bin/nacre: $(AGENT)
-	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o $@ ./cmd/nacre
+	$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/nacre
 
 $(AGENT):
-	$(GO) build -trimpath -ldflags "-s -w" -o $@ ./cmd/nacre-agent
+	$(GO) build -ldflags "-s -w" -o $@ ./cmd/nacre-agent
 
 # up builds, prepares the host and runs the server in the foreground.
 up: build

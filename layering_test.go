@@ -88,7 +88,7 @@ func forbidden(room, imp string, test bool) string {
 		return ""
 	}
 	if to == "nacretest" || strings.HasPrefix(to, "nacretest/") {
-		if test || strings.HasPrefix(room, "nacretest") || room == "e2e" || room == "bench" {
+		if test || strings.HasPrefix(room, "nacretest") || topRoom(room) == "e2e" || room == "bench" {
 			return ""
 		}
 		return "nacretest is for tests"

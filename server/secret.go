@@ -22,6 +22,9 @@ type secrets struct {
 	instance string   // names this installation's kernel objects
 }
 
+// cgroup is the parent of all machines' cgroups of this installation.
+func (s secrets) cgroup() string { return "nacre-" + s.instance }
+
 // loadSecrets reads the installation's secret and makes it on the first start.
 // Losing the file makes every token worthless, so it is written and synced
 // before anything uses it.
@@ -47,7 +50,7 @@ func loadSecrets(dir string) (secrets, error) {
 		copy(out, b)
 		return err
 	}
-	var id [4]byte
+	var id [3]byte
 	if err := errors.Join(derive("tokens", s.tokens[:]), derive("env", s.env[:]), derive("instance", id[:])); err != nil {
 		return secrets{}, err
 	}

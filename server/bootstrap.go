@@ -1,0 +1,114 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/image/base"
+	"github.com/nacrehq/nacre/internal/clientfile"
+	"github.com/nacrehq/nacre/node"
+)
+
+// defaultTeam owns the key that `nacre env` prints.
+const defaultTeam = "default"
+
+// defaultKey returns the key of the default team and makes it on the first
+// start. The store has its hash only; the key itself is in the client file.
+func (s *Server) defaultKey(ctx context.Context, teams nacre.TeamStore) (string, error) {
+	team, err := teams.EnsureTeam(ctx, defaultTeam)
+	if err != nil {
+		return "", fmt.Errorf("default team: %w", err)
+	}
+	if f, err := clientfile.Read(s.cfg.DataDir); err == nil {
+		if hash, ok := nacre.HashKey(f.APIKey); ok {
+			_, err := teams.KeyByHash(ctx, hash)
+			if err == nil {
+				return f.APIKey, nil
+			}
+			if !nacre.IsCode(err, nacre.CodeNotFound) {
+				return "", fmt.Errorf("default key: %w", err)
+			}
+		}
+	}
+	secret, key := nacre.NewKey(team.ID, "made by nacre up", time.Now())
+	if err := teams.InsertKey(ctx, key); err != nil {
+		return "", fmt.Errorf("default key: %w", err)
+	}
+	return secret, nil
+}
+
+// builtins are the templates that every installation has, all on the base image.
+var builtins = [...]struct {
+	id    nacre.TemplateID
+	names []string
+}{
+	{"tnacrebase0000000000", []string{"base", "moru-ai/base", "e2bdev/base"}},
+	{"tnacrepython00000000", []string{"python"}},
+	{"tnacrenode0000000000", []string{"node"}},
+}
+
+// baseMissing tells whether the base image would have to be built.
+func (s *Server) baseMissing() bool {
+	return s.cfg.BaseImage == "" && !base.Cached(s.cfg.CacheDir)
+}
+
+// baseTemplate makes the built-in templates resolve: it builds the image unless
+// the cache has it, brings it into the image store, and keeps standbys of it.
+func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
+	path, build, err := s.baseImage(ctx, adm)
+	if err != nil {
+		return err
+	}
+	if err := p.images.Import(ctx, build, path); err != nil {
+		return err
+	}
+	res := nacre.Resources{CPUs: s.cfg.CPUs, MemoryMiB: s.cfg.MemoryMiB, DiskMiB: s.cfg.DiskMiB, MaxPIDs: s.cfg.MaxPIDs}
+	now := time.Now()
+	for _, b := range builtins {
+		t := nacre.Template{ID: b.id, Names: b.names, Public: true, Build: build, Resources: res, CreatedAt: now, UpdatedAt: now}
+		if old, err := p.db.ResolveTemplate(ctx, "", string(b.id)); err == nil {
+			t.CreatedAt = old.CreatedAt
+			if old.Build == build && old.Resources == res {
+				continue
+			}
+		} else if !nacre.IsCode(err, nacre.CodeNotFound) {
+			return err
+		}
+		if err := p.db.PutTemplate(ctx, t); err != nil {
+			return err
+		}
+	}
+	p.node.KeepReady(node.Shape{Build: build, Resources: res})
+	return nil
+}
+
+// baseImage returns the image and the name of its build.
+func (s *Server) baseImage(ctx context.Context, adm *admin) (string, nacre.BuildID, error) {
+	if s.cfg.BaseImage == "" {
+		r, err := base.Build(ctx, base.Options{CacheDir: s.cfg.CacheDir, Logger: s.log, Progress: func(step string, done, total int64) {
+			adm.step("base template: " + step)
+			s.opts.Progress(step, done, total)
+		}})
+		if err != nil {
+			return "", "", err
+		}
+		return r.Path, r.Build(), nil
+	}
+	st, err := os.Stat(s.cfg.BaseImage)
+	if err != nil {
+		return "", "", fmt.Errorf("--base-image: %w", err)
+	}
+	if !st.Mode().IsRegular() {
+		return "", "", errors.New("--base-image: want a regular file")
+	}
+	// Hashing the whole would cost a second at every start; a changed file has
+	// another size or time.
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %d", s.cfg.BaseImage, st.Size(), st.ModTime().UnixNano()))
+	return s.cfg.BaseImage, nacre.BuildID("b" + hex.EncodeToString(sum[:])[:19]), nil
+}

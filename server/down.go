@@ -1,0 +1,67 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/network"
+	"github.com/nacrehq/nacre/runtime/gvisor"
+)
+
+// Down ends the server on the data directory, if one runs, and every sandbox of
+// it, and takes what they had from the kernel: processes, cgroups, namespaces,
+// links and filter tables. Records, images and keys stay.
+func Down(ctx context.Context, dataDir string, progress func(string)) error {
+	if _, err := os.Stat(filepath.Join(dataDir, "secret")); errors.Is(err, os.ErrNotExist) {
+		return nil // nothing was ever started here
+	}
+	lock, err := takeOver(ctx, dataDir, progress)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	sec, err := loadSecrets(dataDir)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.DiscardHandler)
+	progress("ending the sandboxes")
+	rt, err := gvisor.New(gvisor.Config{CgroupParent: sec.cgroup(), Log: log})
+	if err != nil {
+		return err
+	}
+	none := func(nacre.MachineID) bool { return false }
+	err = errors.Join(rt.Sweep(ctx, none), rt.Close(), rt.RemoveParent())
+	progress("taking down the network")
+	return errors.Join(err, network.Destroy(sec.instance))
+}
+
+// takeOver returns the data directory's lock, asking a server that has it to end.
+func takeOver(ctx context.Context, dataDir string, progress func(string)) (*os.File, error) {
+	asked := false
+	for {
+		lock, err := lockDataDir(dataDir)
+		if err == nil {
+			return lock, nil
+		}
+		if s := statusOf(dataDir); s != nil && !asked {
+			asked = true
+			progress(fmt.Sprintf("stopping the server (process %d)", s.PID))
+			if err := syscall.Kill(s.PID, syscall.SIGTERM); err != nil {
+				return nil, fmt.Errorf("stop the server (process %d): %w", s.PID, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,282 @@
+// Package server is the wiring: it turns a Config into stores, drivers, rooms
+// and listeners, runs them, and ends them in the opposite order.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/agent/envd"
+	"github.com/nacrehq/nacre/api"
+	"github.com/nacrehq/nacre/api/moru"
+	"github.com/nacrehq/nacre/blob"
+	"github.com/nacrehq/nacre/control"
+	"github.com/nacrehq/nacre/edge"
+	"github.com/nacrehq/nacre/image"
+	"github.com/nacrehq/nacre/internal/agentbin"
+	"github.com/nacrehq/nacre/network"
+	"github.com/nacrehq/nacre/node"
+	"github.com/nacrehq/nacre/runtime/gvisor"
+	"github.com/nacrehq/nacre/sqlstore"
+)
+
+// Options are what a Config file cannot say.
+type Options struct {
+	Version  string
+	Progress func(step string, done, total int64) // may be nil
+	Log      io.Writer
+}
+
+// Server is one daemon on one data directory.
+type Server struct {
+	cfg  Config
+	opts Options
+	log  *slog.Logger
+}
+
+// New checks nothing but the log level; Run does the work.
+func New(c Config, o Options) (*Server, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", c.LogLevel)
+	}
+	ho := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(o.Log, ho)
+	if c.LogJSON {
+		h = slog.NewJSONHandler(o.Log, ho)
+	}
+	if o.Progress == nil {
+		o.Progress = func(string, int64, int64) {}
+	}
+	return &Server{cfg: c, opts: o, log: slog.New(h)}, nil
+}
+
+// Run starts everything, calls ready when the first request would be answered,
+// and returns when ctx ends or a part fails. Sandboxes go on without it.
+func (s *Server) Run(ctx context.Context, ready func(Status)) error {
+	if err := ensureDir(s.cfg.DataDir); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	lock, err := lockDataDir(s.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	sec, err := loadSecrets(s.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	adm := &admin{log: s.log, clock: time.Now, status: Status{Version: s.opts.Version, PID: os.Getpid(), Step: "starting"}}
+	stopAdmin, err := adm.serve(ctx, s.cfg.DataDir)
+	if err != nil {
+		return fmt.Errorf("admin socket: %w", err)
+	}
+	defer stopAdmin()
+
+	p, err := s.build(ctx, sec, adm)
+	if err != nil {
+		return errors.Join(err, p.close())
+	}
+	err = s.serve(ctx, p, adm, ready)
+	return errors.Join(err, p.close())
+}
+
+// parts are the rooms of a running server, in the order in which they start.
+type parts struct {
+	db      *sqlstore.DB
+	net     *network.Network
+	runtime *gvisor.Runtime
+	node    *node.Node
+	images  nacre.ImageStore
+	control *control.Service
+	handler *entrance
+	tls     *tlsFiles
+
+	key     string // of the default team
+	closers []func() error
+}
+
+func (p *parts) onClose(f func() error) { p.closers = append(p.closers, f) }
+
+func (p *parts) close() error {
+	var errs []error
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		errs = append(errs, p.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// build makes every part and takes back the machines that run. It returns the
+// parts that it made also when it fails, to be closed.
+func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, error) {
+	p := &parts{}
+	step := func(text string) {
+		adm.step(text)
+		s.log.Debug("start", "step", text)
+	}
+	step("opening the store")
+	db, err := sqlstore.Open(ctx, s.cfg.Store, sqlstore.Options{Logger: s.log, EnvKey: sec.env, Clock: time.Now})
+	if err != nil {
+		return p, fmt.Errorf("store: %w", err)
+	}
+	p.db = db
+	p.onClose(db.Close)
+	adm.open(db)
+	if p.key, err = s.defaultKey(ctx, db); err != nil {
+		return p, err
+	}
+	step("preparing this host")
+	if err := provide(ctx, needs(s.baseMissing()), s.cfg.Install, func(t string) { step(t); s.opts.Progress(t, 0, 0) }); err != nil {
+		return p, err
+	}
+	step("taking back the machines that run")
+	if err := s.buildHost(ctx, p, sec); err != nil {
+		return p, err
+	}
+	step("preparing the base template")
+	if err := s.baseTemplate(ctx, p, adm); err != nil {
+		return p, fmt.Errorf("base template: %w", err)
+	}
+	p.control, err = control.New(control.Config{
+		Store: db, Templates: db, Node: p.node, Telemetry: p.node, Clock: time.Now, Logger: s.log,
+		Limits: control.Limits{MaxTimeout: s.cfg.MaxTimeout, MaxPerTeam: s.cfg.PerTeam}, Retention: s.cfg.Retention,
+	})
+	if err != nil {
+		return p, err
+	}
+	return p, s.buildEntrance(p, sec)
+}
+
+// buildHost makes the parts of this host and recovers what runs on it.
+func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
+	agentPath, err := agentbin.Extract(filepath.Join(s.cfg.DataDir, "agent"))
+	if err != nil {
+		return err
+	}
+	nc := network.Config{Instance: sec.instance, Ready: s.cfg.SlotsReady, Log: s.log}
+	if s.cfg.NetworkPool != "" {
+		if nc.Pool, err = netip.ParsePrefix(s.cfg.NetworkPool); err != nil {
+			return fmt.Errorf("--network-pool: %w", err)
+		}
+	}
+	for _, text := range s.cfg.AllowPrivate {
+		nc.AllowPrivate = append(nc.AllowPrivate, netip.MustParsePrefix(text)) // validated by Load
+	}
+	if p.net, err = network.New(nc); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	p.onClose(func() error { return p.net.Close(context.WithoutCancel(ctx)) })
+	if p.runtime, err = gvisor.New(gvisor.Config{CgroupParent: sec.cgroup(), Log: s.log}); err != nil {
+		return fmt.Errorf("gVisor: %w", err)
+	}
+	p.onClose(p.runtime.Close)
+	blobs, err := blob.Open(s.cfg.Blobs)
+	if err != nil {
+		return fmt.Errorf("blobs: %w", err)
+	}
+	images, err := image.Open(image.Options{Dir: filepath.Join(s.cfg.DataDir, "images"), Blobs: blobs, Logger: s.log})
+	if err != nil {
+		return fmt.Errorf("images: %w", err)
+	}
+	p.images = images
+	p.onClose(images.Close)
+	p.node, err = node.New(node.Config{
+		ID: "local", Dir: filepath.Join(s.cfg.DataDir, "node"),
+		Runtime: p.runtime, Network: p.net, Images: images,
+		NewAgent:  newAgent,
+		AgentPath: agentPath, TokenKey: sec.tokens,
+		Standby: node.Standby{Count: s.cfg.Standby},
+		Admission: node.Admission{MaxSandboxes: s.cfg.MaxSandboxes, Overcommit: s.cfg.Overcommit,
+			MemoryReserve: int64(s.cfg.ReserveMiB) << 20},
+		Retention: s.cfg.Retention, Clock: time.Now, Logger: s.log,
+	})
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	p.onClose(p.node.Close)
+	return p.node.Recover(ctx)
+}
+
+func newAgent(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent {
+	return envd.New(envd.Options{Dial: dial, HostToken: hostToken, AccessToken: accessToken})
+}
+
+// serve runs the loops and the listeners until ctx ends or one of them fails.
+func (s *Server) serve(ctx context.Context, p *parts, adm *admin, ready func(Status)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.loop("node", p.node.Run(ctx)) })
+	g.Go(func() error { return s.loop("control", p.control.Run(ctx)) })
+	at, err := p.handler.listen(ctx, g, s.cfg, p.tls)
+	if err != nil {
+		g.Go(func() error { return err })
+		return g.Wait()
+	}
+	if err := s.announce(p, at); err != nil {
+		g.Go(func() error { return err })
+		return g.Wait()
+	}
+	adm.ready(p.node, at.http, at.https)
+	s.log.Info("ready", "http", at.http, "https", at.https, "version", s.opts.Version)
+	ready(Status{Ready: true, Step: "ready", Version: s.opts.Version, PID: os.Getpid(), HTTP: at.http, HTTPS: at.https})
+	return g.Wait()
+}
+
+// loop gives a part's failure its name. A part that ends because the server ends
+// did not fail.
+func (s *Server) loop(name string, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+// buildEntrance makes what the listeners hand requests to.
+func (s *Server) buildEntrance(p *parts, sec secrets) error {
+	tls, err := s.loadTLS()
+	if err != nil {
+		return err
+	}
+	p.tls = tls
+	auth := api.NewAuth(p.db, time.Now)
+	dialect := moru.New(moru.Config{
+		Service: p.control, Auth: auth, Teams: p.db, TokenKey: sec.tokens,
+		Domain: s.publicDomain(), EnvdVersion: envd.Version, Logger: s.log, Clock: time.Now,
+	})
+	p.handler = &entrance{api: dialect, log: s.log, edge: edge.New(edge.Config{
+		Traffic: p.node, TokenKey: sec.tokens, Domain: s.cfg.Domain, Logger: s.log,
+	})}
+	return nil
+}
+
+// publicDomain is what clients build sandboxes' host names from: with the port
+// of the HTTPS listener where it is not 443.
+func (s *Server) publicDomain() string {
+	_, port, err := net.SplitHostPort(s.cfg.HTTPS)
+	if err != nil || port == "443" || port == "0" {
+		return s.cfg.Domain
+	}
+	return s.cfg.Domain + ":" + port
+}
+
+func urlOf(scheme, addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return ""
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return scheme + "://" + strings.TrimSuffix(net.JoinHostPort(host, port), ":")
+}
