@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/client"
+	"github.com/nacrehq/nacre/internal/clientfile"
+	"github.com/nacrehq/nacre/server"
+)
+
+// globals are the flags that every command has.
+type globals struct {
+	dataDir string
+	json    bool
+	apiURL  string
+
+	dataDirFlag func() bool // whether --data-dir was given
+}
+
+func (g *globals) flags(root *cobra.Command) {
+	dir := os.Getenv("NACRE_DATA_DIR")
+	if dir == "" {
+		dir = server.DefaultDataDir()
+	}
+	fs := root.PersistentFlags()
+	fs.StringVar(&g.dataDir, "data-dir", dir, "the server's directory, where its address and a key are found")
+	fs.StringVar(&g.apiURL, "api-url", "", "a server elsewhere; its key is in NACRE_API_KEY")
+	fs.BoolVar(&g.json, "json", false, "print JSON")
+	g.dataDirFlag = func() bool { return fs.Changed("data-dir") }
+}
+
+// client finds the server: --api-url, --data-dir, NACRE_API_URL or NACRE_DOMAIN,
+// the usual data directory, and last the variables that SDKs use.
+func (g *globals) client() (*client.Client, error) {
+	agent := client.WithUserAgent("nacre-cli/" + version)
+	switch {
+	case g.apiURL != "":
+		return client.New(agent, client.WithAPIURL(g.apiURL), client.WithSandboxURL(os.Getenv("NACRE_SANDBOX_URL")))
+	case !g.dataDirFlag() && (os.Getenv("NACRE_API_URL") != "" || os.Getenv("NACRE_DOMAIN") != ""):
+		return client.New(agent)
+	}
+	f, err := clientfile.Read(g.dataDir)
+	if err != nil {
+		if !g.dataDirFlag() {
+			if c, cerr := client.New(agent); cerr == nil {
+				return c, nil
+			}
+		}
+		return nil, err
+	}
+	opts := []client.Option{agent, client.WithAPIKey(f.APIKey), client.WithDomain(f.TLSDomain)}
+	if f.APIURL != "" {
+		opts = append(opts, client.WithAPIURL(f.APIURL), client.WithSandboxURL(f.APIURL))
+	} else {
+		// By routing header at one name, whatever the environment says.
+		url := "https://api." + f.TLSDomain
+		opts = append(opts, client.WithAPIURL(url), client.WithSandboxURL(url))
+		if f.CAFile != "" {
+			opts = append(opts, client.WithCA(f.CAFile))
+		}
+	}
+	return client.New(opts...)
+}
+
+// sandbox opens a sandbox by id, and resumes one that is paused.
+func (g *globals) sandbox(ctx context.Context, id string) (*client.Client, *client.Sandbox, error) {
+	if !nacre.SandboxID(id).Valid() {
+		return nil, nil, fmt.Errorf("%q is no sandbox id, which is an 'i' and 20 letters and digits; `nacre ps` lists them", id)
+	}
+	c, err := g.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := c.Info(ctx, id)
+	if err != nil {
+		return nil, nil, sandboxError(id, err)
+	}
+	if info.State == nacre.StatePaused {
+		sb, err := c.Connect(ctx, id)
+		return c, sb, sandboxError(id, err)
+	}
+	sb, err := c.Sandbox(ctx, id)
+	return c, sb, sandboxError(id, err)
+}
+
+// sandboxError says what to do about an id that the server does not know.
+func sandboxError(id string, err error) error {
+	if errors.Is(err, client.ErrNotFound) {
+		return fmt.Errorf("sandbox %s was not found: it has ended or never was; `nacre ps -a` shows why one ended", id)
+	}
+	return err
+}
+
+// exitCode is the status that the command ends with, and has nothing to say.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
+
+// errorText is what the user reads: what happened and what to do next.
+func errorText(err error) string {
+	text := err.Error()
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errors.Is(err, client.ErrUnauthenticated):
+		text += "; `nacre key create` makes a key on the server's host, NACRE_API_KEY takes it"
+	case errors.Is(err, client.ErrRateLimited):
+		text += "; end some sandboxes with `nacre kill`, or try again later"
+	case errors.Is(err, client.ErrUnavailable) && !errors.Is(err, client.ErrNotRunning):
+		text += "; does the server run? `nacre up` starts it, `nacre doctor` looks for what is wrong"
+	}
+	return text
+}
