@@ -1,0 +1,278 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest"
+)
+
+// urls gives a test the address of an empty database of each engine.
+func urls(t *testing.T, test func(t *testing.T, url string)) {
+	t.Run("SQLite", func(t *testing.T) { test(t, filepath.Join(t.TempDir(), "nacre.db")) })
+	t.Run("PostgreSQL", func(t *testing.T) { test(t, postgresURL(t)) })
+}
+
+// TestFault47_NewerDatabase: a program that is older than the database says so
+// and touches nothing.
+func TestFault47_NewerDatabase(t *testing.T) {
+	urls(t, func(t *testing.T, url string) {
+		db := reopen(t, url, Options{})
+		s := sample()
+		if err := db.Insert(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		err := db.write(t.Context(), func(ctx context.Context, c conn) error {
+			_, err := c.on.ExecContext(ctx, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (900, `+boolean(db)+`)`)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Open(t.Context(), url, Options{})
+		wantCode(t, "Open of a newer database", err, nacre.CodeConflict)
+		if m := nacre.ErrorMessage(err); !strings.Contains(m, "900") || !strings.Contains(m, "newer program") {
+			t.Errorf("the message %q does not say what to do", m)
+		}
+		if _, err := db.Get(t.Context(), s.TeamID, s.ID); err != nil {
+			t.Errorf("the refused Open did harm: %v", err)
+		}
+	})
+}
+
+func boolean(db *DB) string {
+	if db.d.postgres {
+		return "true"
+	}
+	return "1"
+}
+
+// TestFault47_UpDownUp: every migration can be taken back and made again, and
+// opening once more changes nothing in a database with records.
+func TestFault47_UpDownUp(t *testing.T) {
+	urls(t, func(t *testing.T, url string) {
+		db := reopen(t, url, Options{})
+		s := sample()
+		if err := db.Insert(t.Context(), s, nacre.Event{Kind: nacre.EventCreated}); err != nil {
+			t.Fatal(err)
+		}
+		again := reopen(t, url, Options{})
+		got, err := again.Get(t.Context(), s.TeamID, s.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(s, got); d != "" {
+			t.Error(d)
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+		pool := db.pool
+		if !db.d.postgres {
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if pool, err = sql.Open("sqlite", sqliteDSN(url, 0, false)); err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+		}
+		p, err := provider(db.d, pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.DownTo(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if !db.d.postgres {
+			pool.Close()
+		}
+		fresh := reopen(t, url, Options{})
+		if err := fresh.Insert(t.Context(), s); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestOpenAtOnce: of many that open a new database at once, one makes it.
+func TestOpenAtOnce(t *testing.T) {
+	urls(t, func(t *testing.T, url string) {
+		var wg sync.WaitGroup
+		for range 6 {
+			wg.Go(func() {
+				db, err := Open(t.Context(), url, withKey)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := db.Insert(t.Context(), sample()); err != nil {
+					t.Error(err)
+				}
+				if err := db.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		db := reopen(t, url, withKey)
+		if n, err := db.Count(t.Context(), nacre.SandboxFilter{AllTeams: true}); err != nil || n != 6 {
+			t.Errorf("%d records, %v", n, err)
+		}
+	})
+}
+
+// TestKeptForm: today's records must be readable by tomorrow's program. If this
+// fails, old databases need a migration.
+func TestKeptForm(t *testing.T) {
+	const kept = `{"template":"base","templateId":"t1","buildId":"b1","machine":"m1","endReason":"oom","detail":"d",` +
+		`"resources":{"CPUs":1,"MemoryMiB":2,"DiskMiB":3,"MaxPIDs":4},"metadata":{"k":"v"},` +
+		`"network":{"DenyInternet":true,"AllowOut":["a"],"DenyOut":["b"],"PrivateTraffic":true,"MaskRequestHost":"h"},` +
+		`"secure":true,"timeout":5,"onTimeout":"pause","tokenEpoch":6,"bootPath":"warm","bootTime":7}`
+	s := nacre.Sandbox{
+		Template: "base", TemplateID: "t1", BuildID: "b1", Machine: "m1", EndReason: nacre.EndOOM, Detail: "d",
+		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 2, DiskMiB: 3, MaxPIDs: 4}, Metadata: map[string]string{"k": "v"},
+		Network: nacre.NetworkPolicy{DenyInternet: true, AllowOut: []string{"a"}, DenyOut: []string{"b"}, PrivateTraffic: true, MaskRequestHost: "h"},
+		Secure:  true, Timeout: 5, OnTimeout: nacre.TimeoutPause, TokenEpoch: 6, BootPath: nacre.BootWarm, BootTime: 7,
+	}
+	text, err := encodeBody(&s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got map[string]any
+	if err := json.Unmarshal([]byte(kept), &want); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(text), &got); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("the form of kept records changed (-old +new):\n%s", d)
+	}
+	if got := tag("k", "v"); string(got) == string(tag("kv", "")) || len(got) != 16 {
+		t.Error("pairs of metadata can be mistaken for others")
+	}
+}
+
+// TestEventBase: after a restore into a cluster whose transactions have lower
+// numbers, new events still come after the old ones.
+func TestEventBase(t *testing.T) {
+	url := postgresURL(t)
+	db := reopen(t, url, Options{})
+	s := sample()
+	if err := db.Insert(t.Context(), s, nacre.Event{Kind: nacre.EventCreated}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.pool.Exec(`UPDATE events SET seq = seq + 1000000000000`); err != nil {
+		t.Fatal(err)
+	}
+	again := reopen(t, url, Options{})
+	if _, err := again.Update(t.Context(), s.TeamID, s.ID, func(*nacre.Sandbox) ([]nacre.Event, error) {
+		return []nacre.Event{{Kind: nacre.EventEnded}}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	events, err := again.Events(t.Context(), nacre.EventFilter{TeamID: s.TeamID})
+	if err != nil || len(events) != 2 || events[0].Kind != nacre.EventCreated || events[1].Seq <= events[0].Seq {
+		t.Errorf("events %+v, %v", events, err)
+	}
+}
+
+// TestEnvAtRest: with a key, no environment stands in the file.
+func TestEnvAtRest(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "nacre.db")
+	secret := "correct horse battery staple"
+	write := func(opts Options) nacre.Sandbox {
+		db := reopen(t, path, opts)
+		s := sample()
+		s.Env = map[string]string{"PASSWORD": secret}
+		if err := db.Insert(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	inFiles := func() bool {
+		files, err := filepath.Glob(path + "*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if text, err := os.ReadFile(f); err != nil {
+				t.Fatal(err)
+			} else if strings.Contains(string(text), secret) {
+				return true
+			}
+		}
+		return false
+	}
+	sealed := write(withKey)
+	if inFiles() {
+		t.Error("the environment can be read in the file")
+	}
+	open := write(Options{})
+	if !inFiles() {
+		t.Error("without a key the environment is not found: the check is blind")
+	}
+	keyed, keyless := reopen(t, path, withKey), reopen(t, path, Options{})
+	for _, s := range []nacre.Sandbox{sealed, open} {
+		got, err := keyed.Get(t.Context(), s.TeamID, s.ID)
+		if err != nil || got.Env["PASSWORD"] != secret {
+			t.Errorf("with the key: %v, %v", got.Env, err)
+		}
+	}
+	_, err := keyless.Get(t.Context(), sealed.TeamID, sealed.ID)
+	wantCode(t, "Get without the key", err, nacre.CodeInternal)
+	_, err = Open(t.Context(), path, Options{EnvKey: [32]byte{9}})
+	wantCode(t, "Open with another key", err, nacre.CodeInvalid)
+
+	// One sandbox's environment put into another's record is not taken.
+	thief := nacretest.SampleSandbox(sealed.TeamID, nacre.StateRunning)
+	if err := keyed.Insert(t.Context(), thief); err != nil {
+		t.Fatal(err)
+	}
+	err = keyed.write(t.Context(), func(ctx context.Context, c conn) error {
+		_, err := c.exec(ctx, `UPDATE sandboxes SET env = (SELECT env FROM sandboxes WHERE id = ?) WHERE id = ?`, string(sealed.ID), string(thief.ID))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = keyed.Get(t.Context(), thief.TeamID, thief.ID)
+	wantCode(t, "Get of the thief", err, nacre.CodeInternal)
+	if strings.Contains(err.Error(), secret) {
+		t.Error("the error tells the secret")
+	}
+}
+
+func FuzzCursor(f *testing.F) {
+	filter := nacre.SandboxFilter{TeamID: "team_a", Metadata: map[string]string{"a": "b"}}
+	good := cursor{started: 42, id: nacre.NewSandboxID()}
+	f.Add(good.encode(filter))
+	f.Add("")
+	f.Fuzz(func(t *testing.T, text string) {
+		filter := filter
+		filter.Cursor = text
+		c, err := parseCursor(filter)
+		if err != nil {
+			wantCode(t, "parseCursor", err, nacre.CodeInvalid)
+			return
+		}
+		if text == "" {
+			return
+		}
+		again := filter
+		again.Cursor = c.encode(filter)
+		d, err := parseCursor(again)
+		if err != nil || *d != *c {
+			t.Errorf("%q gives %+v, then %+v (%v)", text, c, d, err)
+		}
+	})
+}
