@@ -1,0 +1,173 @@
+package envd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// TestWire2_2_Signature is the check vector of the protocol's users.
+func TestWire2_2_Signature(t *testing.T) {
+	const token = "0tQG31xiMp0IOQfaz9dcwi72L1CPo8e0"
+	if got := Signature("hello.txt", OpRead, "user", token, 0); got != "v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E" {
+		t.Errorf("got %s", got)
+	}
+	if !CheckSignature(Signature("a", OpWrite, "", token, 5), "a", OpWrite, "", token, 5) ||
+		CheckSignature(Signature("a", OpWrite, "", token, 5), "a", OpWrite, "", token, 6) {
+		t.Error("CheckSignature")
+	}
+}
+
+// hostile serves handler as if it were a guest.
+func hostile(t *testing.T, handler http.HandlerFunc) *Client {
+	srv := httptest.NewServer(handler)
+	t.Cleanup(srv.Close)
+	c := New(Options{BaseURL: srv.URL, HTTPClient: srv.Client(), HostToken: "h", AccessToken: "a"})
+	t.Cleanup(c.Close)
+	return c
+}
+
+// TestStatusCodes is the client's half of the table.
+func TestStatusCodes(t *testing.T) {
+	for status, code := range map[int]nacre.Code{
+		400: nacre.CodeInvalid, 401: nacre.CodeUnauthenticated, 403: nacre.CodeForbidden, 404: nacre.CodeNotFound,
+		409: nacre.CodeConflict, 429: nacre.CodeExhausted, 500: nacre.CodeInternal, 502: nacre.CodeUnavailable, 507: nacre.CodeNoSpace,
+	} {
+		c := hostile(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			fmt.Fprintf(w, `{"code":%d,"message":"the reason"}`, status)
+		})
+		_, _, err := c.Files().Read(context.Background(), "", "x")
+		if nacre.ErrorCode(err) != code || nacre.ErrorMessage(err) != "the reason" {
+			t.Errorf("%d: %v, want %s", status, err, code)
+		}
+	}
+}
+
+// TestHostileGuest: a guest's answers are bounded and never believed.
+func TestHostileGuest(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	endless := func(w http.ResponseWriter, text string) {
+		for {
+			if _, err := io.WriteString(w, text); err != nil {
+				return
+			}
+		}
+	}
+	c := hostile(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case PathMetrics, PathLogs:
+			endless(w, strings.Repeat("9", 4096))
+		case PathInit:
+			http.Redirect(w, r, "http://192.0.2.1/elsewhere", http.StatusTemporaryRedirect)
+		case "/process.Process/Start":
+			w.Header().Set("Content-Type", "application/connect+proto")
+			_, _ = w.Write(binary.BigEndian.AppendUint32([]byte{0}, 1<<31))
+			endless(w, strings.Repeat("x", 4096))
+		case "/process.Process/Connect":
+			w.Header().Set("Content-Type", "application/connect+proto")
+			_, _ = w.Write([]byte{0, 0, 0, 0, 0, 2, 0, 0, 0, 2, '{', '}'}) // no pid, and the end
+		default:
+			w.WriteHeader(http.StatusBadRequest)
+			endless(w, "<html>")
+		}
+	})
+	if _, err := c.Stats(ctx); !nacre.IsCode(err, nacre.CodeUnavailable) {
+		t.Errorf("Stats: %v", err)
+	}
+	if err := c.Logs(ctx, 0, func(nacre.LogEntry) error { return nil }); !nacre.IsCode(err, nacre.CodeUnavailable) {
+		t.Errorf("Logs: %v", err)
+	}
+	if err := c.Init(ctx, nacre.AgentInit{}); err == nil {
+		t.Error("Init followed a redirect")
+	}
+	if _, err := c.Processes().Start(ctx, nacre.ProcessSpec{Cmd: "x"}); err == nil || len(err.Error()) > 1000 {
+		t.Errorf("Start: %v", err)
+	}
+	if _, err := c.Processes().Connect(ctx, 1); !nacre.IsCode(err, nacre.CodeUnavailable) {
+		t.Errorf("Connect: %v", err)
+	}
+	if _, err := c.Files().List(ctx, "", "x", 1); err == nil || len(err.Error()) > 2*maxErrorText {
+		t.Errorf("List: %d bytes of error", len(fmt.Sprint(err)))
+	}
+	if ctx.Err() != nil {
+		t.Error("a hostile guest kept its host busy")
+	}
+}
+
+// TestGuestGoesAway: every call ends, and says that it may be tried again.
+func TestGuestGoesAway(t *testing.T) {
+	c := hostile(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == PathFiles && r.Method == http.MethodGet {
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, "half")
+			w.(http.Flusher).Flush()
+		}
+		panic(http.ErrAbortHandler)
+	})
+	ctx := context.Background()
+	_, start := c.Processes().Start(ctx, nacre.ProcessSpec{Cmd: "x"})
+	_, list := c.Processes().List(ctx)
+	_, stat := c.Files().Stat(ctx, "", "x")
+	_, stats := c.Stats(ctx)
+	r, _, err := c.Files().Read(ctx, "", "x")
+	if err == nil {
+		_, err = io.ReadAll(r)
+	}
+	for what, err := range map[string]error{
+		"Start": start, "List": list, "Stat": stat, "Stats": stats, "Healthy": c.Healthy(ctx), "Read": err,
+		"Logs":  c.Logs(ctx, 0, func(nacre.LogEntry) error { return nil }),
+		"Watch": c.Files().Watch(ctx, "", "x", false, nil, nil),
+	} {
+		if !nacre.IsCode(err, nacre.CodeUnavailable) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		t.Error("a broken transfer looks like a finished one")
+	}
+}
+
+// TestHeaders: what the Go SDK adds goes with every kind of request, and our own
+// deadline is not taken for the process's.
+func TestHeaders(t *testing.T) {
+	seen := map[string]http.Header{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen[r.URL.Path] = r.Header.Clone()
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	defer srv.Close()
+	c := New(Options{
+		BaseURL: srv.URL + "/", HTTPClient: srv.Client(), AccessToken: "access", HostToken: "host",
+		Header: func(h http.Header) { h.Set("Moru-Sandbox-Id", "i1") },
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_ = c.Healthy(ctx)
+	_, _ = c.Processes().Start(ctx, nacre.ProcessSpec{Cmd: "x", User: "root", Timeout: 2 * time.Second})
+	_, _ = c.Processes().Connect(ctx, 1)
+	_, _ = c.Files().Stat(ctx, "ann", "x")
+	for path, want := range map[string]map[string]string{
+		PathHealth:                    {},
+		"/process.Process/Start":      {HeaderTimeout: "2000", "Authorization": "Basic cm9vdDo="},
+		"/process.Process/Connect":    {HeaderTimeout: "", "Authorization": ""},
+		"/filesystem.Filesystem/Stat": {"Authorization": "Basic YW5uOg=="},
+	} {
+		want[HeaderAccessToken], want[HeaderHostToken], want["Moru-Sandbox-Id"] = "access", "host", "i1"
+		for k, v := range want {
+			if got := seen[path].Get(k); got != v {
+				t.Errorf("%s: %s is %q, want %q", path, k, got, v)
+			}
+		}
+	}
+}
