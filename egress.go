@@ -2,15 +2,23 @@ package nacre
 
 import (
 	"net/netip"
+	"regexp"
+	"slices"
 	"strings"
 )
 
 // Egress parses the outbound half of the policy. An entry that is neither an
-// address nor a CIDR is CodeInvalid and names its list.
+// address nor a CIDR is CodeInvalid and names its list. A domain name in AllowOut
+// is accepted where nothing is denied, for there it has nothing to open; anywhere
+// else it would have to be enforced by name, which is not offered.
 func (p NetworkPolicy) Egress() (EgressPolicy, error) {
 	out := EgressPolicy{DenyAll: p.DenyInternet}
+	allow := p.AllowOut
+	if !p.DenyInternet && len(p.DenyOut) == 0 {
+		allow = slices.DeleteFunc(slices.Clone(allow), isDomain)
+	}
 	var err error
-	if out.Allow, err = parsePrefixes("AllowOut", p.AllowOut); err != nil {
+	if out.Allow, err = parsePrefixes("AllowOut", allow); err != nil {
 		return EgressPolicy{}, err
 	}
 	if out.Deny, err = parsePrefixes("DenyOut", p.DenyOut); err != nil {
@@ -19,12 +27,18 @@ func (p NetworkPolicy) Egress() (EgressPolicy, error) {
 	return out, nil
 }
 
+// domainForm is a host name with at least one dot, "*." before it perhaps; the
+// last label is no number, or it would be a mistyped address.
+var domainForm = regexp.MustCompile(`^(\*\.)?([a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9])?\.)+[a-zA-Z]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.?$`)
+
+func isDomain(s string) bool { return len(s) <= 253 && domainForm.MatchString(s) }
+
 func parsePrefixes(field string, entries []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, e := range entries {
 		prefix, ok := parsePrefix(e)
 		if !ok {
-			return nil, Invalidf(field, "%s: %q is not an IP address or a CIDR; domain names are not enforced, so they are refused", field, e)
+			return nil, Invalidf(field, "%s: %q is not an IP address or a CIDR; traffic cannot be denied or opened by domain name here, give addresses", field, e)
 		}
 		out = append(out, prefix)
 	}
