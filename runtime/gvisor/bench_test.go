@@ -3,6 +3,7 @@ package gvisor
 import (
 	"context"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +16,8 @@ import (
 
 // BenchmarkColdStart reports the median of each step from Start to the guest's
 // first answer, of Stop, and the processor time of a start, in milliseconds. The
-// slot and the root are made before.
+// slot and the root are made before. NACRE_BENCH_RUNSC names a runsc to compare
+// with: "runsc do" of a program that does nothing, without a network.
 func BenchmarkColdStart(b *testing.B) {
 	r := newRuntime(b)
 	ctx := context.Background()
@@ -42,6 +44,10 @@ func BenchmarkColdStart(b *testing.B) {
 		last = time.Now()
 		check(b, m.Stop(ctx))
 		lap("stop")
+		if runsc := os.Getenv("NACRE_BENCH_RUNSC"); runsc != "" {
+			check(b, exec.Command(runsc, "--network=none", "do", "/bin/true").Run())
+			lap("runsc-do")
+		}
 	}
 	b.ReportMetric(0, "ns/op")
 	for step, v := range steps {
@@ -50,7 +56,8 @@ func BenchmarkColdStart(b *testing.B) {
 	}
 }
 
-// BenchmarkIdle reports what an idle machine costs the host, of eight.
+// BenchmarkIdle reports what an idle machine costs the host, of eight. The agent
+// is the test's small one, or the program that NACRE_BENCH_AGENT names.
 func BenchmarkIdle(b *testing.B) {
 	const n = 8
 	r := newRuntime(b)
@@ -59,7 +66,11 @@ func BenchmarkIdle(b *testing.B) {
 		var machines []nacre.Machine
 		var pids []int
 		for range n {
-			m, err := r.Start(ctx, newSpec(b))
+			spec := newSpec(b)
+			if p := os.Getenv("NACRE_BENCH_AGENT"); p != "" {
+				spec.AgentPath = p
+			}
+			m, err := r.Start(ctx, spec)
 			check(b, err)
 			nacretest.DialGuest(b, m)
 			machines = append(machines, m)

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/control/client"
@@ -36,6 +37,10 @@ const upperFile = "upper"
 // memory before the machine counts as out of memory, in MiB.
 const memoryOverhead = 64
 
+// bootTimeout ends a boot that hangs, whatever the caller's patience; a slow host
+// takes a second.
+const bootTimeout = time.Minute
+
 // defaultPIDs caps the host tasks of a machine whose spec does not say.
 const defaultPIDs = 1024
 
@@ -50,11 +55,16 @@ func (r *Runtime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Mach
 	if err := r.claim(spec.ID); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
 	m, err := r.boot(ctx, spec)
 	if err != nil {
 		r.adopt(spec.ID, nil)
-		if cause := context.Cause(ctx); cause != nil {
-			return nil, nacre.Wrap(nacre.CodeDeadline, errors.Join(cause, err), "the machine's start was called off")
+		switch cause := context.Cause(ctx); {
+		case cause != nil:
+			err = nacre.Wrap(nacre.CodeDeadline, errors.Join(cause, err), "the machine's start was called off")
+		case errors.Is(err, unix.ENOSPC):
+			err = nacre.Wrap(nacre.CodeNoSpace, err, "the node's disk is full")
 		}
 		return nil, err
 	}

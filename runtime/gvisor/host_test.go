@@ -49,6 +49,10 @@ func run(m *testing.M) int {
 		fmt.Println("SKIP: the gVisor driver needs root")
 		return 0
 	}
+	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
+		fmt.Println("SKIP: the gVisor driver's tests make an image with mkfs.erofs (erofs-utils), which is missing")
+		return 0
+	}
 	dir, err := os.MkdirTemp("", "nacre-gvisor-")
 	if err == nil {
 		host.dir = dir

@@ -37,13 +37,11 @@ type machine struct {
 
 	over chan struct{} // closed when exit is set and nothing is left
 	exit nacre.Exit
-	left error // why something is left
-	lost bool  // the driver was closed first
-
-	stopping sync.Mutex
+	lost bool // the driver was closed first
 
 	mu    sync.Mutex
-	conns map[*conn]struct{}
+	left  error              // why something is left after the end
+	conns map[*conn]struct{} // given out by Dial; nil after the end
 }
 
 // conn is a connection to the guest. A sandbox that is killed sends no FIN: its
@@ -104,9 +102,12 @@ func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, e
 	}
 	m = newMachine(r, h.Machine, p, r.cgroup.group(string(h.Machine)), st)
 	if p == nil {
-		m.end(ctx, 0, false)
+		left := m.end(ctx, 0, false)
 		r.adopt(h.Machine, nil)
-		return m, m.left
+		if left != nil {
+			return nil, fmt.Errorf("clear machine %s: %w", h.Machine, left)
+		}
+		return m, nil
 	}
 	r.adopt(h.Machine, m)
 	return m, nil
@@ -123,23 +124,27 @@ func (m *machine) watch() {
 	// A group that cannot be removed for this long is kept for Sweep.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	m.end(ctx, status, known)
+	_ = m.end(ctx, status, known) // Stop tries again
 	m.proc.close()
 }
 
 // end decides why the machine ended and removes what is left of it.
-func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) {
+func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) error {
 	m.exit = m.decide(status, known)
-	m.left = m.group.destroy(ctx)
+	left := m.group.destroy(ctx)
+	m.mu.Lock()
+	m.left = left
+	m.mu.Unlock()
 	_ = os.Remove(filepath.Join(m.st.Dir, socketFile))
-	if m.left != nil {
-		m.r.cfg.Log.Error("a machine that ended left something behind", "machine", m.id, "error", m.left)
+	if left != nil {
+		m.r.cfg.Log.Error("a machine that ended left something behind", "machine", m.id, "error", left)
 	}
 	if m.exit.Reason == nacre.EndCrash {
 		m.r.cfg.Log.Warn("machine crashed", "machine", m.id, "detail", explain(errors.New(m.exit.Detail), m.st.Dir))
 	}
 	close(m.over)
 	m.hangUp()
+	return left
 }
 
 // decide says why the machine ended. The group tells a part of it and goes away,
@@ -252,8 +257,6 @@ func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
 
 // Stop implements nacre.Machine.
 func (m *machine) Stop(ctx context.Context) error {
-	m.stopping.Lock()
-	defer m.stopping.Unlock()
 	if m.gone() == nil {
 		// The mark tells a later process that the end was wanted, should this one
 		// die in between.
@@ -270,6 +273,8 @@ func (m *machine) Stop(ctx context.Context) error {
 	if m.lost {
 		return m.gone()
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.left != nil {
 		m.left = m.group.destroy(ctx)
 	}
