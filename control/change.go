@@ -117,6 +117,9 @@ func (s *Service) SetDeadline(ctx context.Context, team nacre.TeamID, id nacre.S
 	if err := s.cfg.Limits.checkTimeout(d); err != nil {
 		return nacre.Sandbox{}, err
 	}
+	if err := s.load(ctx); err != nil { // else the deadline below would be lost on the roster
+		return nacre.Sandbox{}, err
+	}
 	unlock := s.lock(id)
 	defer unlock()
 	var kept nacre.Sandbox

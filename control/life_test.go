@@ -65,6 +65,27 @@ func TestDeadlines(t *testing.T) {
 	})
 }
 
+// TestADeadlineMovedBeforeTheRosterIsLoaded: the first request after a restart may
+// be this one.
+func TestADeadlineMovedBeforeTheRosterIsLoaded(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	s := w.create(nacre.CreateRequest{Timeout: time.Hour})
+	svc, err := control.New(control.Config{Store: w.db, Templates: w.db, Node: w.node, Telemetry: w.node})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := svc.SetDeadline(t.Context(), team, s.ID, time.Millisecond, false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = svc.Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	w.eventually("it has ended", func() bool { return w.get(s.ID).State == nacre.StateEnded })
+}
+
 // TestFault24_ClockStep: a wall clock that is set an hour forward or back ends no
 // sandbox early and keeps none alive, and the deadlines that clients see move along.
 func TestFault24_ClockStep(t *testing.T) {

@@ -46,7 +46,18 @@ type daemon struct {
 }
 
 func newWorld(tb testing.TB) *world {
-	return &world{tb: tb, dir: tb.TempDir(), host: nacretest.NewFakeHost(build), clock: time.Now}
+	return &world{tb: tb, dir: tempDir(tb), host: nacretest.NewFakeHost(build), clock: time.Now}
+}
+
+// tempDir is in memory where there is such a place: these tests start hundreds of
+// daemons, and what survives a power cut is not their subject.
+func tempDir(tb testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "nacre-control-")
+	if err != nil {
+		return tb.TempDir()
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // start brings up a daemon over what earlier ones left.

@@ -24,7 +24,12 @@ import (
 // AgentPath are required.
 type Config struct {
 	ID  nacre.NodeID
-	Dir string // handles, the machines' own directories and logs; made when missing
+	Dir string // the machines' own directories and logs; made when missing
+
+	// HandleDir holds the handles, by default Dir/handles. Best is a directory of
+	// this installation on a tmpfs such as /run: handles need not outlive the host,
+	// and on a disk writing one may wait for what others sync.
+	HandleDir string
 
 	Runtime nacre.Runtime
 	Network nacre.Network
@@ -82,8 +87,8 @@ func New(cfg Config) (*Node, error) {
 		return nil, errors.New("node: Runtime, Network, Images, NewAgent and Dir are required")
 	}
 	cfg.setDefaults()
-	for _, d := range []string{"handles", "machines", "logs"} {
-		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
+	for _, d := range []string{cfg.HandleDir, filepath.Join(cfg.Dir, "machines"), filepath.Join(cfg.Dir, "logs")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("node directory: %w", err)
 		}
 	}
@@ -93,7 +98,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, logs: logs,
-		handles:   handleStore{dir: filepath.Join(cfg.Dir, "handles"), bootID: hostBootID()},
+		handles:   handleStore{dir: cfg.HandleDir, bootID: hostBootID()},
 		known:     map[nacre.MachineID]struct{}{},
 		sandboxes: map[nacre.SandboxID]*entry{},
 		ready:     map[Shape][]*unit{},
@@ -120,6 +125,7 @@ func (c *Config) setDefaults() {
 		dir := c.Dir
 		c.Host = func() (HostStats, error) { return ReadHost(dir) }
 	}
+	setDefault(&c.HandleDir, filepath.Join(c.Dir, "handles"))
 	setDefault(&c.BootTimeout, 30*time.Second)
 	setDefault(&c.LogDrain, 200*time.Millisecond)
 	setDefault(&c.LogBytes, 8<<20)

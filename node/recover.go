@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/nacrehq/nacre"
 	"golang.org/x/sync/errgroup"
@@ -71,11 +72,14 @@ func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 		n.log.Error("a machine could not be taken back", "sandbox", u.spec.Sandbox, "machine", u.id, "err", err)
 	}
 	n.pushMachine(u)
-	if f.Exit != nil {
+	switch {
+	case f.Exit != nil:
 		u.exit = f.Exit
-	} else if u.machine == nil {
+	case u.machine == nil:
 		exit := n.lostExit(f, err)
 		u.exit = &exit
+	default:
+		u.exit = endedAlready(ctx, u.machine)
 	}
 	if u.exit != nil {
 		close(u.ended)
@@ -86,6 +90,18 @@ func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 	}
 	u.agent = n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), token)
 	return u
+}
+
+// endedAlready returns how a machine ended that was found dead, nil for one that
+// runs. A machine that has ended answers at once.
+func endedAlready(ctx context.Context, m nacre.Machine) *nacre.Exit {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+	defer cancel()
+	exit, err := m.Wait(ctx)
+	if err != nil {
+		return nil
+	}
+	return &exit
 }
 
 // lostExit says why a machine is gone that nobody saw end.
