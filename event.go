@@ -41,6 +41,8 @@ type EventFilter struct {
 
 // EventLog reads what SandboxStore wrote.
 type EventLog interface {
-	// Events returns the events that the filter selects in the order of Seq.
+	// Events returns the events that the filter selects in the order of Seq. None
+	// turns up behind one that has been shown, so a reader may go on from the last
+	// Seq it saw; a store may hold an event back for a moment to keep that.
 	Events(ctx context.Context, f EventFilter) ([]Event, error)
 }

@@ -220,6 +220,12 @@ func sandboxListMetadata(t *testing.T, store nacre.SandboxStore) {
 	for _, p := range append(pairs, map[string]string{"a": "b", "c": "x"}, map[string]string{"nokey": ""}) {
 		compareList(t, store, nacre.SandboxFilter{TeamID: team, Metadata: p}, all)
 	}
+	many := map[string]string{}
+	for i := range 2000 {
+		many[fmt.Sprint(i)] = "x"
+	}
+	_, err := store.List(t.Context(), nacre.SandboxFilter{TeamID: team, Metadata: many})
+	expectCode(t, "a filter of 2000 pairs", err, nacre.CodeInvalid)
 }
 
 func sandboxListFollowsUpdates(t *testing.T, store nacre.SandboxStore) {

@@ -361,7 +361,7 @@ func TestTemplateStore(t *testing.T, open func(t *testing.T) nacre.TemplateStore
 	expectCode(t, "an own name again", store.PutTemplate(t.Context(), make1(ann, false, "mine")), nacre.CodeConflict)
 	expectCode(t, "a public name by a public one", store.PutTemplate(t.Context(), make1("", true, "base")), nacre.CodeConflict)
 	unknown(ann, "x") // refused as a whole
-	for _, bad := range []string{"", "\xff", "a\x00", strings.Repeat("n", 300)} {
+	for _, bad := range []string{"", "\xff", "a\x00", "a\r\nb", strings.Repeat("n", 300)} {
 		expectCode(t, fmt.Sprintf("name %.40q", bad), store.PutTemplate(t.Context(), make1(ann, false, bad)), nacre.CodeInvalid)
 	}
 	stolen := mine

@@ -317,13 +317,15 @@ func TestWriterSkipsTheGone(t *testing.T) {
 	<-begun
 	ctx, cancel := context.WithCancel(t.Context())
 	gone := sample()
-	wg.Go(func() { wantCode(t, "a caller who gave up", db.Insert(ctx, gone), nacre.CodeDeadline) })
+	gaveUp := make(chan error, 1)
+	go func() { gaveUp <- db.Insert(ctx, gone) }()
 	for queued := 0; queued == 0; runtime.Gosched() {
 		db.writer.mu.Lock()
 		queued = len(db.writer.queue)
 		db.writer.mu.Unlock()
 	}
 	cancel()
+	wantCode(t, "a caller who gave up", <-gaveUp, nacre.CodeDeadline)
 	ran := false
 	ended, end := context.WithCancel(t.Context())
 	end()
@@ -334,7 +336,7 @@ func TestWriterSkipsTheGone(t *testing.T) {
 	close(release)
 	wg.Wait()
 	_, err = db.Get(t.Context(), gone.TeamID, gone.ID)
-	wantCode(t, "Get", err, nacre.CodeNotFound)
+	wantCode(t, "Get of what was given up", err, nacre.CodeNotFound)
 }
 
 // TestGoexitInChange: a change that ends its goroutine does not end the writer.

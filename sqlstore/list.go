@@ -16,6 +16,7 @@ import (
 const (
 	defaultLimit = 100
 	maxLimit     = 1000
+	maxPairs     = 64 // of metadata in one filter
 )
 
 func limitOf(n int) int {
@@ -30,7 +31,8 @@ func limitOf(n int) int {
 // Whatever the filter, the work is a few ranges of one index, read in the order
 // of the list until the page is full: one range for each state. The exceptions:
 // a list by deadline sorts what is due, and a list by several pairs of metadata
-// reads the range of the rarest pair and looks each up under the others.
+// reads the range of the rarest pair and looks each up under the others. More
+// than 64 pairs of metadata are CodeInvalid.
 func (db *DB) List(ctx context.Context, f nacre.SandboxFilter) (nacre.SandboxPage, error) {
 	after, err := parseCursor(f)
 	if err != nil {
@@ -95,6 +97,9 @@ func (a *arm) and(cond string, args ...any) {
 // selection chooses the index that the filter is answered from. ok is false for
 // a filter that can find nothing.
 func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *cursor) (sel selection, ok bool, err error) {
+	if len(f.Metadata) > maxPairs {
+		return selection{}, false, nacre.Invalidf("metadata", "a list can be restricted by %d pairs of metadata, not %d", maxPairs, len(f.Metadata))
+	}
 	f.AllTeams = f.AllTeams && f.TeamID == ""
 	states, ok := statesOf(f)
 	if !ok {

@@ -11,8 +11,8 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// body is the part of a sandbox that no query looks at. Maps and slices are
-// written even when empty, so that nil and empty both come back as they were.
+// body is the part of a sandbox that no query looks at. Only zero values are left
+// out, so that nil and empty maps and slices both come back as they were.
 type body struct {
 	Template   string              `json:"template,omitempty"`
 	TemplateID nacre.TemplateID    `json:"templateId,omitempty"`
@@ -20,9 +20,9 @@ type body struct {
 	Machine    nacre.MachineID     `json:"machine,omitempty"`
 	EndReason  nacre.EndReason     `json:"endReason,omitempty"`
 	Detail     string              `json:"detail,omitempty"`
-	Resources  nacre.Resources     `json:"resources"`
-	Metadata   map[string]string   `json:"metadata"`
-	Network    nacre.NetworkPolicy `json:"network"`
+	Resources  nacre.Resources     `json:"resources,omitzero"`
+	Metadata   map[string]string   `json:"metadata,omitzero"`
+	Network    nacre.NetworkPolicy `json:"network,omitzero"`
 	Secure     bool                `json:"secure,omitempty"`
 	Timeout    time.Duration       `json:"timeout,omitempty"` // nanoseconds
 	OnTimeout  nacre.TimeoutAction `json:"onTimeout,omitempty"`

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"encoding/json"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -175,21 +177,35 @@ func (db *DB) replace(ctx context.Context, c conn, old, s *nacre.Sandbox) error 
 }
 
 func insertTags(ctx context.Context, c conn, s *nacre.Sandbox) error {
-	for k, v := range s.Metadata {
-		_, err := c.exec(ctx, `INSERT INTO sandbox_metadata (team_id, tag, state, started_at, sandbox_id) VALUES (?, ?, ?, ?, ?)`,
-			string(s.TeamID), tag(k, v), string(s.State), s.StartedAt.UnixMicro(), string(s.ID))
-		if err != nil {
-			return err
+	return eachTags(s, func(tags []any) error {
+		args := make([]any, 0, 5*len(tags))
+		for _, t := range tags {
+			args = append(args, string(s.TeamID), t, string(s.State), s.StartedAt.UnixMicro(), string(s.ID))
 		}
-	}
-	return nil
+		_, err := c.exec(ctx, `INSERT INTO sandbox_metadata (team_id, tag, state, started_at, sandbox_id) VALUES (?, ?, ?, ?, ?)`+
+			strings.Repeat(`, (?, ?, ?, ?, ?)`, len(tags)-1), args...)
+		return err
+	})
 }
 
 func deleteTags(ctx context.Context, c conn, s *nacre.Sandbox) error {
+	return eachTags(s, func(tags []any) error {
+		args := append([]any{string(s.TeamID), string(s.State), s.StartedAt.UnixMicro(), string(s.ID)}, tags...)
+		_, err := c.exec(ctx, `DELETE FROM sandbox_metadata WHERE team_id = ? AND state = ? AND started_at = ? AND sandbox_id = ?
+			AND tag IN (?`+strings.Repeat(`, ?`, len(tags)-1)+`)`, args...)
+		return err
+	})
+}
+
+// eachTags calls fn with the tags of a record's metadata, some at a time: few
+// texts of statements, and a bound on their parameters.
+func eachTags(s *nacre.Sandbox, fn func(tags []any) error) error {
+	tags := make([]any, 0, len(s.Metadata))
 	for k, v := range s.Metadata {
-		_, err := c.exec(ctx, `DELETE FROM sandbox_metadata WHERE team_id = ? AND tag = ? AND state = ? AND started_at = ? AND sandbox_id = ?`,
-			string(s.TeamID), tag(k, v), string(s.State), s.StartedAt.UnixMicro(), string(s.ID))
-		if err != nil {
+		tags = append(tags, tag(k, v))
+	}
+	for some := range slices.Chunk(tags, 16) {
+		if err := fn(some); err != nil {
 			return err
 		}
 	}

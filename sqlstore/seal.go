@@ -97,18 +97,26 @@ func (db *DB) checkEnvKey(ctx context.Context) error {
 		return nil
 	}
 	const name, text = "env_key_check", "nacre"
-	err := db.write(ctx, func(ctx context.Context, c conn) error {
-		_, err := c.exec(ctx, `INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING`,
-			name, db.sealer.sealBytes(name, []byte(text)))
-		return err
-	})
-	if err != nil {
-		return err
-	}
 	var kept []byte
-	_, err = db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&kept) }, `SELECT value FROM settings WHERE name = ?`, name)
+	read := func(ctx context.Context, c conn) (bool, error) {
+		return c.one(ctx, func(r *sql.Rows) error { return r.Scan(&kept) }, `SELECT value FROM settings WHERE name = ?`, name)
+	}
+	found, err := read(ctx, db.reads)
 	if err != nil {
 		return db.fail(ctx, err)
+	}
+	if !found {
+		err := db.write(ctx, func(ctx context.Context, c conn) error {
+			_, err := c.exec(ctx, `INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING`,
+				name, db.sealer.sealBytes(name, []byte(text)))
+			if err == nil {
+				_, err = read(ctx, c)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	if got, err := db.sealer.openBytes(name, kept); err != nil || string(got) != text {
 		return nacre.Wrap(nacre.CodeInvalid, err, "the database was written with another installation's secret; start with that secret, or with another database")

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"encoding/json"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/nacrehq/nacre"
 )
@@ -27,8 +29,8 @@ func (db *DB) PutTemplate(ctx context.Context, t nacre.Template) error {
 		return nacre.Invalidf("id", "a template needs an id")
 	}
 	for _, name := range t.Names {
-		if name == "" || len(name) > maxTemplateName || !plain(name) {
-			return nacre.Invalidf("names", "a template's name is text of 1 to %d bytes", maxTemplateName)
+		if name == "" || len(name) > maxTemplateName || !plain(name) || strings.ContainsFunc(name, unicode.IsControl) {
+			return nacre.Invalidf("names", "a template's name is text of 1 to %d bytes without control characters", maxTemplateName)
 		}
 	}
 	text, err := json.Marshal(templateBody{Names: t.Names, Build: t.Build, Resources: t.Resources})
