@@ -94,6 +94,7 @@ type Traffic interface {
 // Route is what the edge knows of a running sandbox.
 type Route struct {
 	Sandbox    SandboxID
+	Machine    MachineID // connections of another one are stale
 	Team       TeamID
 	TokenEpoch int
 	Secure     bool

@@ -1,0 +1,175 @@
+// Package edge is public traffic: everything that comes from outside for a
+// sandbox, be it for its agent or for a server that runs in it. It answers from
+// what the node has in memory and needs neither the API nor the store.
+package edge
+
+import (
+	"context"
+	"crypto/subtle"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/nacrehq/nacre"
+)
+
+// Config is what the edge needs. Traffic and TokenKey are required.
+type Config struct {
+	Traffic  nacre.Traffic
+	TokenKey nacre.TokenKey
+	// Domain is what "<port>-<id>" labels stand under; a port in it is ignored.
+	Domain string
+	Logger *slog.Logger // nil means none
+}
+
+// Edge is an http.Handler for the requests that Match tells.
+type Edge struct {
+	traffic nacre.Traffic
+	tokens  nacre.TokenKey
+	domain  string // lower case, no port, no dot at its end
+	log     *slog.Logger
+
+	conns   *conns
+	agents  http.Handler
+	servers http.Handler
+}
+
+// New returns an edge. It holds no resources while nobody is connected.
+func New(c Config) *Edge {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	e := &Edge{
+		traffic: c.Traffic,
+		tokens:  c.TokenKey,
+		domain:  canonicalHost(c.Domain),
+		log:     c.Logger,
+		conns:   newConns(c.Traffic),
+	}
+	e.agents = e.newProxy(agentIdle)
+	e.servers = e.newProxy(serverIdle)
+	return e
+}
+
+// Match tells whether a request is a sandbox's rather than the API's.
+func (e *Edge) Match(r *http.Request) bool {
+	_, ok := e.resolve(r)
+	return ok
+}
+
+// ServeHTTP passes a request on to its sandbox, or says why it cannot: 502 for a
+// sandbox that is not running and for a port where nobody listens, 404 for what
+// is the host's alone, 401 and 403 for a wrong token.
+func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	t, ok := e.resolve(r)
+	if !ok {
+		writeError(w, http.StatusNotFound, "this request names no sandbox")
+		return
+	}
+	if t.port == nacre.AgentPort {
+		allowBrowsers(w.Header())
+		if !agentPath(r.URL) {
+			writeError(w, http.StatusNotFound, "no such route")
+			return
+		}
+		if preflight(w, r) {
+			return
+		}
+	}
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
+		writeError(w, http.StatusMethodNotAllowed, "this method is not passed on")
+		return
+	}
+	if t.refusal != "" {
+		writeError(w, http.StatusUnauthorized, t.refusal)
+		return
+	}
+	route, ok := e.traffic.Route(nacre.SandboxID(t.id))
+	if !ok {
+		t.notFound(w, r)
+		return
+	}
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// An answer may begin before the request's end; the server would wait for
+		// that. A writer that cannot do this waits, which is all there is to lose.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
+	if t.port == nacre.AgentPort {
+		e.serveAgent(w, r, t, route)
+	} else {
+		e.servePort(w, r, t, route)
+	}
+}
+
+// serveAgent passes on to the agent, which checks tokens and signatures itself;
+// but for tokens of before they were rotated, which it may still know.
+func (e *Edge) serveAgent(w http.ResponseWriter, r *http.Request, t target, route nacre.Route) {
+	id, epoch, ok := e.tokens.ParseAccessToken(r.Header.Get(headerAccessToken))
+	if ok && id == route.Sandbox && epoch != route.TokenEpoch {
+		writeError(w, http.StatusUnauthorized, "this access token is no longer good")
+		return
+	}
+	e.agents.ServeHTTP(w, withHop(r, hop{t, route}))
+}
+
+// servePort passes on to whatever listens in the sandbox.
+func (e *Edge) servePort(w http.ResponseWriter, r *http.Request, t target, route nacre.Route) {
+	if route.Network.PrivateTraffic && !e.mayPass(r, route) {
+		writeBody(w, http.StatusForbidden, sandboxError{SandboxID: t.id, Code: http.StatusForbidden,
+			Message: "this sandbox takes no public traffic; send its traffic access token in the header moru-traffic-access-token or e2b-traffic-access-token"})
+		return
+	}
+	h := hop{t, route}
+	if upgradeOf(r) != "" {
+		e.serveUpgrade(w, r, h)
+		return
+	}
+	e.servers.ServeHTTP(w, withHop(r, h))
+}
+
+func (e *Edge) mayPass(r *http.Request, route nacre.Route) bool {
+	want := []byte(e.tokens.TrafficToken(route.Sandbox, route.TokenEpoch))
+	ok := 0
+	for _, name := range headersTraffic {
+		ok |= subtle.ConstantTimeCompare([]byte(r.Header.Get(name)), want)
+	}
+	return ok == 1
+}
+
+// agentPath lists what of the agent is for everybody. Each has one spelling:
+// whatever else a decoder might read as one of the host's own routes is none of
+// these.
+func agentPath(u *url.URL) bool {
+	if u.RawPath != "" { // spelled with escapes
+		return false
+	}
+	if u.Path == "/health" || u.Path == "/files" {
+		return true
+	}
+	for _, service := range []string{"/process.Process/", "/filesystem.Filesystem/"} {
+		if method, ok := strings.CutPrefix(u.Path, service); ok && method != "" && !strings.ContainsFunc(method, notLetter) {
+			return true
+		}
+	}
+	return false
+}
+
+func notLetter(r rune) bool { return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z') }
+
+// hop is where a request goes, carried by its context to the proxy's hooks.
+type hop struct {
+	target target
+	route  nacre.Route
+}
+
+type hopKey struct{}
+
+func withHop(r *http.Request, h hop) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), hopKey{}, h))
+}
+
+func hopOf(ctx context.Context) hop {
+	h, _ := ctx.Value(hopKey{}).(hop)
+	return h
+}
