@@ -22,7 +22,7 @@ func TestSDKs(t *testing.T) {
 		for _, sdk := range []string{"moru", "e2b"} {
 			t.Run("python/"+sdk+"/"+mode, func(t *testing.T) {
 				run(t, "python", append(env, "NACRE_SDK="+sdk), os.Getenv(envPython),
-					"-m", "pytest", "-q", "-rs", "--timeout=120", "-p", "no:cacheprovider", "--durations=5", ".")
+					"-m", "pytest", "-q", "-rfs", "--tb=short", "--timeout=120", "-p", "no:cacheprovider", "--durations=5", ".")
 			})
 		}
 		for name, pkg := range map[string]string{"moru": "@moru-ai/core", "e2b": "e2b"} {

@@ -4,8 +4,12 @@ import asyncio
 from conftest import SDK
 
 
+# The SDKs keep connections for the life of a loop, and a program has one.
+LOOP = asyncio.new_event_loop()
+
+
 def run(coro):
-    return asyncio.run(asyncio.wait_for(coro, 120))
+    return LOOP.run_until_complete(asyncio.wait_for(coro, 120))
 
 
 def test_async_walk(sdk, exc):

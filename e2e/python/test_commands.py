@@ -99,9 +99,9 @@ def test_wire4_05_connect_to_nothing(sandbox, exc):
 
 def test_kill_takes_the_children_too(sandbox):
     h = sandbox.commands.run("sleep 4321 & sleep 4321 & wait", background=True)
-    eventually(lambda: sandbox.commands.run("pgrep -fc 'sleep 432[1]' || true").stdout.strip() == "2")
+    eventually(lambda: sandbox.commands.run("pgrep -fxc 'sleep 4321' || true").stdout.strip() == "2")
     sandbox.commands.kill(h.pid)
-    eventually(lambda: sandbox.commands.run("pgrep -fc 'sleep 432[1]' || true").stdout.strip() == "0")
+    eventually(lambda: sandbox.commands.run("pgrep -fxc 'sleep 4321' || true").stdout.strip() == "0")
 
 
 def test_wire4_06_connect(sandbox):

@@ -86,7 +86,7 @@ def test_info_list_depth(sandbox):
     assert [e.path for e in three] == ["/home/user/tree/" + p for p in ("a", "a/b", "a/b/c.txt", "z.txt")]
     info = sandbox.files.get_info("tree/a/b/c.txt")
     assert (info.size, info.mode, info.permissions, info.owner, info.group) == (5, 0o644, "-rw-r--r--", "user", "user")
-    assert info.modified_time.tzinfo is not None
+    assert abs(info.modified_time.timestamp() - time.time()) < 120
     d = sandbox.files.get_info("tree/a")
     assert d.permissions == "drwxr-xr-x"
 
@@ -186,13 +186,3 @@ def test_signed_url_expired_and_tampered(sandbox):
     good = sandbox.download_url("s.txt", user="user", use_signature_expiration=60)
     status, _ = fetch(good.replace("s.txt", "passwd"))
     assert status == 401
-
-
-def test_disk_full_says_so(make, exc):
-    sbx = make()
-    sbx.commands.run("fallocate -l 11G /tmp/fill || head -c 11G /dev/zero > /tmp/fill || true", timeout=110)
-    with pytest.raises((exc.NotEnoughSpaceException, exc.SandboxException)):
-        sbx.files.write("/tmp/more", b"x" * 50_000_000)
-    sbx.commands.run("rm -f /tmp/fill /tmp/more")
-    sbx.files.write("/tmp/after", "works again")
-    assert sbx.files.read("/tmp/after") == "works again"

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/nacrehq/nacre/server"
+)
+
+var update = flag.Bool("update", false, "rewrite the pages in docs that are made from the code")
+
+// TestDocsAreTrue: the pages on the command and on the settings are what the
+// code says. `go test ./cmd/nacre -update` writes them anew.
+func TestDocsAreTrue(t *testing.T) {
+	for path, want := range map[string]string{
+		"../../docs/cli.md":           cliPage(newRoot()),
+		"../../docs/configuration.md": configurationPage(),
+	} {
+		if *update {
+			if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		got, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != want {
+			t.Errorf("%s is not what the code says; run: go test ./cmd/nacre -run TestDocsAreTrue -update", path)
+		}
+	}
+}
+
+func cliPage(root *cobra.Command) string {
+	var b strings.Builder
+	b.WriteString("# The command\n\n" + root.Long + "\n\nEvery command takes these:\n\n" + flagTable(root.PersistentFlags()))
+	for _, c := range root.Commands() {
+		if c.Name() == "help" || c.Name() == "completion" {
+			continue
+		}
+		writeCommand(&b, c, "##")
+	}
+	return b.String()
+}
+
+func writeCommand(b *strings.Builder, c *cobra.Command, heading string) {
+	fmt.Fprintf(b, "\n%s %s\n\n", heading, c.CommandPath())
+	text := c.Long
+	if text == "" {
+		text = c.Short + "."
+	}
+	fmt.Fprintf(b, "    %s\n\n%s\n", c.UseLine(), text)
+	if c.Example != "" {
+		fmt.Fprintf(b, "\n    %s\n", strings.ReplaceAll(strings.TrimSpace(c.Example), "\n", "\n    "))
+	}
+	if c.Name() == "up" || c.Name() == "doctor" {
+		b.WriteString("\nIts flags are the settings of [configuration.md](configuration.md).\n")
+	} else if table := flagTable(c.LocalNonPersistentFlags()); table != "" {
+		b.WriteString("\n" + table)
+	}
+	for _, sub := range c.Commands() {
+		writeCommand(b, sub, heading+"#")
+	}
+}
+
+func flagTable(fs *pflag.FlagSet) string {
+	var rows strings.Builder
+	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden || f.Name == "help" {
+			return
+		}
+		name := "--" + f.Name
+		if f.Shorthand != "" {
+			name = "-" + f.Shorthand + ", " + name
+		}
+		fmt.Fprintf(&rows, "| `%s` | %s |\n", name, strings.ReplaceAll(f.Usage, "|", "\\|"))
+	})
+	if rows.Len() == 0 {
+		return ""
+	}
+	return "| flag | meaning |\n|---|---|\n" + rows.String()
+}
+
+func configurationPage() string {
+	return "# Configuration\n\nNothing needs to be configured. Every setting is a flag of `nacre up` (`--memory-mib 2048`), a variable\n" +
+		"(`NACRE_MEMORY_MIB=2048`) and a key of `DATA-DIR/nacre.toml` (`memory_mib = 2048`), or of the file that `--config` names;\n" +
+		"the flag wins over the variable, the variable over the file. `nacre config` prints this file:\n\n```toml\n" + server.Example() + "```\n"
+}
