@@ -38,7 +38,8 @@ type Network interface {
 
 	// Recover takes back the slots of machines that an earlier process started,
 	// with the policies given, and reclaims every other one of this installation
-	// in the background.
+	// in the background. It is called once, before the first Acquire; until then
+	// what the earlier process left is in force.
 	Recover(ctx context.Context, machines map[MachineID]RecoveredSlot) error
 }
 

@@ -16,7 +16,6 @@ type holding struct {
 	mu     sync.Mutex
 	slot   slot
 	policy policy
-	ready  bool // the policy is in force
 	gone   bool // released, or never came to be
 }
 
@@ -63,10 +62,10 @@ func (n *Network) acquire(ctx context.Context, h *holding) error {
 		}
 	}
 	n.dns.admit(s.Guest.Addr(), !h.policy.closed())
-	if err := n.rules.set(s.index, nil, h.policy); err != nil {
+	if err := n.rules.set(s.index, h.policy); err != nil {
 		return nacre.Wrap(nacre.CodeInternal, errors.Join(err, n.discard(s)), "the sandbox's network rules could not be set")
 	}
-	h.slot, h.ready = s, true
+	h.slot = s
 	return nil
 }
 
@@ -84,7 +83,7 @@ func (n *Network) SetEgress(ctx context.Context, id nacre.MachineID, p nacre.Egr
 	if err := ctx.Err(); err != nil {
 		return nacre.Wrap(nacre.CodeDeadline, err, "there was no time to change the network policy")
 	}
-	if err := n.rules.set(h.slot.index, &h.policy, compiled); err != nil {
+	if err := n.rules.set(h.slot.index, compiled); err != nil {
 		return nacre.Wrap(nacre.CodeInternal, err, "the sandbox's network rules could not be changed; the old ones are in force")
 	}
 	h.policy = compiled
@@ -103,11 +102,8 @@ func (n *Network) Release(_ context.Context, id nacre.MachineID) error {
 		return err
 	}
 	defer h.mu.Unlock()
-	if h.ready {
-		if err := n.rules.clear(h.slot.index, h.policy); err != nil {
-			return nacre.Wrap(nacre.CodeInternal, err, "the sandbox's network rules could not be removed")
-		}
-		h.ready = false
+	if err := n.rules.clear(h.slot.index); err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the sandbox's network rules could not be removed")
 	}
 	n.dns.forget(h.slot.Guest.Addr())
 	if err := n.discard(h.slot); err != nil {
@@ -260,7 +256,7 @@ func (n *Network) Recover(ctx context.Context, machines map[nacre.MachineID]nacr
 		}
 		delete(orphans, i)
 		policies[i] = p
-		held[id] = &holding{slot: slot{index: i, Slot: m.Slot}, policy: p, ready: true}
+		held[id] = &holding{slot: slot{index: i, Slot: m.Slot}, policy: p}
 	}
 	if err := n.rules.install(policies); err != nil {
 		return nacre.Wrap(nacre.CodeInternal, err, "the network rules could not be set")

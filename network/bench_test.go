@@ -1,11 +1,13 @@
 package network_test
 
 import (
+	"io"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest/fakenet"
 	"github.com/nacrehq/nacre/network"
 )
 
@@ -74,5 +76,33 @@ func waitReady(t testing.TB, n *network.Network, want int) {
 			t.Fatalf("%d slots are ready, want %d", n.Ready(), want)
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// BenchmarkThroughput sends through rules and address translation and gets it
+// back, with the kernel's own stack as the guest.
+func BenchmarkThroughput(b *testing.B) {
+	n := start(b, nil)
+	g := acquire(b, n, nacre.EgressPolicy{Deny: prefixes("8.8.8.8/32")})
+	c, err := g.dial("tcp4", fakenet.CloudFlare, fakenet.EchoPort)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	const piece = 1 << 20
+	b.SetBytes(piece)
+	go func() {
+		buf := make([]byte, piece)
+		for range b.N + 1 {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	}()
+	b.ResetTimer()
+	for range b.N {
+		if _, err := io.CopyN(io.Discard, c, piece); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -47,10 +47,10 @@ type dnsClient struct {
 }
 
 // startForwarder listens on the gateway's address, UDP and TCP.
-func startForwarder(ctx context.Context, gateway netip.Addr, cfg Config) (*forwarder, error) {
+func startForwarder(ctx context.Context, gateway netip.Addr, up *upstreams, cfg Config) (*forwarder, error) {
 	f := &forwarder{
 		log: cfg.Log, ctx: ctx,
-		upstreams: newUpstreams(cfg.Upstreams, cfg.ResolvConf, gateway),
+		upstreams: up,
 		inFlight:  make(chan struct{}, dnsInFlight),
 		clients:   map[netip.Addr]*dnsClient{},
 	}

@@ -1,12 +1,58 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
+
+// watchRules puts our table back as soon as somebody removes it: without it
+// guests would reach the host and its neighbours. Every change of any table is an
+// event; only the disappearance of one is looked into.
+func (n *Network) watchRules() {
+	const nftablesGroup = 7 // NFNLGRP_NFTABLES
+	for n.ctx.Err() == nil {
+		c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err == nil {
+			err = c.JoinGroup(nftablesGroup)
+		}
+		if err != nil {
+			n.log.Error("network: removal of the rules would not be noticed", "error", err)
+			return
+		}
+		stop := context.AfterFunc(n.ctx, func() { _ = c.Close() })
+		// What happened while nobody listened, or was too much to be told.
+		for n.repairRules(); err == nil; {
+			var msgs []netlink.Message
+			if msgs, err = c.Receive(); slices.ContainsFunc(msgs, tableGone) {
+				n.repairRules()
+			}
+		}
+		stop()
+		_ = c.Close()
+	}
+}
+
+func tableGone(m netlink.Message) bool {
+	return m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE
+}
+
+func (n *Network) repairRules() {
+	repaired, err := n.rules.repair()
+	switch {
+	case n.ctx.Err() != nil:
+	case err != nil:
+		n.log.Error("network: the rules may be gone and could not be put back", "error", err)
+	case repaired:
+		n.note("flushed", Finding{"firewall", false, "something removed nacre's nftables rules (a restart of the host's firewall flushes all); they were put back"})
+	}
+}
 
 // checkFirewalls looks for other tables that drop by default, as Docker's does
 // for forwarded packets and ufw's for incoming ones. An accept of ours does not

@@ -264,6 +264,11 @@ func (n *Network) refreshHost() {
 	}
 	n.rules.setConnected(n.connected())
 	n.checkFirewalls()
+	none := Finding{}
+	if len(n.upstreams.list()) == 0 {
+		none = Finding{"dns", true, fmt.Sprintf("%s names no DNS server that could answer guests; they cannot resolve names", n.cfg.ResolvConf)}
+	}
+	n.note("resolver", none)
 }
 
 // forward lets packets for guests in through a link. Per link, not with ip_forward:

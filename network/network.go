@@ -105,14 +105,15 @@ func (c *Config) setDefaults() error {
 // Network implements nacre.Network. Call Recover once, before the first Acquire:
 // until then the rules of an earlier process are in force, untouched.
 type Network struct {
-	cfg   Config
-	log   *slog.Logger
-	host  host
-	names names
-	nl    *netlink.Handle
-	links *linkRemover
-	rules *rules
-	dns   *forwarder
+	cfg       Config
+	log       *slog.Logger
+	host      host
+	names     names
+	nl        *netlink.Handle
+	links     *linkRemover
+	rules     *rules
+	dns       *forwarder
+	upstreams *upstreams
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -170,6 +171,7 @@ func (n *Network) start() error {
 	for _, i := range left {
 		n.index.take(i)
 	}
+	n.upstreams = newUpstreams(n.cfg.Upstreams, n.cfg.ResolvConf, n.host.gateway)
 	n.rules = &rules{names: n.names, host: n.host, cfg: n.cfg}
 	n.refreshHost()
 	exists, err := n.rules.exist()
@@ -181,10 +183,11 @@ func (n *Network) start() error {
 			return err
 		}
 	}
-	if n.dns, err = startForwarder(n.ctx, n.host.gateway, n.cfg); err != nil {
+	if n.dns, err = startForwarder(n.ctx, n.host.gateway, n.upstreams, n.cfg); err != nil {
 		return err
 	}
 	n.done.Go(n.watchHost)
+	n.done.Go(n.watchRules)
 	return nil
 }
 
@@ -249,13 +252,20 @@ func Destroy(instance string) error {
 	if err != nil {
 		return err
 	}
+	if n.host.pool, err = n.currentPool(); err != nil {
+		return err
+	}
 	slots := make([]slot, len(left))
 	for k, i := range left {
 		slots[k] = n.slotAt(i)
 	}
 	errs := []error{n.destroyAll(context.Background(), slots)}
+	for _, s := range slots {
+		if s.Guest.IsValid() {
+			errs = append(errs, flushConntrack(s.Guest.Addr()))
+		}
+	}
 	r := &rules{names: n.names}
 	defer r.close()
-	errs = append(errs, r.remove(), n.clearHost())
-	return errors.Join(errs...)
+	return errors.Join(append(errs, r.remove(), n.clearHost())...)
 }

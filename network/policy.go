@@ -1,6 +1,7 @@
 package network
 
 import (
+	"maps"
 	"strconv"
 
 	"github.com/google/nftables"
@@ -66,29 +67,49 @@ func (r *rules) element(i int, p policy) nftables.SetElement {
 	return e
 }
 
-// set puts a slot's policy in force; old is the one in force, nil for none. A
+// set puts a slot's policy in force, in place of the one that it may have. A
 // transaction is seen by packets whole or not at all.
-func (r *rules) set(i int, old *policy, p policy) error {
-	return r.transaction(func(c *nftables.Conn) error {
-		if old != nil {
-			if err := r.dropPolicy(c, i, *old); err != nil {
-				return err
-			}
-		}
+func (r *rules) set(i int, p policy) error {
+	return r.change(i, func(c *nftables.Conn) error {
 		if err := r.addChain(c, i, p); err != nil {
 			return err
 		}
-		return c.SetAddElements(r.policies(), []nftables.SetElement{r.element(i, p)})
-	})
+		return c.SetAddElements(r.policySet(), []nftables.SetElement{r.element(i, p)})
+	}, func(next map[int]policy) { next[i] = p })
 }
 
-// clear cuts the slot off.
-func (r *rules) clear(i int, old policy) error {
-	return r.transaction(func(c *nftables.Conn) error { return r.dropPolicy(c, i, old) })
+// clear cuts the slot off; one that has no policy is cut off already.
+func (r *rules) clear(i int) error {
+	return r.change(i, func(*nftables.Conn) error { return nil }, func(next map[int]policy) { delete(next, i) })
+}
+
+// change takes the slot's old policy away and does add, in one transaction. When
+// the table is gone it puts all of it back, with what record makes of the policies.
+func (r *rules) change(i int, add func(*nftables.Conn) error, record func(map[int]policy)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.transaction(func(c *nftables.Conn) error {
+		if old, ok := r.policies[i]; ok {
+			if err := r.dropPolicy(c, i, old); err != nil {
+				return err
+			}
+		}
+		return add(c)
+	})
+	if err == nil {
+		record(r.policies)
+		return nil
+	}
+	if exists, listErr := r.exist(); listErr != nil || exists {
+		return err
+	}
+	next := maps.Clone(r.policies)
+	record(next)
+	return r.replace(next)
 }
 
 func (r *rules) dropPolicy(c *nftables.Conn, i int, old policy) error {
-	if err := c.SetDeleteElements(r.policies(), []nftables.SetElement{r.element(i, old)}); err != nil {
+	if err := c.SetDeleteElements(r.policySet(), []nftables.SetElement{r.element(i, old)}); err != nil {
 		return err
 	}
 	if !old.simple() {

@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 
@@ -40,6 +41,7 @@ type rules struct {
 	mu        sync.Mutex // one transaction at a time; the library's counters need it too
 	conn      *nftables.Conn
 	connected []netip.Prefix
+	policies  map[int]policy // in force, by slot
 }
 
 const (
@@ -56,7 +58,7 @@ func (r *rules) table() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: r.names.table()}
 }
 
-func (r *rules) policies() *nftables.Set {
+func (r *rules) policySet() *nftables.Set {
 	return &nftables.Set{Table: r.table(), Name: policyMap, IsMap: true, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict}
 }
 
@@ -64,13 +66,12 @@ func (r *rules) blocked() *nftables.Set {
 	return &nftables.Set{Table: r.table(), Name: blockedSet, KeyType: nftables.TypeIPAddr, Interval: true}
 }
 
-// transaction runs fn on an empty batch and commits it whole or not at all.
+// transaction runs fn on an empty batch and commits it whole or not at all. The
+// caller holds mu.
 //
 // The socket is kept: to close one, the kernel waits until what the batch has
 // deleted is unused, 15 ms or so.
 func (r *rules) transaction(fn func(*nftables.Conn) error) (err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.conn == nil {
 		// The batch of a large recovery, and its acknowledgements, must fit.
 		big := func(c *netlink.Conn) error {
@@ -126,22 +127,42 @@ func (r *rules) remove() error {
 	if err != nil || !exists {
 		return err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	return r.transaction(func(c *nftables.Conn) error {
 		c.DelTable(r.table())
 		return nil
 	})
 }
 
-// install replaces the whole table, with the policies given by index, in one step.
+// install replaces the whole table, with the policies given by slot, in one step.
 func (r *rules) install(slots map[int]policy) error {
-	return r.transaction(func(c *nftables.Conn) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.replace(slots)
+}
+
+// repair puts the table back, as it was, if it is gone: somebody flushed all
+// rules of the host, as a restart of its firewall does.
+func (r *rules) repair() (repaired bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	exists, err := r.exist()
+	if err != nil || exists {
+		return false, err
+	}
+	return true, r.replace(r.policies)
+}
+
+func (r *rules) replace(slots map[int]policy) error {
+	err := r.transaction(func(c *nftables.Conn) error {
 		t := c.AddTable(r.table()) // a delete needs one
 		c.DelTable(t)
 		c.AddTable(t)
 		if err := c.AddSet(r.blocked(), elements(r.closed())); err != nil {
 			return err
 		}
-		if err := c.AddSet(r.policies(), nil); err != nil {
+		if err := c.AddSet(r.policySet(), nil); err != nil {
 			return err
 		}
 		conns := &nftables.Set{Table: t, Name: connsSet, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 20}
@@ -153,6 +174,13 @@ func (r *rules) install(slots map[int]policy) error {
 		r.addNAT(c)
 		return errors.Join(err, r.addPolicies(c, slots))
 	})
+	if err == nil {
+		r.policies = maps.Clone(slots)
+		if r.policies == nil {
+			r.policies = map[int]policy{}
+		}
+	}
+	return err
 }
 
 // addPolicies adds the map's elements in pieces: a netlink attribute holds 64 KiB.
@@ -167,7 +195,7 @@ func (r *rules) addPolicies(c *nftables.Conn, slots map[int]policy) error {
 	const piece = 400
 	for len(els) > 0 {
 		k := min(piece, len(els))
-		if err := c.SetAddElements(r.policies(), els[:k]); err != nil {
+		if err := c.SetAddElements(r.policySet(), els[:k]); err != nil {
 			return err
 		}
 		els = els[k:]
@@ -194,6 +222,8 @@ func (r *rules) setConnected(ps []netip.Prefix) {
 }
 
 func (r *rules) setBlocked() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	return r.transaction(func(c *nftables.Conn) error {
 		c.FlushSet(r.blocked())
 		return c.SetAddElements(r.blocked(), elements(r.closed()))

@@ -162,6 +162,8 @@ func wireHost(eth netlink.Link) error {
 		return err
 	}
 	return errors.Join(
+		// A new namespace takes over what the real host has; a fresh one forwards nothing.
+		os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0o644),
 		netlink.LinkSetUp(lo),
 		addAddr(netlink.AddrAdd, eth, HostAddr+"/24"),
 		netlink.LinkSetUp(eth),
