@@ -399,21 +399,16 @@ func (s *brokenStore) Update(ctx context.Context, tm nacre.TeamID, id nacre.Sand
 // written is put right when the store is back.
 func TestTheStoreFails(t *testing.T) {
 	w := newWorld(t)
-	w.start()
-	store := &brokenStore{SandboxStore: w.db}
-	svc, err := control.New(control.Config{Store: store, Templates: w.db, Node: w.node, Telemetry: w.node, Reconcile: 10 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
+	store := &brokenStore{}
+	w.rules = func(c *control.Config) {
+		store.SandboxStore = c.Store
+		c.Store, c.Reconcile = store, 10*time.Millisecond
 	}
-	w.daemon.svc = svc
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = svc.Run(ctx) })
-	defer wg.Wait()
-	defer cancel()
+	w.start()
+	svc := w.svc
 
 	store.insert.Store(true)
-	_, err = svc.Create(t.Context(), team, nacre.CreateRequest{})
+	_, err := svc.Create(t.Context(), team, nacre.CreateRequest{})
 	wantCode(t, err, nacre.CodeUnavailable)
 	if l := w.host.Leaks(); len(l) > 0 {
 		t.Fatalf("left behind: %v", l)

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/nacrehq/nacre"
 	"golang.org/x/sync/errgroup"
@@ -72,7 +73,7 @@ func (s *Service) keepReconciled(ctx context.Context) {
 // the two shows as a machine without a record, and is looked up again; one that
 // ends shows as a record that has changed since, and is left alone.
 func (s *Service) reconcile(ctx context.Context) error {
-	members := s.roster.ids()
+	members := s.settled()
 	records, err := s.aliveRecords(ctx)
 	if err != nil {
 		return err
@@ -184,7 +185,7 @@ func (s *Service) load(ctx context.Context) error {
 	if s.roster.isLoaded() {
 		return nil
 	}
-	members := s.roster.ids()
+	members := s.settled()
 	records, err := s.aliveRecords(ctx)
 	if err == nil {
 		s.enroll(members, records)
@@ -209,11 +210,17 @@ func (s *Service) enroll(before []nacre.SandboxID, records map[nacre.SandboxID]n
 		}
 	}
 	for _, id := range before {
-		if rec, ok := records[id]; (!ok || !rec.Alive()) && !s.flight.has(id) {
+		if rec, ok := records[id]; !ok || !rec.Alive() {
 			s.roster.leave(id)
 		}
 	}
 	s.roster.setLoaded()
+}
+
+// settled returns who is on the roster and not being created: the place in the
+// order of records of these no longer changes, so no page of a list misses them.
+func (s *Service) settled() []nacre.SandboxID {
+	return slices.DeleteFunc(s.roster.ids(), s.flight.has)
 }
 
 // ids returns who is on the roster.

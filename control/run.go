@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	atOnce     = 32              // sandboxes that one loop ends side by side
+	atOnce     = 128             // sandboxes that one loop ends side by side: one that hangs delays none
 	retryAfter = time.Second     // what failed is tried again
 	clockCheck = 5 * time.Second // between looks at the wall clock
 	clockStep  = 2 * time.Second // from which on a difference is a step

@@ -32,6 +32,7 @@ type world struct {
 	clock  nacre.Clock
 	limits control.Limits
 	tweak  func(*node.Config)
+	rules  func(*control.Config)
 
 	*daemon
 }
@@ -101,10 +102,14 @@ func (w *world) boot() (*daemon, error) {
 		err = d.node.Recover(ctx)
 	}
 	if err == nil {
-		d.svc, err = control.New(control.Config{
+		cfg := control.Config{
 			Store: killableStore{db, d.fake}, Templates: db, Node: d.node, Telemetry: d.node,
 			Limits: w.limits, Clock: w.clock, Logger: log,
-		})
+		}
+		if w.rules != nil {
+			w.rules(&cfg)
+		}
+		d.svc, err = control.New(cfg)
 	}
 	var wg sync.WaitGroup
 	var once sync.Once
@@ -122,8 +127,9 @@ func (w *world) boot() (*daemon, error) {
 		d.stop()
 		return nil, err
 	}
-	wg.Go(func() { _ = d.node.Run(ctx) })
-	wg.Go(func() { _ = d.svc.Run(ctx) })
+	node, svc := d.node, d.svc
+	wg.Go(func() { _ = node.Run(ctx) })
+	wg.Go(func() { _ = svc.Run(ctx) })
 	return d, nil
 }
 

@@ -196,16 +196,38 @@ func (g *gate) bootTurn(ctx context.Context) (done func(), err error) {
 			return nil, err
 		}
 	}
+	return g.boots(), nil
+}
+
+// tryTurn is bootTurn for one who does not wait.
+func (g *gate) tryTurn() (done func(), ok bool) {
+	select {
+	case g.turns <- struct{}{}:
+		return g.boots(), true
+	default:
+		return nil, false
+	}
+}
+
+// boots counts a boot whose turn has come.
+func (g *gate) boots() (done func()) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.booting++
 	g.running++
-	g.mu.Unlock()
 	return func() {
 		g.mu.Lock()
 		g.running--
 		g.mu.Unlock()
 		<-g.turns
-	}, nil
+	}
+}
+
+// queued tells whether a start waits for its turn.
+func (g *gate) queued() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.waiting > 0
 }
 
 func (g *gate) queue(ctx context.Context) error {

@@ -81,6 +81,12 @@ type Node struct {
 	kick      chan struct{}     // wakes the refill of standbys
 }
 
+var (
+	_ nacre.Node      = (*Node)(nil)
+	_ nacre.Traffic   = (*Node)(nil)
+	_ nacre.Telemetry = (*Node)(nil)
+)
+
 // New makes a node. Nothing runs before Recover, which must come before Start.
 func New(cfg Config) (*Node, error) {
 	if cfg.Runtime == nil || cfg.Network == nil || cfg.Images == nil || cfg.NewAgent == nil || cfg.Dir == "" {

@@ -24,9 +24,9 @@ func wantCode(t *testing.T, err error, code nacre.Code) {
 	}
 }
 
-// TestStartFailsAtEachStep: whichever step of a start fails, nothing is left, and
-// the next start works.
-func TestStartFailsAtEachStep(t *testing.T) {
+// TestFault11_FullDiskAtEachStepOfAStart: whichever step fails, nothing is left, and
+// the next start works without a restart.
+func TestFault11_FullDiskAtEachStepOfAStart(t *testing.T) {
 	for _, op := range []string{"images.prepare", "network.acquire", "runtime.start", "agent.init"} {
 		t.Run(op, func(t *testing.T) {
 			w := newWorld(t)
@@ -214,6 +214,14 @@ func TestStandbys(t *testing.T) {
 			t.Fatalf("policy: %+v", p)
 		}
 		w.eventually("it is replaced", func() bool { return w.standbys() == 2 })
+	})
+	t.Run("steady creates do not starve the pool", func(t *testing.T) {
+		w := newWorld(t)
+		w.tweak = func(c *node.Config) { c.Standby = node.Standby{Count: 1, Quiet: time.Hour, Patience: time.Millisecond} }
+		w.start()
+		w.begin() // a moment ago, and quiet is an hour
+		w.n.KeepReady(shape)
+		w.eventually("a standby is ready", func() bool { return w.standbys() == 1 })
 	})
 	t.Run("another shape boots", func(t *testing.T) {
 		w := begin(t)

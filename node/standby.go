@@ -15,6 +15,9 @@ type Standby struct {
 	// Quiet is how long no start may have begun or ended before a standby is
 	// made: creates go first. Default 50 ms.
 	Quiet time.Duration
+	// Patience is how long the wait for quiet may last while no start queues for
+	// its turn: steady creates must not starve the pool. Default 250 ms.
+	Patience time.Duration
 	// Check is how often standbys are asked whether they answer. Default 5 s.
 	Check time.Duration
 }
@@ -24,6 +27,7 @@ func (s *Standby) setDefaults() {
 		s.Count = min(4, max(2, runtime.NumCPU()))
 	}
 	setDefault(&s.Quiet, 50*time.Millisecond)
+	setDefault(&s.Patience, 250*time.Millisecond)
 	setDefault(&s.Check, 5*time.Second)
 }
 
@@ -125,6 +129,11 @@ func (n *Node) refill(ctx context.Context) bool {
 	if !ok || !n.quiet(ctx) || !n.roomForStandby() {
 		return false
 	}
+	done, ok := n.gate.tryTurn()
+	if !ok {
+		return false // the next tick tries again
+	}
+	defer done()
 	// The slot is closed until a sandbox brings its policy.
 	u, err := n.boot(ctx, shape, "standby", nacre.EgressPolicy{DenyAll: true})
 	if err != nil {
@@ -160,9 +169,10 @@ func (n *Node) missing() (Shape, bool) {
 	return Shape{}, false
 }
 
-// quiet waits until no start is under way and none was a moment ago.
+// quiet waits until no start is under way and none was a moment ago, or until it
+// has waited long and none queues.
 func (n *Node) quiet(ctx context.Context) bool {
-	for {
+	for begin := time.Now(); ; {
 		n.mu.RLock()
 		wait := n.cfg.Standby.Quiet - time.Since(n.lastStart)
 		for _, e := range n.sandboxes {
@@ -172,13 +182,13 @@ func (n *Node) quiet(ctx context.Context) bool {
 			}
 		}
 		n.mu.RUnlock()
-		if wait <= 0 {
+		if wait <= 0 || (time.Since(begin) >= n.cfg.Standby.Patience && !n.gate.queued()) {
 			return true
 		}
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(wait):
+		case <-time.After(min(wait, n.cfg.Standby.Patience)):
 		}
 	}
 }

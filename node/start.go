@@ -27,6 +27,10 @@ type stopping struct {
 	err  error // valid when done is closed
 }
 
+// handOver bounds the hand-over of a standby, which takes milliseconds: one that
+// hangs is given up and the next taken.
+const handOver = 5 * time.Second
+
 var errStopped = errors.New("stopped")
 
 // Start gives the sandbox a machine; see nacre.Node.
@@ -73,7 +77,9 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 		if u == nil {
 			break
 		}
-		err := n.bind(ctx, u, spec, policy)
+		hctx, cancel := context.WithTimeout(ctx, handOver)
+		err := n.bind(hctx, u, spec, policy)
+		cancel()
 		if err == nil {
 			return u, nacre.BootStandby, nil
 		}
@@ -94,6 +100,8 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 	if err != nil {
 		return nil, "", err
 	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
+	defer cancel()
 	return u, nacre.BootCold, n.bind(ctx, u, spec, policy)
 }
 
