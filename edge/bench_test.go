@@ -2,7 +2,9 @@ package edge
 
 import (
 	"io"
+	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -73,4 +75,53 @@ func cpu() float64 {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return float64(u.Utime.Sec+u.Stime.Sec) + float64(u.Utime.Usec+u.Stime.Usec)/1e6
+}
+
+// BenchmarkIdleWebSockets reports what a silent WebSocket costs the edge: memory
+// in use with the edge between, less what client and guest cost without it.
+func BenchmarkIdleWebSockets(b *testing.B) {
+	const n = 1000
+	w := newWorld(b)
+	w.guest(idA, 3000, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(rw).Hijack()
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		_, _ = conn.Read(make([]byte, 1)) // until the other end is gone
+		_ = conn.Close()
+	}))
+	cost := func(addr string) float64 {
+		before := inUse()
+		var conns []net.Conn
+		for range n {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				b.Fatal(err)
+			}
+			conns = append(conns, c)
+			_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: "+host("3000", idA)+"\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+			if _, err := io.ReadFull(c, make([]byte, 12)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		after := inUse()
+		for _, c := range conns {
+			_ = c.Close()
+		}
+		w.waitNoConns()
+		return float64(after-before) / n
+	}
+	for b.Loop() {
+		direct := cost(w.traffic.ports[idA][3000])
+		b.ReportMetric((cost(strings.TrimPrefix(w.url, "http://"))-direct)/1024, "KiB/socket")
+	}
+}
+
+func inUse() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse + m.StackInuse
 }

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ func (e *Edge) serveUpgrade(w http.ResponseWriter, r *http.Request, h hop) {
 	defer stop()
 
 	head := &io.LimitedReader{R: guest, N: maxGuestHeader}
-	br := bufio.NewReaderSize(head, 4<<10)
+	br := bufio.NewReaderSize(head, 1<<10)
 	out := upgradeRequest(withHop(r, h))
 	if err := out.Write(guest); err != nil {
 		e.proxyError(w, withHop(r, h), err)
@@ -72,7 +73,7 @@ func (e *Edge) serveUpgrade(w http.ResponseWriter, r *http.Request, h hop) {
 	if _, err := io.WriteString(client, "\r\n"); err != nil {
 		return
 	}
-	joinStreams(pipe{client, buffered.Reader}, pipe{guest, br})
+	joinStreams(end{client, rest(buffered.Reader)}, end{guest, rest(br)})
 }
 
 // upgradeRequest is the request that the guest sees.
@@ -119,27 +120,34 @@ func copyResponse(w http.ResponseWriter, resp *http.Response) {
 	_, _ = io.Copy(w, resp.Body)
 }
 
-// pipe is one end: the connection, and a reader that may have some of it.
-type pipe struct {
-	conn   net.Conn
-	reader *bufio.Reader
+// end is one end of a joined stream: the connection, and what was read of it
+// already.
+type end struct {
+	conn net.Conn
+	head []byte
+}
+
+// rest returns what a reader holds, so that the reader need not be kept.
+func rest(r *bufio.Reader) []byte {
+	held, _ := r.Peek(r.Buffered()) // never short: it asks for what is there
+	return bytes.Clone(held)
 }
 
 // joinStreams copies both ways until both ended; the end of one is passed on.
-func joinStreams(a, b pipe) {
+func joinStreams(a, b end) {
 	var wg sync.WaitGroup
-	for _, d := range [][2]pipe{{a, b}, {b, a}} {
-		wg.Go(func() {
-			from, to := d[0], d[1]
-			if err := copyQuietly(to.conn, from); err != nil {
-				_ = a.conn.Close()
-				_ = b.conn.Close()
-				return
-			}
-			_ = closeWrite(to.conn)
-		})
-	}
+	wg.Go(func() { copyOneWay(a, b) })
+	copyOneWay(b, a)
 	wg.Wait()
+}
+
+func copyOneWay(to, from end) {
+	if err := copyQuietly(to.conn, from); err != nil {
+		_ = to.conn.Close()
+		_ = from.conn.Close()
+		return
+	}
+	_ = closeWrite(to.conn)
 }
 
 // quiet is what a silent direction holds; bulk what a busy one borrows.
@@ -149,13 +157,9 @@ var bulk = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // copyQuietly copies until the end. It waits with a small buffer and takes a big
 // one for as long as there is more than fits.
-func copyQuietly(to io.Writer, from pipe) error {
-	if n := from.reader.Buffered(); n > 0 {
-		head, err := from.reader.Peek(n)
-		if err != nil {
-			return err
-		}
-		if _, err := to.Write(head); err != nil {
+func copyQuietly(to io.Writer, from end) error {
+	if len(from.head) > 0 {
+		if _, err := to.Write(from.head); err != nil {
 			return err
 		}
 	}

@@ -91,7 +91,7 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 				target += "?sandbox_ids=" + id
 			}
 			a := h.do(r.Method, target, h.keyB, bodies[r.Path])
-			for _, secret := range []string{"a secret line", "77", string(h.teamA), "c&d", h.keyA, `"oom"`, "1024 MiB"} {
+			for _, secret := range []string{"a secret line", `"cpuCount":77`, string(h.teamA), "c&d", h.keyA, `"oom"`, "1024 MiB"} {
 				if strings.Contains(strings.ReplaceAll(a.body, id, ""), secret) {
 					t.Errorf("%s %s told the other team %q: %s", r.Method, target, secret, a.body)
 				}
