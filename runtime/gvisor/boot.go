@@ -328,7 +328,12 @@ func (l *launch) start() (*process, error) {
 	}
 	pid := p.Pid
 	_ = p.Release() // waiting is done with the pidfd
-	return newProcess(pid, pidfd, true)
+	proc, err := newProcess(pid, pidfd, true)
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, so the number is still its own
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+	}
+	return proc, err
 }
 
 // onOwnThread runs f on a thread of its own, which then ends: whatever f changed
