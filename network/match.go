@@ -106,13 +106,6 @@ func ctReply() []expr.Any {
 	return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, equal(reply)}
 }
 
-// ctTarget is the address that the guest dialled, seen from packets of both
-// directions alike.
-func ctTarget() []expr.Any {
-	const original = 0 // IP_CT_DIR_ORIGINAL
-	return one(&expr.Ct{Key: expr.CtKeyDST, Register: 1, Direction: original})
-}
-
 func inSet(name string) []expr.Any {
 	return one(&expr.Lookup{SourceRegister: 1, SetName: name})
 }
@@ -126,7 +119,7 @@ func vmap(name string) []expr.Any {
 func (r *rules) overLimit(c *nftables.Conn, name string, key expr.MetaKey, limit expr.Limit) ([]expr.Any, error) {
 	const idle = time.Minute
 	set := &nftables.Set{
-		Table: r.table(), Name: name, KeyType: nftables.TypeIFName,
+		Table: r.table(), Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
 		Dynamic: true, HasTimeout: true, Timeout: idle, Size: 1 << 20,
 	}
 	if err := c.AddSet(set, nil); err != nil {

@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
+	"github.com/nacrehq/nacre/network"
 )
 
 func tables(t testing.TB) []string {
@@ -45,5 +47,29 @@ func TestInternet(t *testing.T) {
 	}
 	if err := g.udp(fakenet.CloudFlare); err != nil {
 		t.Errorf("UDP: %v", err)
+	}
+}
+
+// TestNftList: other tools of the host read all rules with nft, which ends
+// itself over expressions that it does not write.
+func TestNftList(t *testing.T) {
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("nft is not installed")
+	}
+	n := start(t, func(c *network.Config) { c.DNSPort, c.BytesPerSecond = 5300, 1<<20 })
+	g := acquire(t, n, nacre.EgressPolicy{})
+	acquire(t, n, nacre.EgressPolicy{DenyAll: true})
+	acquire(t, n, nacre.EgressPolicy{Deny: prefixes("8.8.8.8/32", "1.1.1.0/24"), Allow: prefixes("1.1.1.1/32")})
+	if err := g.tcp(fakenet.Example); err != nil { // an element in each dynamic set
+		t.Error(err)
+	}
+	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft list ruleset: %v\n%s", err, out)
+	}
+	for _, want := range []string{`"` + g.HostLink + `" : accept`, "ip daddr { 1.1.1.1 } accept", "ct count over 4096"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the list does not say %q:\n%s", want, out)
+		}
 	}
 }

@@ -118,8 +118,8 @@ func (r *rules) dropPolicy(c *nftables.Conn, i int, old policy) error {
 	return nil
 }
 
-// addChain adds the chain of a policy with lists. It looks at the address that
-// the guest dialled, so it serves packets of both directions.
+// addChain adds the chain of a policy with lists. Packets of both directions come
+// through it: the far end's address is judged.
 func (r *rules) addChain(c *nftables.Conn, i int, p policy) error {
 	if p.simple() {
 		return nil
@@ -140,14 +140,21 @@ func (r *rules) addChain(c *nftables.Conn, i int, p policy) error {
 	return nil
 }
 
+// matchList adds the rules for one list, a set for each: an anonymous set goes
+// with its rule and cannot be in two.
 func (r *rules) matchList(c *nftables.Conn, chain string, list []span, then []expr.Any) error {
 	if len(list) == 0 {
 		return nil
 	}
-	set := &nftables.Set{Table: r.table(), Anonymous: true, Constant: true, Interval: true, KeyType: nftables.TypeIPAddr}
-	if err := c.AddSet(set, elements(list)); err != nil {
-		return err
+	for _, far := range [][]expr.Any{
+		append(r.slotLink(expr.MetaKeyIIFNAME), daddr()...),
+		append(r.slotLink(expr.MetaKeyOIFNAME), saddr()...),
+	} {
+		set := &nftables.Set{Table: r.table(), Anonymous: true, Constant: true, Interval: true, KeyType: nftables.TypeIPAddr}
+		if err := c.AddSet(set, elements(list)); err != nil {
+			return err
+		}
+		r.rule(c, chain, far, one(&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}), then)
 	}
-	r.rule(c, chain, ctTarget(), one(&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}), then)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -59,7 +60,7 @@ func (r *rules) table() *nftables.Table {
 }
 
 func (r *rules) policySet() *nftables.Set {
-	return &nftables.Set{Table: r.table(), Name: policyMap, IsMap: true, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict}
+	return &nftables.Set{Table: r.table(), Name: policyMap, IsMap: true, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, DataType: nftables.TypeVerdict}
 }
 
 func (r *rules) blocked() *nftables.Set {
@@ -268,7 +269,8 @@ func (r *rules) addToSlot(c *nftables.Conn) error {
 	const name = "to_slot"
 	c.AddChain(r.chain(name))
 	err := r.addBandwidth(c, name, expr.MetaKeyOIFNAME)
-	r.rule(c, name, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), ctReply(), ifname(expr.MetaKeyOIFNAME), vmap(policyMap))
+	r.rule(c, name, stateIs(expr.CtStateBitRELATED), accepted()) // errors, from any router on the way
+	r.rule(c, name, stateIs(expr.CtStateBitESTABLISHED), ctReply(), ifname(expr.MetaKeyOIFNAME), vmap(policyMap))
 	r.rule(c, name, drop())
 	return err
 }
