@@ -112,6 +112,7 @@ func modifyResponse(resp *http.Response) error {
 				resp.Header.Del(name) // ours are there already
 			}
 		}
+		endBrokenStreams(resp)
 		return nil
 	}
 	confineCookies(resp.Header)

@@ -53,7 +53,7 @@ func (n *Node) Routes(fn func(nacre.Route) bool) {
 // route reads only what does not change once the unit is the sandbox's.
 func (u *unit) route() nacre.Route {
 	return nacre.Route{
-		Sandbox: u.spec.Sandbox, Team: u.spec.Team, TokenEpoch: u.spec.TokenEpoch,
+		Sandbox: u.spec.Sandbox, Machine: u.id, Team: u.spec.Team, TokenEpoch: u.spec.TokenEpoch,
 		Secure: u.spec.Secure, Network: u.spec.Network,
 	}
 }

@@ -1,0 +1,62 @@
+// Command nacre is the whole product in one binary: the server, the command
+// line, and, when gVisor starts it again under another name, the sandbox itself.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nacrehq/nacre/runtime/gvisor"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	if gvisor.Main() { // one of gVisor's own processes
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newRoot().ExecuteContext(ctx)
+	stop()
+	var code exitCode
+	switch {
+	case err == nil:
+	case errors.As(err, &code):
+		os.Exit(int(code))
+	default:
+		fmt.Fprintln(os.Stderr, "nacre:", errorText(err))
+		os.Exit(1)
+	}
+}
+
+func newRoot() *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use:   "nacre",
+		Short: "Sandboxes for AI agents, notebooks and back ends, on your own host",
+		Long: "Nacre gives isolated Linux machines in milliseconds and serves the Moru and E2B SDKs.\n" +
+			"Start a server with `nacre up`, then in another shell: eval \"$(nacre env)\"",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	g.flags(root)
+	root.AddGroup(&cobra.Group{ID: "server", Title: "The server:"}, &cobra.Group{ID: "sandbox", Title: "Sandboxes:"})
+	for _, c := range []*cobra.Command{newUpCommand(), newDownCommand(g), newEnvCommand(g), newDoctorCommand(g), newConfigCommand(), newKeyCommand(g)} {
+		c.GroupID = "server"
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{newRunCommand(g), newExecCommand(g), newShellCommand(g), newCpCommand(g),
+		newPsCommand(g), newLogsCommand(g), newKillCommand(g), newTemplatesCommand(g)} {
+		c.GroupID = "sandbox"
+		root.AddCommand(c)
+	}
+	return root
+}
