@@ -36,8 +36,8 @@ type Config struct {
 	Images  nacre.ImageStore
 
 	// NewAgent makes the client of a guest's agent, which it reaches with dial.
-	// It must not block. A client with a Close method is closed with its machine;
-	// one with Tunnel(ctx, port) (net.Conn, error) serves the guest's loopback.
+	// It must not block. A client with Close() is closed when it is no longer
+	// needed; one with Tunnel(ctx, port) (net.Conn, error) serves the guest's loopback.
 	NewAgent  func(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent
 	AgentPath string
 	TokenKey  nacre.TokenKey

@@ -122,6 +122,7 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 		u.mu.Unlock()
 		return nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", detail)
 	}
+	closeAgent(u.agent) // the one that waited for the guest to answer
 	same := equalPolicy(u.policy, policy)
 	u.spec, u.policy, u.started, u.agent = spec, policy, n.cfg.Clock(), agent
 	u.spec.Env = nil // the guest's alone from here on

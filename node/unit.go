@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,9 +84,7 @@ func (n *Node) pushMachine(u *unit) {
 	u.down.Push("agent client", func(context.Context) error {
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		if c, ok := u.agent.(io.Closer); ok {
-			_ = c.Close() // connections to a machine that is gone
-		}
+		closeAgent(u.agent)
 		return nil
 	})
 	if u.machine != nil {
@@ -221,6 +218,13 @@ func (n *Node) markExit(u *unit, exit nacre.Exit) {
 	}
 	n.log.Info("machine ended by itself", "sandbox", bound, "machine", u.id, "reason", exit.Reason, "detail", exit.Detail)
 	n.announce(u)
+}
+
+// closeAgent lets go of a client's idle connections, if it has any.
+func closeAgent(a nacre.Agent) {
+	if c, ok := a.(interface{ Close() }); ok {
+		c.Close()
+	}
 }
 
 func (u *unit) dial(ctx context.Context, port int) (net.Conn, error) {
