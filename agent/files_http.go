@@ -331,10 +331,12 @@ func enoughSpace(dir string, old fs.FileInfo, size int64) error {
 	if os.Getuid() == 0 {
 		free = int64(st.Bfree) * st.Bsize
 	}
+	// A sandbox may say that it has almost 1<<63 bytes: nothing is added to that.
+	need := size - 64<<10 // the multipart frame is not part of the file
 	if old != nil {
-		free += old.Size()
+		need -= old.Size()
 	}
-	if size > free+64<<10 { // the multipart frame is not part of the file
+	if need > free {
 		return nacre.Errorf(nacre.CodeNoSpace, "not enough disk space: %d bytes are needed, %d are free", size, free)
 	}
 	return nil

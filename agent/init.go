@@ -65,6 +65,10 @@ func (a *Agent) handleInit(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
+	if in.HostToken == "" && a.id.get().hostToken == "" {
+		writeError(w, http.StatusBadRequest, "hostToken is missing: without it anybody could initialise the guest again")
+		return
+	}
 	if !a.id.set(presented, &in) {
 		writeError(w, http.StatusUnauthorized, "invalid host token")
 		return

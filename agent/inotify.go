@@ -172,15 +172,8 @@ func (w *watcher) event(wd int32, mask, cookie uint32, name string) {
 	if !known {
 		return
 	}
-	if name == "" { // of the directory itself; its parent tells of the others
-		if wd == w.rootWD() {
-			switch {
-			case mask&unix.IN_DELETE_SELF != 0:
-				w.push(".", pb.EventType_EVENT_TYPE_REMOVE)
-			case mask&unix.IN_MOVE_SELF != 0:
-				w.push(".", pb.EventType_EVENT_TYPE_RENAME)
-			}
-		}
+	if name == "" {
+		w.selfEvent(wd, mask)
 		return
 	}
 	rel := filepath.Join(dir, name)
@@ -221,6 +214,19 @@ func (w *watcher) event(wd int32, mask, cookie uint32, name string) {
 		}
 	case mask&unix.IN_ATTRIB != 0:
 		w.push(rel, pb.EventType_EVENT_TYPE_CHMOD)
+	}
+}
+
+// selfEvent is about a watched directory itself. Its parent tells of all but the root.
+func (w *watcher) selfEvent(wd int32, mask uint32) {
+	if wd != w.rootWD() {
+		return
+	}
+	switch {
+	case mask&unix.IN_DELETE_SELF != 0:
+		w.push(".", pb.EventType_EVENT_TYPE_REMOVE)
+	case mask&unix.IN_MOVE_SELF != 0:
+		w.push(".", pb.EventType_EVENT_TYPE_RENAME)
 	}
 }
 

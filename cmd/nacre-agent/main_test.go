@@ -24,13 +24,20 @@ import (
 // daemon is the real binary as a process of its own.
 type daemon struct {
 	*envd.Client
-	pid int
-	dir string
+	pid  int
+	dir  string
+	addr string
 }
 
-// startDaemon builds and starts the agent. With pid1 it is the init process of a
-// PID namespace. It is told no time, name or resolver: the machine is ours.
-func startDaemon(t *testing.T, pid1 bool) *daemon {
+// options of a daemon: whether it is the init process of a PID namespace, and
+// how many descriptors it may have.
+type options struct {
+	pid1  bool
+	files int
+}
+
+// startDaemon builds and starts the agent. It is told no time, name or resolver: the machine is ours.
+func startDaemon(t *testing.T, how options) *daemon {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: the agent starts processes as other users and in a PID namespace")
@@ -43,15 +50,15 @@ func startDaemon(t *testing.T, pid1 bool) *daemon {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	addr := freeAddr(t)
-	cmd := exec.Command(bin, "-listen", addr)
+	cmd := exec.Command("/bin/sh", "-c", fmt.Sprintf("ulimit -n %d; exec %s -listen %s", how.files, bin, addr))
 	cmd.Stderr = os.Stderr
 	cmd.Env = []string{"PATH=/usr/bin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if pid1 {
+	if how.pid1 {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS
 	}
 	if err := cmd.Start(); err != nil {
-		if pid1 && errors.Is(err, syscall.EPERM) {
+		if how.pid1 && errors.Is(err, syscall.EPERM) {
 			t.Skipf("needs to make a PID namespace: %v", err)
 		}
 		t.Fatal(err)
@@ -60,7 +67,7 @@ func startDaemon(t *testing.T, pid1 bool) *daemon {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	d := &daemon{pid: cmd.Process.Pid, dir: dir, Client: envd.New(envd.Options{
+	d := &daemon{pid: cmd.Process.Pid, dir: dir, addr: addr, Client: envd.New(envd.Options{
 		Dial: func(ctx context.Context, _ int) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", addr)
 		},
@@ -142,7 +149,7 @@ const rssBound = 40 << 10 // KiB
 // TestFault19_Firehose: output without end and without a newline, read fast and
 // not at all, leaves the agent small.
 func TestFault19_Firehose(t *testing.T) {
-	d := startDaemon(t, false)
+	d := startDaemon(t, options{files: 1024})
 	size := int64(2 << 30)
 	if testing.Short() {
 		size = 200 << 20
@@ -184,7 +191,7 @@ func TestFault19_Firehose(t *testing.T) {
 
 // TestBigFilesStayFlat: memory does not follow a file's size, either way.
 func TestBigFilesStayFlat(t *testing.T) {
-	d := startDaemon(t, false)
+	d := startDaemon(t, options{files: 1024})
 	size := int64(1 << 30)
 	if testing.Short() {
 		size = 100 << 20
@@ -222,7 +229,7 @@ func (zeros) Read(p []byte) (int, error) {
 
 // TestIdleIsSmall reports what an idle agent costs, and holds it roughly there.
 func TestIdleIsSmall(t *testing.T) {
-	d := startDaemon(t, false)
+	d := startDaemon(t, options{files: 1024})
 	d.run(t, "echo warm")
 	anon := d.status(t, "RssAnon")
 	t.Logf("idle: %d KiB resident, %d KiB of them its own, %d threads", d.status(t, "VmRSS"), anon, d.status(t, "Threads"))
@@ -233,7 +240,7 @@ func TestIdleIsSmall(t *testing.T) {
 
 // TestInitReapsOrphans: nobody else will.
 func TestInitReapsOrphans(t *testing.T) {
-	d := startDaemon(t, true)
+	d := startDaemon(t, options{pid1: true, files: 1024})
 	if out, _ := d.run(t, `for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 0.1 & sleep 0.05 & true & ) ; done; echo $PPID`); out != "1\n" {
 		t.Fatalf("the agent is not PID 1: %q", out)
 	}
@@ -265,7 +272,7 @@ func TestInitReapsOrphans(t *testing.T) {
 
 // TestInitOutlivesSignals: a guest's root cannot end the guest's PID 1 by accident.
 func TestInitOutlivesSignals(t *testing.T) {
-	d := startDaemon(t, true)
+	d := startDaemon(t, options{pid1: true, files: 1024})
 	for sig := 1; sig < 65; sig++ {
 		if out, code := d.run(t, fmt.Sprintf("kill -%d 1; echo still", sig)); out != "still\n" || code != 0 {
 			t.Errorf("signal %d: %q, %d", sig, out, code)
@@ -277,5 +284,46 @@ func TestInitOutlivesSignals(t *testing.T) {
 	}
 	if err := d.Healthy(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFault18_DescriptorsUsedUp: it says so, and works again when some are free.
+func TestFault18_DescriptorsUsedUp(t *testing.T) {
+	d := startDaemon(t, options{files: 64})
+	if err := d.Healthy(context.Background()); err != nil { // leaves a connection to use
+		t.Fatal(err)
+	}
+	var held []net.Conn
+	for range 100 {
+		c, err := net.Dial("tcp", d.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+	}
+	refused := 0
+	for range 50 { // accepting is another's work: the last descriptors go in a moment
+		_, err := d.Processes().Start(context.Background(), nacre.ProcessSpec{Cmd: "true"})
+		if nacre.IsCode(err, nacre.CodeExhausted) {
+			refused++
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if refused == 0 {
+		t.Error("a process was started without descriptors")
+	}
+	for _, c := range held {
+		_ = c.Close()
+	}
+	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		s, err := d.Processes().Start(context.Background(), nacre.ProcessSpec{Cmd: "true"})
+		if err == nil {
+			_ = s.Close()
+			break
+		}
+		if time.Since(begin) > 20*time.Second {
+			t.Fatalf("it did not recover: %v", err)
+		}
 	}
 }
