@@ -18,6 +18,7 @@ type dialect struct {
 	postgres  bool
 	forUpdate string // at the end of a SELECT whose row will be written
 	skipBusy  string // the same, passing over rows that others hold
+	rowKey    string // the quickest way to a record that an index entry knows
 	jsonList  string // a SELECT of the elements of a JSON array, a parameter
 	eventCols string // what an event's seq is made with
 	eventSeq  string
@@ -27,11 +28,13 @@ type dialect struct {
 
 var (
 	sqliteDialect = dialect{
+		rowKey:   `s.rowid`,
 		jsonList: `SELECT value FROM json_each(?)`,
 		horizon:  `9223372036854775807`,
 	}
 	postgresDialect = dialect{
 		postgres:  true,
+		rowKey:    `s.id`,
 		forUpdate: ` FOR UPDATE`,
 		skipBusy:  ` FOR UPDATE SKIP LOCKED`,
 		jsonList:  `SELECT value FROM json_array_elements_text(?::json) AS j (value)`,

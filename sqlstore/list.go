@@ -85,6 +85,8 @@ type selection struct {
 type arm struct {
 	from  string // the table, with its index
 	id    string // the column that holds the sandbox's id
+	key   string // what the record is found with,
+	find  string // and by which column; the same in all arms of a selection
 	conds []string
 	args  []any
 }
@@ -111,13 +113,10 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 			return selection{}, false, nil
 		}
 	}
-	tags, err := db.tagsOf(ctx, f, states)
-	if err != nil {
-		return selection{}, false, err
-	}
+	tags := tagsOf(f)
 	if ids != "" || !f.DeadlineBefore.IsZero() {
-		// One arm, with the states as a condition.
-		a := db.recordArm("sandboxes_due", f, states, tags)
+		// One arm, with everything else as a condition.
+		a := db.recordArm("sandboxes_due", f, states, tags, true)
 		if ids != "" {
 			a.from = "sandboxes s" + db.d.indexed("sqlite_autoindex_sandboxes_1")
 			a.and("s.id IN ("+db.d.jsonList+")", ids)
@@ -125,17 +124,22 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 		a.after(after, true)
 		return selection{arms: []arm{a}, sort: true}, true, nil
 	}
+	if len(tags) > 1 && !f.AllTeams {
+		if err := db.rarestFirst(ctx, f.TeamID, states, tags); err != nil {
+			return selection{}, false, err
+		}
+	}
 	for _, state := range states {
 		var a arm
 		switch {
 		case len(tags) > 0 && !f.AllTeams:
 			a = db.tagArm(f, state, tags)
 		case f.Node != "":
-			a = db.recordArm("sandboxes_node", f, []nacre.State{state}, tags)
+			a = db.recordArm("sandboxes_node", f, []nacre.State{state}, tags, false)
 		case !f.AllTeams:
-			a = db.recordArm("sandboxes_team", f, []nacre.State{state}, tags)
+			a = db.recordArm("sandboxes_team", f, []nacre.State{state}, tags, false)
 		default:
-			a = db.recordArm("sandboxes_state", f, []nacre.State{state}, tags)
+			a = db.recordArm("sandboxes_state", f, []nacre.State{state}, tags, false)
 		}
 		a.after(after, false)
 		sel.arms = append(sel.arms, a)
@@ -143,20 +147,32 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 	return sel, true, nil
 }
 
-// recordArm reads records by one of their indexes.
-func (db *DB) recordArm(index string, f nacre.SandboxFilter, states []nacre.State, tags [][]byte) arm {
-	a := arm{from: "sandboxes s" + db.d.indexed(index), id: "s.id"}
-	if !f.AllTeams {
-		a.and("s.team_id = ?", string(f.TeamID))
+// recordArm reads records by one of their indexes. A plain arm's conditions are
+// the index's columns; a fenced one's must not tempt PostgreSQL to combine or
+// prefer other indexes, which may hold most of the records: hence the || '',
+// which no index has. What stands in another table is asked for with a count,
+// which is looked up record by record: of an EXISTS PostgreSQL would make a join
+// and read the whole of the other range.
+func (db *DB) recordArm(index string, f nacre.SandboxFilter, states []nacre.State, tags [][]byte, fenced bool) arm {
+	a := arm{from: "sandboxes s" + db.d.indexed(index), id: "s.id", key: db.d.rowKey, find: db.d.rowKey}
+	fence := ""
+	if fenced {
+		fence = " || ''"
 	}
-	a.restrict("s", f)
-	if len(states) == 1 {
-		a.and("s.state = ?", string(states[0]))
-	} else if len(states) < len(nacre.Transitions) {
-		a.and("s.state IN (?"+strings.Repeat(", ?", len(states)-1)+")", anys(states)...)
+	if !f.AllTeams {
+		a.and("s.team_id"+fence+" = ?", string(f.TeamID))
+	}
+	if f.Node != "" {
+		a.and("s.node"+fence+" = ?", string(f.Node))
+	}
+	if !f.DeadlineBefore.IsZero() {
+		a.and("s.due_at <= ?", f.DeadlineBefore.UnixMicro())
+	}
+	if len(states) < len(nacre.Transitions) {
+		a.and("s.state"+fence+" IN (?"+strings.Repeat(", ?", len(states)-1)+")", anys(states)...)
 	}
 	for _, t := range tags {
-		a.and(`EXISTS (SELECT 1 FROM sandbox_metadata m WHERE m.team_id = s.team_id AND m.tag = ?
+		a.and(`1 = (SELECT count(*) FROM sandbox_metadata m WHERE m.team_id = s.team_id AND m.tag = ?
 			AND m.state = s.state AND m.started_at = s.started_at AND m.sandbox_id = s.id)`, t)
 	}
 	return a
@@ -164,26 +180,16 @@ func (db *DB) recordArm(index string, f nacre.SandboxFilter, states []nacre.Stat
 
 // tagArm reads the range of one pair of metadata of one team.
 func (db *DB) tagArm(f nacre.SandboxFilter, state nacre.State, tags [][]byte) arm {
-	a := arm{from: "sandbox_metadata s", id: "s.sandbox_id"}
+	a := arm{from: "sandbox_metadata s", id: "s.sandbox_id", key: "s.sandbox_id", find: "s.id"}
 	a.and("s.team_id = ? AND s.tag = ? AND s.state = ?", string(f.TeamID), tags[0], string(state))
 	for _, t := range tags[1:] {
-		a.and(`EXISTS (SELECT 1 FROM sandbox_metadata m WHERE m.team_id = s.team_id AND m.tag = ?
+		a.and(`1 = (SELECT count(*) FROM sandbox_metadata m WHERE m.team_id = s.team_id AND m.tag = ?
 			AND m.state = s.state AND m.started_at = s.started_at AND m.sandbox_id = s.sandbox_id)`, t)
 	}
 	if f.Node != "" {
-		a.and("EXISTS (SELECT 1 FROM sandboxes r WHERE r.id = s.sandbox_id AND r.node = ?)", string(f.Node))
+		a.and("1 = (SELECT count(*) FROM sandboxes r WHERE r.id = s.sandbox_id AND r.node = ?)", string(f.Node))
 	}
 	return a
-}
-
-// restrict adds the conditions on columns that only the records have.
-func (a *arm) restrict(alias string, f nacre.SandboxFilter) {
-	if f.Node != "" {
-		a.and(alias+".node = ?", string(f.Node))
-	}
-	if !f.DeadlineBefore.IsZero() {
-		a.and(alias+".due_at <= ?", f.DeadlineBefore.UnixMicro())
-	}
 }
 
 // after restricts an arm to what comes behind the cursor. An arm whose index has
@@ -203,7 +209,7 @@ func (a *arm) after(c *cursor, sorted bool) {
 func (s selection) page(n int) (string, []any) {
 	var b strings.Builder
 	var args []any
-	b.WriteString("SELECT " + sandboxColumns + " FROM (SELECT id, started_at FROM (")
+	b.WriteString("SELECT " + sandboxColumns + " FROM (SELECT id, started_at, k FROM (")
 	for i, a := range s.arms {
 		if i > 0 {
 			b.WriteString(" UNION ALL ")
@@ -215,11 +221,11 @@ func (s selection) page(n int) (string, []any) {
 		// The arm's limit is written out, rounded up to a power of two: PostgreSQL
 		// plans for a limit that it sees, and the texts stay few.
 		limit := 1 << bits.Len(uint(n-1))
-		b.WriteString("SELECT * FROM (SELECT " + a.id + " AS id, s.started_at AS started_at FROM " + a.from + " WHERE " + strings.Join(a.conds, " AND ") +
+		b.WriteString("SELECT * FROM (SELECT " + a.id + " AS id, s.started_at AS started_at, " + a.key + " AS k FROM " + a.from + " WHERE " + strings.Join(a.conds, " AND ") +
 			" ORDER BY " + order + " DESC, " + a.id + " DESC LIMIT " + strconv.Itoa(limit) + ") AS a" + strconv.Itoa(i))
 		args = append(args, a.args...)
 	}
-	b.WriteString(") AS u ORDER BY started_at DESC, id DESC LIMIT ?) AS c CROSS JOIN sandboxes s WHERE s.id = c.id ORDER BY c.started_at DESC, c.id DESC")
+	b.WriteString(") AS u ORDER BY started_at DESC, id DESC LIMIT ?) AS c CROSS JOIN sandboxes s WHERE " + s.arms[0].find + " = c.k ORDER BY c.started_at DESC, c.id DESC")
 	return b.String(), append(args, n)
 }
 
@@ -252,9 +258,6 @@ func statesOf(f nacre.SandboxFilter) (states []nacre.State, ok bool) {
 			states = append(states, s)
 		}
 	}
-	if !f.DeadlineBefore.IsZero() {
-		states = slices.DeleteFunc(states, func(s nacre.State) bool { return !(&nacre.Sandbox{State: s}).Alive() })
-	}
 	return states, len(states) > 0
 }
 
@@ -271,36 +274,33 @@ func idsOf(f nacre.SandboxFilter) (string, bool) {
 	return string(text), err == nil && len(ids) > 0
 }
 
+// tagsOf returns the tags of the filter's metadata.
+func tagsOf(f nacre.SandboxFilter) [][]byte {
+	var tags [][]byte
+	for _, k := range slices.Sorted(maps.Keys(f.Metadata)) {
+		tags = append(tags, tag(k, f.Metadata[k]))
+	}
+	return tags
+}
+
 // enough entries make a pair of metadata a frequent one; counting stops there.
 const enough = 512
 
-// tagsOf returns the filter's pairs of metadata, the rarest first.
-func (db *DB) tagsOf(ctx context.Context, f nacre.SandboxFilter, states []nacre.State) ([][]byte, error) {
-	type counted struct {
-		tag []byte
-		n   int
-	}
-	var all []counted
-	for _, k := range slices.Sorted(maps.Keys(f.Metadata)) {
-		all = append(all, counted{tag: tag(k, f.Metadata[k])})
-	}
-	if len(all) > 1 && !f.AllTeams {
-		query := `SELECT count(*) FROM (SELECT 1 FROM sandbox_metadata WHERE team_id = ? AND tag = ? AND state IN (?` +
-			strings.Repeat(", ?", len(states)-1) + `) LIMIT ` + strconv.Itoa(enough) + `) AS x`
-		for i := range all {
-			_, err := db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&all[i].n) }, query,
-				append([]any{string(f.TeamID), all[i].tag}, anys(states)...)...)
-			if err != nil {
-				return nil, err
-			}
+// rarestFirst sorts tags by how many records have them, as far as it matters.
+func (db *DB) rarestFirst(ctx context.Context, team nacre.TeamID, states []nacre.State, tags [][]byte) error {
+	query := `SELECT count(*) FROM (SELECT 1 FROM sandbox_metadata WHERE team_id = ? AND tag = ? AND state IN (?` +
+		strings.Repeat(", ?", len(states)-1) + `) LIMIT ` + strconv.Itoa(enough) + `) AS x`
+	counts := map[string]int{}
+	for _, t := range tags {
+		n := 0
+		_, err := db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&n) }, query, append([]any{string(team), t}, anys(states)...)...)
+		if err != nil {
+			return err
 		}
-		slices.SortStableFunc(all, func(a, b counted) int { return a.n - b.n })
+		counts[string(t)] = n
 	}
-	tags := make([][]byte, len(all))
-	for i, c := range all {
-		tags[i] = c.tag
-	}
-	return tags, nil
+	slices.SortStableFunc(tags, func(a, b []byte) int { return counts[string(a)] - counts[string(b)] })
+	return nil
 }
 
 func anys(states []nacre.State) []any {
