@@ -148,11 +148,11 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 }
 
 // recordArm reads records by one of their indexes. A plain arm's conditions are
-// the index's columns; a fenced one's must not tempt PostgreSQL to combine or
-// prefer other indexes, which may hold most of the records: hence the || '',
-// which no index has. What stands in another table is asked for with a count,
-// which is looked up record by record: of an EXISTS PostgreSQL would make a join
-// and read the whole of the other range.
+// the index's columns. A fenced one's must not tempt PostgreSQL to combine or
+// prefer other indexes, which may hold most of the records: their columns are
+// joined to an empty text, which no index has. What stands in another table is
+// asked for with a count, which is looked up record by record: of an EXISTS
+// PostgreSQL would make a join and read the whole of the other range.
 func (db *DB) recordArm(index string, f nacre.SandboxFilter, states []nacre.State, tags [][]byte, fenced bool) arm {
 	a := arm{from: "sandboxes s" + db.d.indexed(index), id: "s.id", key: db.d.rowKey, find: db.d.rowKey}
 	fence := ""
