@@ -135,7 +135,7 @@ func (n *Node) refill(ctx context.Context) bool {
 	}
 	defer done()
 	// The slot is closed until a sandbox brings its policy.
-	u, err := n.boot(ctx, shape, "standby", nacre.EgressPolicy{DenyAll: true})
+	u, err := n.boot(ctx, shape, nacre.EgressPolicy{DenyAll: true})
 	if err != nil {
 		if ctx.Err() == nil {
 			n.log.Warn("a standby could not be made", "build", shape.Build, "err", err)

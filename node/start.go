@@ -96,7 +96,7 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 		return nil, "", err
 	}
 	defer done()
-	u, err := n.boot(ctx, shape, string(spec.Sandbox), policy)
+	u, err := n.boot(ctx, shape, policy)
 	if err != nil {
 		return nil, "", err
 	}
@@ -141,7 +141,7 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 			dns = u.slot.Gateway.String()
 		}
 		return agent.Init(gctx, nacre.AgentInit{
-			Hostname: string(spec.Sandbox), Env: spec.Env, AccessToken: token, HostToken: host,
+			Hostname: u.hostname(), Env: spec.Env, AccessToken: token, HostToken: host,
 			Time: n.cfg.Clock(), Entropy: entropy, DNS: dns,
 		})
 	})

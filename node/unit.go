@@ -100,9 +100,13 @@ func (n *Node) takeDown(ctx context.Context, u *unit) error {
 	return u.down.Run(ctx)
 }
 
+// hostname is the machine's, and not the sandbox's: a standby has its name before
+// it has its sandbox, and gVisor lets only who boots a guest name it.
+func (u *unit) hostname() string { return string(u.id) }
+
 // boot makes a machine whose agent answers and which belongs to nobody yet. When
 // it fails nothing is left.
-func (n *Node) boot(ctx context.Context, shape Shape, hostname string, policy nacre.EgressPolicy) (_ *unit, err error) {
+func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy) (_ *unit, err error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
 	defer cancel()
 	u := n.newUnit(nacre.NewMachineID(), shape)
@@ -124,7 +128,7 @@ func (n *Node) boot(ctx context.Context, shape Shape, hostname string, policy na
 		return nil, err
 	}
 	u.machine, err = n.cfg.Runtime.Start(ctx, nacre.MachineSpec{
-		ID: u.id, Hostname: hostname, Root: root, Slot: u.slot, Resources: shape.Resources,
+		ID: u.id, Hostname: u.hostname(), Root: root, Slot: u.slot, Resources: shape.Resources,
 		AgentPath: n.cfg.AgentPath, StateDir: n.stateDir(u.id),
 	})
 	if err != nil {

@@ -40,7 +40,7 @@ func Down(ctx context.Context, dataDir string, progress func(string)) error {
 	none := func(nacre.MachineID) bool { return false }
 	err = errors.Join(rt.Sweep(ctx, none), rt.Close(), rt.RemoveParent())
 	progress("taking down the network")
-	return errors.Join(err, network.Destroy(sec.instance))
+	return errors.Join(err, network.Destroy(sec.instance), os.RemoveAll(handleDir(sec.instance)))
 }
 
 // takeOver returns the data directory's lock, asking a server that has it to end.

@@ -193,7 +193,7 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	p.images = images
 	p.onClose(images.Close)
 	p.node, err = node.New(node.Config{
-		ID: "local", Dir: filepath.Join(s.cfg.DataDir, "node"),
+		ID: "local", Dir: filepath.Join(s.cfg.DataDir, "node"), HandleDir: handleDir(sec.instance),
 		Runtime: p.runtime, Network: p.net, Images: images,
 		NewAgent:  newAgent,
 		AgentPath: agentPath, TokenKey: sec.tokens,
@@ -208,6 +208,11 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	p.onClose(p.node.Close)
 	return p.node.Recover(ctx)
 }
+
+// handleDir is where the node keeps what finds its machines again: in memory, for
+// no machine outlives the kernel, and a disk would make each create wait for the
+// store's syncs.
+func handleDir(instance string) string { return filepath.Join("/run/nacre", instance) }
 
 func newAgent(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent {
 	return envd.New(envd.Options{Dial: dial, HostToken: hostToken, AccessToken: accessToken})

@@ -5,8 +5,9 @@ waits become short. Left out, and why: samples with volumes, pause and denied
 domain names (features of their own), and samples that the SDK itself cannot run
 (`for info in Sandbox.list()`: it returns a paginator).
 """
-import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -258,6 +259,9 @@ def test_sample(name, sdk, make, tmp_path, monkeypatch):
     code = SAMPLES[name]
     if "sbx_abc123..." in code:
         code = code.replace("sbx_abc123...", make().sandbox_id)
+    if "asyncio.run" in code:  # a second loop in one process is not the SDK's idea of a program
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        return
     made = []
     create = sdk.Sandbox.create
 
