@@ -304,7 +304,6 @@ func (l *launch) start() (*process, error) {
 		}
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
-	program := "/proc/self/fd/" + strconv.Itoa(int(l.r.program.Fd()))
 	var p *os.Process
 	err = onOwnThread(func() error {
 		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -320,7 +319,12 @@ func (l *launch) start() (*process, error) {
 				return err
 			}
 		}
-		p, err = os.StartProcess(program, l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
+		program, err := l.programFD()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(program)
+		p, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(program), l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
 		return err
 	})
 	if err != nil {
@@ -334,6 +338,21 @@ func (l *launch) start() (*process, error) {
 		_, _ = unix.Wait4(pid, nil, 0, nil)
 	}
 	return proc, err
+}
+
+// programFD returns a descriptor of the program that the child still has when it
+// executes it, and then no more. Between fork and exec the child moves its files to
+// their places, through numbers above the highest of them; ours is above those.
+func (l *launch) programFD() (int, error) {
+	above := len(l.files)
+	for _, f := range l.files {
+		above = max(above, int(f.Fd()))
+	}
+	fd, err := unix.FcntlInt(l.r.program.Fd(), unix.F_DUPFD_CLOEXEC, above+2*len(l.files)+16)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
 }
 
 // onOwnThread runs f on a thread of its own, which then ends: whatever f changed

@@ -99,6 +99,21 @@ func TestConfined(t *testing.T) {
 }
 
 // TestGuest: what programs in a guest rely on.
+// TestStartAmongManyOpenFiles: the numbers that a busy daemon's files have, on
+// either side of the ones that the child uses, do not get in each other's way.
+func TestStartAmongManyOpenFiles(t *testing.T) {
+	r := newRuntime(t)
+	for i := range 400 {
+		f, err := os.Open(os.DevNull)
+		check(t, err)
+		t.Cleanup(func() { f.Close() })
+		if i%100 == 90 {
+			m := start(t, r, newSpec(t))
+			nacretest.DialGuest(t, m)
+		}
+	}
+}
+
 func TestGuest(t *testing.T) {
 	m := start(t, newRuntime(t), newSpec(t))
 	g := nacretest.DialGuest(t, m)
