@@ -29,6 +29,7 @@ type Status struct {
 	HTTPS   string `json:"https,omitempty"`
 
 	Capacity *nacre.Capacity `json:"capacity,omitempty"`
+	Findings []Finding       `json:"findings,omitempty"` // what the running server has to tell of its host
 }
 
 // adminKey is a key in the admin socket's answers.
@@ -52,6 +53,7 @@ type admin struct {
 	status Status
 	teams  nacre.TeamStore
 	node   nacre.Node
+	told   func() []Finding
 }
 
 func (a *admin) step(text string) {
@@ -66,10 +68,10 @@ func (a *admin) open(teams nacre.TeamStore) {
 	a.teams = teams
 }
 
-func (a *admin) ready(node nacre.Node, http, https string) {
+func (a *admin) ready(node nacre.Node, told func() []Finding, http, https string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.node = node
+	a.node, a.told = node, told
 	a.status.Ready, a.status.Step = true, "ready"
 	a.status.HTTP, a.status.HTTPS = http, https
 }
@@ -112,8 +114,11 @@ func (a *admin) handler() http.Handler {
 
 func (a *admin) getStatus(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
-	s, node := a.status, a.node
+	s, node, told := a.status, a.node, a.told
 	a.mu.Unlock()
+	if told != nil {
+		s.Findings = told()
+	}
 	if node != nil {
 		if c, err := node.Capacity(r.Context()); err == nil {
 			s.Capacity = &c

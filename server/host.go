@@ -147,9 +147,12 @@ func Doctor(ctx context.Context, c Config) []Finding {
 	}
 	mem := memTotal()
 	add("memory", mem > 2<<30, "warn", fmt.Sprintf("%.1f GiB of memory", float64(mem)/(1<<30)), "2 GiB or more make sense")
-	running := statusOf(c.DataDir) != nil
+	server := statusOf(c.DataDir)
+	if server != nil {
+		out = append(out, server.Findings...)
+	}
 	for name, addr := range map[string]string{"http": c.HTTP, "https": c.HTTPS} {
-		if addr == "" || running {
+		if addr == "" || server != nil {
 			continue
 		}
 		add("port "+name, canListen(addr), "fail", "--"+name+" "+addr+" is free", "stop what listens there or choose another address with --"+name)

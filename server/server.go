@@ -108,6 +108,19 @@ type parts struct {
 	closers []func() error
 }
 
+// findings are what the parts learnt about the host while they run.
+func (p *parts) findings() []Finding {
+	var out []Finding
+	for i, f := range p.net.Findings() {
+		level := "ok"
+		if f.Problem {
+			level = "warn"
+		}
+		out = append(out, Finding{ID: fmt.Sprintf("network %s %d", f.Subject, i), Level: level, What: f.Message})
+	}
+	return out
+}
+
 func (p *parts) onClose(f func() error) { p.closers = append(p.closers, f) }
 
 func (p *parts) close() error {
@@ -232,7 +245,7 @@ func (s *Server) serve(ctx context.Context, p *parts, adm *admin, ready func(Sta
 		g.Go(func() error { return err })
 		return g.Wait()
 	}
-	adm.ready(p.node, at.http, at.https)
+	adm.ready(p.node, p.findings, at.http, at.https)
 	s.log.Info("ready", "http", at.http, "https", at.https, "version", s.opts.Version)
 	ready(Status{Ready: true, Step: "ready", Version: s.opts.Version, PID: os.Getpid(), HTTP: at.http, HTTPS: at.https})
 	return g.Wait()
