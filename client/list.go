@@ -106,6 +106,11 @@ type Run struct {
 	EndReason  string    `json:"end_reason,omitempty"` // "killed", "timeout", "error" or "shutdown"
 	CreatedAt  time.Time `json:"created_at"`
 	EndedAt    time.Time `json:"ended_at,omitzero"`
+
+	// Reason says more precisely why it ended, and Detail in a sentence. Both are
+	// "" from servers other than Nacre.
+	Reason nacre.EndReason `json:"reason,omitempty"`
+	Detail string          `json:"detail,omitempty"`
 }
 
 type runAnswer struct {
@@ -116,11 +121,14 @@ type runAnswer struct {
 	EndReason  string    `json:"endReason"`
 	CreatedAt  time.Time `json:"createdAt"`
 	EndedAt    time.Time `json:"endedAt"`
+
+	Reason nacre.EndReason `json:"reason"`
+	Detail string          `json:"detail"`
 }
 
 func (a runAnswer) run() Run {
 	return Run{ID: a.SandboxID, TemplateID: a.TemplateID, Template: a.Alias, Status: a.Status,
-		EndReason: a.EndReason, CreatedAt: a.CreatedAt, EndedAt: a.EndedAt}
+		EndReason: a.EndReason, CreatedAt: a.CreatedAt, EndedAt: a.EndedAt, Reason: a.Reason, Detail: a.Detail}
 }
 
 // Runs goes through sandboxes, newest first, with the ended ones for as long as

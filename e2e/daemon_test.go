@@ -18,7 +18,6 @@ import (
 
 	"github.com/nacrehq/nacre/client"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
-	"github.com/nacrehq/nacre/network"
 )
 
 // daemon is a `nacre up` on a data directory of its own, which may be killed and
@@ -39,15 +38,16 @@ type daemon struct {
 // sandboxes end with the test too.
 func start(t testing.TB, args ...string) *daemon {
 	t.Helper()
-	fakenet.Start(t)
 	d := prepared(t, args...)
 	d.up()
 	return d
 }
 
-// prepared is a data directory without a server yet.
+// prepared is a data directory without a server yet, on a host with a fake
+// internet.
 func prepared(t testing.TB, args ...string) *daemon {
 	t.Helper()
+	fakenet.Start(t)
 	dir, err := os.MkdirTemp("", "nacre-e2e-")
 	if err != nil {
 		t.Fatal(err)
@@ -169,8 +169,6 @@ func (d *daemon) destroy() {
 		d.t.Error(err)
 	}
 }
-
-var _ = network.Destroy
 
 // cli runs a nacre command against the server and returns its standard output.
 func (d *daemon) cli(args ...string) string {

@@ -387,6 +387,7 @@ func run(s nacre.Sandbox) sandboxRun {
 		return out
 	}
 	out.EndReason = endReasons[s.EndReason]
+	out.Reason, out.Detail = string(s.EndReason), s.Detail
 	if !s.EndedAt.IsZero() {
 		out.EndedAt = timestamp(s.EndedAt)
 	}

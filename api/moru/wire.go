@@ -103,6 +103,11 @@ type sandboxRun struct {
 	EndReason  string `json:"endReason,omitempty"`
 	CreatedAt  string `json:"createdAt"`
 	EndedAt    string `json:"endedAt,omitempty"`
+
+	// Ours: what endReason's four words cannot say, such as "oom", and a sentence
+	// for people. The clients' parsers pass over fields that they do not know.
+	Reason string `json:"reason,omitempty"`
+	Detail string `json:"detail,omitempty"`
 }
 
 type metric struct {

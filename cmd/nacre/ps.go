@@ -63,7 +63,7 @@ func (g *globals) listRuns(cmd *cobra.Command, c *client.Client, quiet bool) err
 			return err
 		}
 		out = append(out, r)
-		rows = append(rows, []string{r.ID, or(r.Template, r.TemplateID), r.Status, ago(r.CreatedAt, now), ago(r.EndedAt, now), r.EndReason})
+		rows = append(rows, []string{r.ID, or(r.Template, r.TemplateID), r.Status, ago(r.CreatedAt, now), ago(r.EndedAt, now), or(string(r.Reason), r.EndReason)})
 	}
 	return g.printList(cmd, "ID TEMPLATE STATUS CREATED ENDED REASON", rows, out, quiet)
 }
