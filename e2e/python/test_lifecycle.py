@@ -1,4 +1,5 @@
 import datetime
+import os
 import threading
 import time
 import urllib.error
@@ -19,7 +20,10 @@ def test_create_options_and_info(make, sdk):
     left = (info.end_at - datetime.datetime.now(info.end_at.tzinfo)).total_seconds()
     assert 100 < left <= 121
     assert sbx.commands.run("echo $GREETING").stdout == "hi there\n"
-    assert all(c in "abcdefghijklmnopqrstuvwxyz0123456789" for c in sbx.sandbox_id)  # trap 8
+
+
+def test_trap08_ids_fit_into_a_host_label(sandbox):
+    assert all(c in "abcdefghijklmnopqrstuvwxyz0123456789" for c in sandbox.sandbox_id)
 
 
 @pytest.mark.parametrize("name", ["base", "moru-ai/base", "e2bdev/base", "python", "node"])
@@ -87,7 +91,7 @@ def test_timeout_error_as_documented(sdk, exc):
     assert not sbx.is_running()
 
 
-def test_connect_and_wire4_15_never_shortens(make, sdk):
+def test_trap02_and_wire4_15_connect_by_token_never_shortens(make, sdk):
     sbx = make(timeout=200)
     sbx.files.write("kept.txt", "kept")
     before = sbx.get_info().end_at
@@ -143,7 +147,7 @@ def test_list_filters_and_pages_wire4_14(make, sdk):
     assert found[0].metadata == special
 
 
-def test_insecure_still_works_trap06(make):
+def test_trap06_insecure_has_a_token_too(make):
     sbx = make(secure=False)
     assert sbx.commands.run("echo ok").stdout == "ok\n"
     sbx.files.write("x", "y")
@@ -173,13 +177,33 @@ def test_ten_at_once(sdk):
     assert not errors and sorted(out) == ["%d\n" % i for i in range(10)]
 
 
+@pytest.mark.skipif(SDK != "moru" or MODE != "http", reason="5 GiB of traffic is enough once")
+def test_wire4_20_ten_at_once_256_mib_each_way(sdk):
+    data = os.urandom(1 << 20) * 256
+    errors = []
+
+    def one():
+        try:
+            with sdk.Sandbox.create(timeout=300) as s:
+                s.files.write("/tmp/big", data, request_timeout=240)
+                if bytes(s.files.read("/tmp/big", format="bytes", request_timeout=240)) != data:
+                    errors.append("other bytes came back")
+        except Exception as e:  # noqa: BLE001 - reported below
+            errors.append(e)
+
+    threads = [threading.Thread(target=one) for _ in range(10)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not errors
+
+
 def test_clock_is_right(sandbox):
     guest = float(sandbox.commands.run("date +%s.%N").stdout)
     assert abs(guest - time.time()) < 2
 
 
 @only_tls
-def test_get_host_wire4_22(make):
+def test_trap10_and_wire4_22_get_host_over_https(make):
     sbx = make()
     url = "https://" + sbx.get_host(8000)
     with pytest.raises(urllib.error.HTTPError) as e:
