@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -47,12 +48,18 @@ func TestNothingLeaks(t *testing.T) {
 	})
 	t.Logf("%s fds=%d", before, fds)
 
+	many(t, c, 3)
 	d.cli("down")
 	if d.running() {
 		t.Error("the server runs after nacre down")
 	}
+	for _, of := range []string{"images/uppers/*", "node/machines/*"} {
+		if left, err := filepath.Glob(d.path(of)); err != nil || len(left) != 0 {
+			t.Errorf("left on the disk after nacre down: %v %v", left, err)
+		}
+	}
 	left := d.traces(inst)
-	delete(left, "files")
+	delete(left, "files")      // records, images and keys stay
 	delete(left, "nft chains") // other tables'
 	for kind, n := range left {
 		if n != 0 {

@@ -11,13 +11,15 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/image"
 	"github.com/nacrehq/nacre/network"
 	"github.com/nacrehq/nacre/runtime/gvisor"
 )
 
 // Down ends the server on the data directory, if one runs, and every sandbox of
-// it, and takes what they had from the kernel: processes, cgroups, namespaces,
-// links and filter tables. Records, images and keys stay.
+// it, and takes what they had from the kernel and the disk: processes, cgroups,
+// namespaces, links, filter tables and writable layers. Records, images, logs and
+// keys stay.
 func Down(ctx context.Context, dataDir string, progress func(string)) error {
 	if _, err := os.Stat(filepath.Join(dataDir, "secret")); errors.Is(err, os.ErrNotExist) {
 		return nil // nothing was ever started here
@@ -40,7 +42,18 @@ func Down(ctx context.Context, dataDir string, progress func(string)) error {
 	none := func(nacre.MachineID) bool { return false }
 	err = errors.Join(rt.Sweep(ctx, none), rt.Close(), rt.RemoveParent())
 	progress("taking down the network")
-	return errors.Join(err, network.Destroy(sec.instance), os.RemoveAll(handleDir(sec.instance)))
+	return errors.Join(err, network.Destroy(sec.instance), os.RemoveAll(handleDir(sec.instance)), clearDisk(ctx, dataDir))
+}
+
+// clearDisk deletes the files of machines that are gone: a writable layer may be
+// as large as its sandbox's disk.
+func clearDisk(ctx context.Context, dataDir string) error {
+	images, err := image.Open(image.Options{Dir: imagesDir(dataDir)})
+	if err != nil {
+		return err
+	}
+	err = images.Sweep(ctx, func(nacre.MachineID) bool { return false })
+	return errors.Join(err, images.Close(), os.RemoveAll(filepath.Join(nodeDir(dataDir), "machines")))
 }
 
 // takeOver returns the data directory's lock, asking a server that has it to end.

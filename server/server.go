@@ -199,14 +199,14 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	if err != nil {
 		return fmt.Errorf("blobs: %w", err)
 	}
-	images, err := image.Open(image.Options{Dir: filepath.Join(s.cfg.DataDir, "images"), Blobs: blobs, Logger: s.log})
+	images, err := image.Open(image.Options{Dir: imagesDir(s.cfg.DataDir), Blobs: blobs, Logger: s.log})
 	if err != nil {
 		return fmt.Errorf("images: %w", err)
 	}
 	p.images = images
 	p.onClose(images.Close)
 	p.node, err = node.New(node.Config{
-		ID: "local", Dir: filepath.Join(s.cfg.DataDir, "node"), HandleDir: handleDir(sec.instance),
+		ID: "local", Dir: nodeDir(s.cfg.DataDir), HandleDir: handleDir(sec.instance),
 		Runtime: p.runtime, Network: p.net, Images: images,
 		NewAgent:  newAgent,
 		AgentPath: agentPath, TokenKey: sec.tokens,
@@ -221,6 +221,9 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	p.onClose(p.node.Close)
 	return p.node.Recover(ctx)
 }
+
+func imagesDir(dataDir string) string { return filepath.Join(dataDir, "images") }
+func nodeDir(dataDir string) string   { return filepath.Join(dataDir, "node") }
 
 // handleDir is where the node keeps what finds its machines again: in memory, for
 // no machine outlives the kernel, and a disk would make each create wait for the
