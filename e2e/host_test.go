@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/node"
 	"github.com/nacrehq/nacre/server"
 )
 
@@ -288,4 +289,14 @@ func openFiles(t testing.TB, pid int) int {
 		t.Fatal(err)
 	}
 	return len(all)
+}
+
+// hostMemory is this host's memory in bytes.
+func hostMemory(t testing.TB) int64 {
+	t.Helper()
+	stats, err := node.ReadHost("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stats.MemoryTotal
 }
