@@ -40,7 +40,7 @@ func TestSDKs(t *testing.T) {
 				if err := os.WriteFile(filepath.Join(dir, "suite.test.mjs"), src, 0o644); err != nil {
 					t.Fatal(err)
 				}
-				run(t, dir, append(env, "NACRE_SDK="+pkg), "node", "--test", "--test-reporter=tap", "suite.test.mjs")
+				run(t, dir, append(env, "NACRE_SDK="+pkg), "node", "--test", "--test-force-exit", "--test-reporter=tap", "suite.test.mjs")
 			})
 		}
 	}
