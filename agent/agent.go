@@ -102,7 +102,7 @@ func (a *Agent) Serve(ln net.Listener) error {
 	}
 	stop := context.AfterFunc(a.closing, func() { _ = srv.Close() })
 	defer stop()
-	err := srv.Serve(ln)
+	err := srv.Serve(bulkListener{ln})
 	if a.closing.Err() != nil {
 		return nil
 	}

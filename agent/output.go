@@ -10,8 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outputChunk is how much of a process's output travels in one event.
-const outputChunk = 32 << 10
+// How output is cut into events. Each event costs both ends far more than its
+// bytes: a client in Python copies all that it has so far. So what comes fast is
+// read in large steps, while the first of it, and all that comes slowly, goes out
+// at once.
+const (
+	firstChunk  = 16 << 10
+	outputChunk = 256 << 10            // the largest event, and what a pipe holds
+	quickRead   = time.Millisecond     // reads closer than this are one burst
+	burstBytes  = 64 << 10             // of a burst go out at once
+	burstPause  = 2 * time.Millisecond // then the pipe fills for so long
+)
 
 type streamKind int
 
@@ -93,8 +102,12 @@ type pump struct {
 	p       *process
 	kind    streamKind
 	f       *os.File
+	holds   int           // what the kernel keeps for us; 0: too little to wait for
 	drained chan struct{} // closed when the process's own output is out
 	lines   lineLogger
+
+	burst  int       // bytes of the present burst
+	behind time.Time // when the last read was passed on
 }
 
 func newPump(p *process, kind streamKind, f *os.File) *pump {
@@ -107,7 +120,7 @@ func (pm *pump) endAfter(grace time.Duration) {
 }
 
 func (pm *pump) run() {
-	buf := make([]byte, outputChunk)
+	buf := make([]byte, firstChunk)
 	held := 0    // bytes at buf's start that are half a character
 	budget := -1 // after the grace: how much is still the process's own; -1 all
 	for {
@@ -132,9 +145,14 @@ func (pm *pump) run() {
 			close(pm.drained)
 			return
 		default:
+			quick := time.Since(pm.behind) < quickRead
 			whole := completeUTF8(data)
 			pm.deliver(data[:whole])
+			if len(data) == len(buf) && len(buf) < outputChunk && pm.holds > 0 {
+				buf = make([]byte, 2*len(buf)) // data keeps the old one
+			}
 			held = copy(buf, data[whole:])
+			pm.pace(n, quick)
 		}
 		if budget == 0 {
 			pm.deliver(buf[:held])
@@ -146,6 +164,18 @@ func (pm *pump) run() {
 			return
 		}
 	}
+}
+
+// pace lets the pipe fill while a burst lasts, unless the burst fills it anyway.
+func (pm *pump) pace(n int, quick bool) {
+	if !quick {
+		pm.burst = 0
+	}
+	pm.burst += n
+	if pm.burst > burstBytes && n < pm.holds/2 {
+		time.Sleep(burstPause)
+	}
+	pm.behind = time.Now()
 }
 
 func (pm *pump) deliver(data []byte) {

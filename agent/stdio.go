@@ -96,7 +96,9 @@ func (s *stdio) pipes(p *process) error {
 		}
 		s.parent = append(s.parent, r)
 		s.child = append(s.child, w.Fd())
-		p.pumps = append(p.pumps, newPump(p, kind, r))
+		pm := newPump(p, kind, r)
+		pm.holds = widen(r)
+		p.pumps = append(p.pumps, pm)
 	}
 	return nil
 }
@@ -108,6 +110,19 @@ func pipe() (r, w *os.File, err error) {
 		return nil, nil, err
 	}
 	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+}
+
+// widen lets a pipe hold a whole event, and returns what it holds.
+func widen(f *os.File) (holds int) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = rc.Control(func(fd uintptr) {
+		_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, outputChunk) // a user may have too many: then it stays
+		holds, _ = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+	})
+	return max(holds, 0)
 }
 
 // pollable gives our end of a pipe to the runtime's poller, so that reads and
