@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -63,7 +64,9 @@ func stampOf(path string) stamp {
 func (u *accounts) lookup(name string) (account, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.refresh()
+	if err := u.refresh(); err != nil && u.byName == nil {
+		return account{}, nacre.Wrap(nacre.CodeExhausted, err, "the guest has no file descriptor left to look its users up")
+	}
 	acc, ok := u.byName[name]
 	if !ok {
 		return account{}, nacre.Errorf(nacre.CodeUnauthenticated, "invalid username: '%s'", validText(name))
@@ -78,7 +81,7 @@ func (u *accounts) groupName(gid uint32) string { return u.nameOf(gid, true) }
 func (u *accounts) nameOf(id uint32, group bool) string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.refresh()
+	_ = u.refresh() // numbers will do
 	names := u.userNames
 	if group {
 		names = u.groupNames
@@ -89,23 +92,22 @@ func (u *accounts) nameOf(id uint32, group bool) string {
 	return strconv.FormatUint(uint64(id), 10)
 }
 
-func (u *accounts) refresh() {
+// refresh reads the files again when they have changed. When it fails, for want
+// of a descriptor, what was known stays and the next call tries again.
+func (u *accounts) refresh() error {
 	p, g := stampOf(u.passwdPath), stampOf(u.groupPath)
 	if u.byName != nil && p == u.passwdStamp && g == u.groupStamp {
-		return
+		return nil
 	}
-	u.passwdStamp, u.groupStamp = p, g
-	u.byName = map[string]account{}
-	u.userNames = map[uint32]string{}
-	u.groupNames = map[uint32]string{}
+	byName, userNames, groupNames := map[string]account{}, map[uint32]string{}, map[uint32]string{}
 	members := map[string][]uint32{}
-	eachLine(u.groupPath, 4, func(f []string) {
+	err := eachLine(u.groupPath, 4, func(f []string) {
 		gid, err := strconv.ParseUint(f[2], 10, 32)
 		if err != nil {
 			return
 		}
-		if _, dup := u.groupNames[uint32(gid)]; !dup {
-			u.groupNames[uint32(gid)] = validText(f[0])
+		if _, dup := groupNames[uint32(gid)]; !dup {
+			groupNames[uint32(gid)] = validText(f[0])
 		}
 		for name := range strings.SplitSeq(f[3], ",") {
 			if name != "" {
@@ -113,10 +115,13 @@ func (u *accounts) refresh() {
 			}
 		}
 	})
-	eachLine(u.passwdPath, 6, func(f []string) {
+	if err != nil {
+		return err
+	}
+	err = eachLine(u.passwdPath, 6, func(f []string) {
 		uid, err1 := strconv.ParseUint(f[2], 10, 32)
 		gid, err2 := strconv.ParseUint(f[3], 10, 32)
-		if _, dup := u.byName[f[0]]; dup || f[0] == "" || err1 != nil || err2 != nil {
+		if _, dup := byName[f[0]]; dup || f[0] == "" || err1 != nil || err2 != nil {
 			return
 		}
 		home := f[5]
@@ -125,27 +130,37 @@ func (u *accounts) refresh() {
 		}
 		groups := append([]uint32{uint32(gid)}, members[f[0]]...)
 		slices.Sort(groups)
-		u.byName[f[0]] = account{name: f[0], uid: uint32(uid), gid: uint32(gid), groups: slices.Compact(groups), home: filepath.Clean(home)}
-		if _, dup := u.userNames[uint32(uid)]; !dup {
-			u.userNames[uint32(uid)] = validText(f[0])
+		byName[f[0]] = account{name: f[0], uid: uint32(uid), gid: uint32(gid), groups: slices.Compact(groups), home: filepath.Clean(home)}
+		if _, dup := userNames[uint32(uid)]; !dup {
+			userNames[uint32(uid)] = validText(f[0])
 		}
 	})
+	if err != nil {
+		return err
+	}
+	u.passwdStamp, u.groupStamp = p, g
+	u.byName, u.userNames, u.groupNames = byName, userNames, groupNames
+	return nil
 }
 
 // eachLine calls fn with the fields of each line that has at least n. A FIFO in
-// the file's place must not hang the agent.
-func eachLine(path string, n int, fn func([]string)) {
+// the file's place must not hang the agent. A file that cannot be read has no
+// lines; the error is that of a process without a free descriptor.
+func eachLine(path string, n int, fn func([]string)) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return err
+	}
 	if err != nil {
-		return
+		return nil
 	}
 	defer func() { _ = f.Close() }()
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return
+		return nil
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxAccountFile))
 	if err != nil {
-		return
+		return nil
 	}
 	sc := bufio.NewScanner(bytes.NewReader(data))
 	sc.Buffer(nil, maxAccountFile)
@@ -158,6 +173,7 @@ func eachLine(path string, n int, fn func([]string)) {
 			fn(fields)
 		}
 	}
+	return nil
 }
 
 // validText makes any bytes fit into a protobuf string.
