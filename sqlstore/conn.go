@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
@@ -127,6 +128,16 @@ func (c conn) each(ctx context.Context, fn func(*sql.Rows) error, query string, 
 		}
 	}
 	return rows.Err()
+}
+
+// eachFresh is each for a query that PostgreSQL must plan for the values at hand.
+// Teams differ in size by orders of magnitude: the plan for an average one, which
+// it makes of a prepared statement, reads most of the records of another.
+func (c conn) eachFresh(ctx context.Context, fn func(*sql.Rows) error, query string, args ...any) error {
+	if c.d.postgres {
+		args = append([]any{pgx.QueryExecModeCacheDescribe}, args...)
+	}
+	return c.each(ctx, fn, query, args...)
 }
 
 // one calls fn for the first row and tells whether there was one.

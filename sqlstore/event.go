@@ -78,7 +78,7 @@ func (db *DB) Events(ctx context.Context, f nacre.EventFilter) ([]nacre.Event, e
 		` WHERE ` + strings.Join(a.conds, " AND ") + ` ORDER BY seq LIMIT ?`
 
 	var out []nacre.Event
-	err := db.reads.each(ctx, func(r *sql.Rows) error {
+	err := db.reads.eachFresh(ctx, func(r *sql.Rows) error {
 		var e nacre.Event
 		var at int64
 		var data []byte

@@ -45,7 +45,7 @@ func (db *DB) List(ctx context.Context, f nacre.SandboxFilter) (nacre.SandboxPag
 	}
 	query, args := sel.page(limit + 1)
 	out := make([]nacre.Sandbox, 0, min(limit+1, 128))
-	err = db.reads.each(ctx, func(r *sql.Rows) error {
+	err = db.reads.eachFresh(ctx, func(r *sql.Rows) error {
 		out = append(out, nacre.Sandbox{})
 		return db.scanSandbox(r, &out[len(out)-1])
 	}, query, args...)
@@ -70,7 +70,7 @@ func (db *DB) Count(ctx context.Context, f nacre.SandboxFilter) (int, error) {
 	}
 	query, args := sel.count()
 	n := 0
-	_, err = db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&n) }, query, args...)
+	err = db.reads.eachFresh(ctx, func(r *sql.Rows) error { return r.Scan(&n) }, query, args...)
 	return n, db.fail(ctx, err)
 }
 
@@ -293,7 +293,7 @@ func (db *DB) rarestFirst(ctx context.Context, team nacre.TeamID, states []nacre
 	counts := map[string]int{}
 	for _, t := range tags {
 		n := 0
-		_, err := db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&n) }, query, append([]any{string(team), t}, anys(states)...)...)
+		err := db.reads.eachFresh(ctx, func(r *sql.Rows) error { return r.Scan(&n) }, query, append([]any{string(team), t}, anys(states)...)...)
 		if err != nil {
 			return err
 		}

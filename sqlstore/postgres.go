@@ -23,11 +23,9 @@ func (db *DB) openPostgres(ctx context.Context, url string, opts Options) error 
 	}
 	db.d = postgresDialect
 	db.pool = stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
-		// What has been answered survives a power cut, whatever the role's default.
-		// Nobody waits for ever for a row that a stuck client holds. And teams differ
-		// in size by orders of magnitude: a plan made for the average one reads a
-		// million records of another.
-		_, err := c.Exec(ctx, `SET synchronous_commit = on; SET lock_timeout = '10s'; SET plan_cache_mode = force_custom_plan`)
+		// What has been answered survives a power cut, whatever the role's default;
+		// and nobody waits for ever for a row that a stuck client holds.
+		_, err := c.Exec(ctx, `SET synchronous_commit = on; SET lock_timeout = '10s'`)
 		return err
 	}))
 	conns := opts.MaxConns

@@ -167,8 +167,11 @@ func (db *DB) replace(ctx context.Context, c conn, old, s *nacre.Sandbox) error 
 			return err
 		}
 	}
-	if s.State == old.State && s.StartedAt.Equal(old.StartedAt) && maps.Equal(s.Metadata, old.Metadata) {
-		return nil
+	if maps.Equal(s.Metadata, old.Metadata) {
+		if s.State == old.State && s.StartedAt.Equal(old.StartedAt) {
+			return nil
+		}
+		return moveTags(ctx, c, old, s)
 	}
 	if err := deleteTags(ctx, c, old); err != nil {
 		return err
@@ -190,11 +193,28 @@ func insertTags(ctx context.Context, c conn, s *nacre.Sandbox) error {
 
 func deleteTags(ctx context.Context, c conn, s *nacre.Sandbox) error {
 	return eachTags(s, func(tags []any) error {
-		args := append([]any{string(s.TeamID), string(s.State), s.StartedAt.UnixMicro(), string(s.ID)}, tags...)
-		_, err := c.exec(ctx, `DELETE FROM sandbox_metadata WHERE team_id = ? AND state = ? AND started_at = ? AND sandbox_id = ?
-			AND tag IN (?`+strings.Repeat(`, ?`, len(tags)-1)+`)`, args...)
+		_, err := c.exec(ctx, `DELETE FROM sandbox_metadata`+tagsOfRecord(len(tags)), tagArgs(s, tags)...)
 		return err
 	})
+}
+
+// moveTags puts the tags of an unchanged metadata where the record is now.
+func moveTags(ctx context.Context, c conn, old, s *nacre.Sandbox) error {
+	return eachTags(old, func(tags []any) error {
+		args := append([]any{string(s.State), s.StartedAt.UnixMicro()}, tagArgs(old, tags)...)
+		_, err := c.exec(ctx, `UPDATE sandbox_metadata SET state = ?, started_at = ?`+tagsOfRecord(len(tags)), args...)
+		return err
+	})
+}
+
+// tagsOfRecord is the condition on n tags of one record, whose parameters are
+// tagArgs.
+func tagsOfRecord(n int) string {
+	return ` WHERE team_id = ? AND state = ? AND started_at = ? AND sandbox_id = ? AND tag IN (?` + strings.Repeat(`, ?`, n-1) + `)`
+}
+
+func tagArgs(s *nacre.Sandbox, tags []any) []any {
+	return append([]any{string(s.TeamID), string(s.State), s.StartedAt.UnixMicro(), string(s.ID)}, tags...)
 }
 
 // eachTags calls fn with the tags of a record's metadata, some at a time: few
