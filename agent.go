@@ -95,6 +95,10 @@ type ProcessSpec struct {
 	Stdin   bool          // keep stdin open for Input; else /dev/null
 	Term    *TermSize     // run on a terminal of this size
 	Timeout time.Duration // 0 = none; afterwards it is killed
+
+	// Unlogged keeps the process out of the guest's log: it is the host's own
+	// affair. From who does not have the host token it is not heard.
+	Unlogged bool
 }
 
 // TermSize is in characters.

@@ -133,7 +133,7 @@ type lineLogger struct {
 }
 
 func (ll *lineLogger) add(pm *pump, data []byte) {
-	logs := pm.p.table.logs
+	logs := pm.p.logs
 	if !logs.allow(len(data)) {
 		ll.dropped += int64(len(ll.partial) + len(data))
 		ll.partial = nil
@@ -179,7 +179,7 @@ func (ll *lineLogger) emit(pm *pump, rest []byte) {
 		line = append(ll.partial, rest...)
 	}
 	ll.partial = nil
-	pm.p.table.logs.add(nacre.LogEntry{
+	pm.p.logs.add(nacre.LogEntry{
 		Type: pm.logType(), Message: validText(strings.TrimSuffix(string(line), "\r")),
 		Fields: map[string]string{"pid": strconv.Itoa(pm.p.pid)},
 	})
@@ -189,7 +189,7 @@ func (ll *lineLogger) noteDropped(pm *pump) {
 	if ll.dropped == 0 {
 		return
 	}
-	pm.p.table.logs.add(nacre.LogEntry{
+	pm.p.logs.add(nacre.LogEntry{
 		Type:    pm.logType(),
 		Message: fmt.Sprintf("[%d bytes were not logged: too much output at once]", ll.dropped),
 		Fields:  map[string]string{"pid": strconv.Itoa(pm.p.pid), "dropped_bytes": strconv.FormatInt(ll.dropped, 10)},

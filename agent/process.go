@@ -25,6 +25,7 @@ const outputGrace = 200 * time.Millisecond
 // process is one program that the agent started.
 type process struct {
 	table   *processTable
+	logs    *logRing // the guest's, or nobody's
 	spec    processSpec
 	pid     int
 	started time.Time
@@ -55,6 +56,8 @@ type processSpec struct {
 	stdin   bool
 	term    *nacre.TermSize
 	timeout time.Duration
+
+	unlogged bool
 }
 
 func (p *process) isReaped() bool {
@@ -108,7 +111,7 @@ func (p *process) finish() {
 		_ = p.tty.Close()
 	}
 	p.end = endEvent(p.status)
-	p.table.logs.processEnd(p)
+	p.logs.processEnd(p)
 	close(p.done)
 	p.table.retire(p)
 }
@@ -160,8 +163,11 @@ func processResult(e *processpb.ProcessEvent_EndEvent) string {
 // sees every byte.
 func (t *processTable) start(spec processSpec, first *subscriber) (*process, error) {
 	p := &process{
-		table: t, spec: spec, started: time.Now(),
+		table: t, logs: t.logs, spec: spec, started: time.Now(),
 		reaped: make(chan struct{}), done: make(chan struct{}),
+	}
+	if spec.unlogged {
+		p.logs = newLogRing(0)
 	}
 	files, err := openStdio(p)
 	if err != nil {
@@ -182,7 +188,7 @@ func (t *processTable) start(spec processSpec, first *subscriber) (*process, err
 		files.closeParent()
 		return nil, startError(err, spec)
 	}
-	t.logs.processStart(p)
+	p.logs.processStart(p)
 	if first != nil {
 		p.out.add(first)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/agent/envd"
 	pb "github.com/nacrehq/nacre/agent/envd/processpb"
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +44,7 @@ func (s *processService) Start(ctx context.Context, req *connect.Request[pb.Star
 		return rpcError(err)
 	}
 	spec.timeout = requestTimeout(ctx)
+	spec.unlogged = req.Header().Get(envd.HeaderUnlogged) != ""
 	sub := newSubscriber()
 	p, err := s.a.procs.start(spec, sub)
 	if err != nil {

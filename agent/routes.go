@@ -112,6 +112,9 @@ func (a *Agent) rpc(next http.Handler) http.Handler {
 			writeRPCError(w, "invalid access token")
 			return
 		}
+		if id.hostToken == "" || !sameToken(r.Header.Get(envd.HeaderHostToken), id.hostToken) {
+			r.Header.Del(envd.HeaderUnlogged) // the host's alone
+		}
 		a.watchers.sync()
 		next.ServeHTTP(w, withTimeout(r))
 	})

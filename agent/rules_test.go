@@ -311,7 +311,7 @@ func TestLogRing(t *testing.T) {
 // TestFault19_LogOfAFirehose: long lines are cut, too many are counted.
 func TestFault19_LogOfAFirehose(t *testing.T) {
 	logs := newLogRing(maxLogBytes)
-	pm := &pump{p: &process{pid: 1, table: &processTable{logs: logs}}, kind: streamStdout}
+	pm := &pump{p: &process{pid: 1, logs: logs}, kind: streamStdout}
 	pm.lines.add(pm, bytes.Repeat([]byte("a"), 40<<10))
 	pm.lines.add(pm, []byte("\nshort\r\n"))
 	got, _ := logs.after(0, 100)

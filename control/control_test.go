@@ -24,7 +24,7 @@ func TestCreateGetListKill(t *testing.T) {
 		t.Fatalf("record: %+v", got)
 	}
 	in, n := w.host.Machine(s.Machine).Guest.Init()
-	if n != 1 || in.Env["K"] != "v" || in.AccessToken == "" || len(in.Entropy) < 32 || in.Hostname != string(s.ID) {
+	if n != 1 || in.Env["K"] != "v" || in.AccessToken == "" || len(in.Entropy) < 32 || in.Hostname != string(s.Machine) {
 		t.Fatalf("the guest was told %d times: %+v", n, in)
 	}
 	if err := w.svc.Kill(t.Context(), team, s.ID); err != nil {

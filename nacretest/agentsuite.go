@@ -206,6 +206,9 @@ func agentStats(t *testing.T, b *agentBench) {
 }
 
 func agentLogs(t *testing.T, b *agentBench) {
+	own := shell("echo for the host alone; exit 3")
+	own.Unlogged = true
+	finishProcess(t, b.start(t, own))
 	b.sh(t, "echo line; echo problem >&2; printf unfinished; exit 5")
 	enough := errors.New("enough")
 	collect := func(after int64, until func(nacre.LogEntry) bool) (out []nacre.LogEntry) {

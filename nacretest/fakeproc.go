@@ -24,6 +24,8 @@ type fakeProcess struct {
 	info  nacre.ProcessInfo
 	term  bool
 
+	unlogged bool
+
 	mu     sync.Mutex
 	subs   map[*fakeStream]struct{}
 	exit   *nacre.ProcessExit
@@ -60,10 +62,12 @@ func (p fakeProcesses) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre
 	proc := &fakeProcess{
 		guest: g, term: spec.Term != nil, ended: make(chan struct{}), input: make(chan struct{}, 1), eof: !spec.Stdin && spec.Term == nil,
 		info: nacre.ProcessInfo{PID: g.nextPID, Cmd: spec.Cmd, Args: spec.Args, Env: env, Cwd: spec.Cwd, Tag: spec.Tag},
-		subs: map[*fakeStream]struct{}{},
+		subs: map[*fakeStream]struct{}{}, unlogged: spec.Unlogged,
 	}
 	g.procs[proc.info.PID] = proc
-	g.logLocked(nacre.LogProcessStart, "", map[string]string{"pid": strconv.Itoa(proc.info.PID), "command": strings.Join(argv, " ")})
+	if !spec.Unlogged {
+		g.logLocked(nacre.LogProcessStart, "", map[string]string{"pid": strconv.Itoa(proc.info.PID), "command": strings.Join(argv, " ")})
+	}
 	g.mu.Unlock()
 	s := proc.follow()
 	go proc.run(argv, spec.Timeout)
@@ -211,7 +215,7 @@ func (p *fakeProcess) finish(code int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.procs, p.info.PID)
-	if !g.closed {
+	if !g.closed && !p.unlogged {
 		g.logLocked(nacre.LogProcessEnd, "", map[string]string{"pid": strconv.Itoa(p.info.PID),
 			"process_result": fmt.Sprintf(`{"exit_code":%d,"error":%q}`, e.Code, e.Error)})
 	}

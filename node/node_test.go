@@ -199,8 +199,8 @@ func TestStandbys(t *testing.T) {
 			if p, _ := w.host.Policy(m.Spec.ID); !p.DenyAll {
 				t.Fatal("a standby may reach the network")
 			}
-			if _, n := m.Guest.Init(); n != 0 {
-				t.Fatal("a standby was told who it is")
+			if in, n := m.Guest.Init(); n != 1 || in.Env != nil || in.AccessToken == "" {
+				t.Fatal("a standby is open, or was told who it is")
 			}
 		}
 		spec := w.spec()

@@ -59,6 +59,12 @@ func (n *Node) takeStandby(shape Shape) *unit {
 	return nil
 }
 
+func (n *Node) discard(u *unit) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.discardLocked(u)
+}
+
 // discardLocked takes a standby down in the background; n.mu is held.
 func (n *Node) discardLocked(u *unit) {
 	if n.closed {
@@ -136,6 +142,11 @@ func (n *Node) refill(ctx context.Context) bool {
 	defer done()
 	// The slot is closed until a sandbox brings its policy.
 	u, err := n.boot(ctx, shape, nacre.EgressPolicy{DenyAll: true})
+	if err == nil {
+		if err = n.warm(ctx, u); err != nil {
+			n.discard(u)
+		}
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			n.log.Warn("a standby could not be made", "build", shape.Build, "err", err)

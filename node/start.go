@@ -8,6 +8,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // entry is a sandbox's place on this node, from the moment its start is admitted
@@ -63,9 +64,18 @@ func (n *Node) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, 
 		if context.Cause(ctx) == errStopped {
 			err = nacre.Errorf(nacre.CodeConflict, "sandbox %s was stopped while it started", spec.Sandbox)
 		}
-		return nacre.Started{}, err
+		return nacre.Started{}, outOfFiles(err)
 	}
 	return nacre.Started{Machine: u.id, BootPath: path, BootTime: time.Since(begin)}, nil
+}
+
+// outOfFiles gives its code to a start that failed, wherever it did, for want of
+// file descriptors.
+func outOfFiles(err error) error {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return nacre.Wrap(nacre.CodeUnavailable, err, "the server has too many files open; try again later, and raise its limit of open files if this lasts")
+	}
+	return err
 }
 
 // machineFor hands over a standby, or boots. The unit comes back with an error

@@ -112,6 +112,8 @@ type callKey struct{}
 type callHeaders struct {
 	user    string
 	timeout time.Duration
+
+	unlogged bool
 }
 
 func withCall(ctx context.Context, h callHeaders) context.Context {
@@ -140,6 +142,9 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Header.Del(HeaderTimeout) // connect's: our context's, not the process's
 		if h.timeout > 0 {
 			r.Header.Set(HeaderTimeout, strconv.FormatInt(max(1, h.timeout.Milliseconds()), 10))
+		}
+		if h.unlogged {
+			r.Header.Set(HeaderUnlogged, "1")
 		}
 	}
 	if opts.Header != nil {

@@ -35,7 +35,7 @@ func (p *processes) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Pr
 	if spec.Term != nil {
 		req.Pty = terminal(*spec.Term)
 	}
-	inner, cancel := detach(withCall(ctx, callHeaders{user: spec.User, timeout: spec.Timeout}))
+	inner, cancel := detach(withCall(ctx, callHeaders{user: spec.User, timeout: spec.Timeout, unlogged: spec.Unlogged}))
 	stream, err := p.c.procs.Start(inner, connect.NewRequest(req))
 	if err != nil {
 		cancel()

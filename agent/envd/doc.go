@@ -30,6 +30,7 @@ const (
 	HeaderHostToken   = "X-Host-Token"
 	HeaderTimeout     = "Connect-Timeout-Ms"
 	HeaderKeepalive   = "Keepalive-Ping-Interval" // seconds
+	HeaderUnlogged    = "X-Host-Unlogged"         // with the host token only: a process that the log leaves out
 )
 
 // InitRequest is the body of POST /init, nacre.AgentInit on the wire.

@@ -1,0 +1,53 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// warmUp bounds the first command of a standby, which takes tens of milliseconds.
+const warmUp = 5 * time.Second
+
+// warm runs a command in a standby as a client would, which takes several times
+// as long the first time: the guest's kernel and its agent read the shell and
+// learn their own way. It spares the first client that. The guest's identity is
+// one that nobody knows, until a sandbox brings another; its log tells nothing
+// of what the host runs.
+func (n *Node) warm(ctx context.Context, u *unit) error {
+	ctx, cancel := context.WithTimeout(ctx, warmUp)
+	defer cancel()
+	secret := make([]byte, 96)
+	_, _ = rand.Read(secret)
+	host, access := n.cfg.TokenKey.HostToken(u.id), hex.EncodeToString(secret[:32])
+	agent := n.cfg.NewAgent(u.dial, host, access)
+	defer closeAgent(agent)
+	err := agent.Init(ctx, nacre.AgentInit{
+		Hostname: u.hostname(), AccessToken: access, HostToken: host, Time: n.cfg.Clock(), Entropy: secret[32:],
+	})
+	if err != nil {
+		return err
+	}
+	if err := runWarmUp(ctx, agent); err != nil {
+		n.log.Debug("a standby's first command failed; its sandbox's will be slower", "machine", u.id, "err", err)
+	}
+	return ctx.Err()
+}
+
+// runWarmUp runs the shell as the clients do. An image need not have one.
+func runWarmUp(ctx context.Context, agent nacre.Agent) error {
+	s, err := agent.Processes().Start(ctx, nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-l", "-c", "true"}, Unlogged: true})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	for {
+		event, err := s.Next()
+		if err != nil || event.Exit != nil {
+			return err
+		}
+	}
+}
