@@ -252,12 +252,11 @@ func (d *daemon) handles() map[string]handle {
 	}
 	out := map[string]handle{}
 	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil {
+		h, err := readHandle(f)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // it ended meanwhile
 		}
-		h := handle{path: f}
-		if err := json.Unmarshal(text, &h); err != nil {
+		if err != nil {
 			d.t.Fatalf("%s: %v", f, err)
 		}
 		if h.Spec != nil {
@@ -265,6 +264,15 @@ func (d *daemon) handles() map[string]handle {
 		}
 	}
 	return out
+}
+
+func readHandle(path string) (handle, error) {
+	h := handle{path: path}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &h)
+	}
+	return h, err
 }
 
 // rss is a process's resident memory in bytes.

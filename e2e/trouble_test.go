@@ -1,0 +1,192 @@
+package e2e
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre/client"
+)
+
+// TestFault05_HangingMachines: a sandbox whose process stands still can be ended,
+// and a standby that does is never handed out.
+func TestFault05_HangingMachines(t *testing.T) {
+	d := start(t, "--memory-mib", "256", "--standby", "2")
+	inst := d.instance()
+	d.settled(inst, 2)
+	c := d.client()
+	sbs := many(t, c, 2)
+	stopped, neighbour := sbs[0], sbs[1]
+	d.settled(inst, 2)
+	pid := d.handles()[stopped.ID].Handle.State.PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for _, standby := range d.standbys() {
+		if err := syscall.Kill(standby, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := time.Now()
+	sb, err := c.Create(t.Context())
+	if err != nil {
+		t.Fatalf("a create while the standbys hang: %v", err)
+	}
+	if _, err := sb.Run(t.Context(), "true"); err != nil {
+		t.Error(err)
+	}
+	t.Logf("a create while both standbys hang took %s", time.Since(begin).Round(time.Millisecond))
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if _, err := neighbour.Run(t.Context(), "true"); err != nil {
+		t.Errorf("the one beside: %v", err)
+	}
+	begin = time.Now()
+	if err := stopped.Kill(t.Context()); err != nil {
+		t.Errorf("ending a sandbox that stands still: %v", err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if err := syscall.Kill(pid, 0); err == nil {
+		t.Error("its process is there")
+	}
+	d.settled(inst, 2) // others stand by
+}
+
+// standbys are the processes of the machines that wait for a sandbox.
+func (d *daemon) standbys() []int {
+	d.t.Helper()
+	taken := map[int]bool{}
+	for _, h := range d.handles() {
+		taken[h.Handle.State.PID] = true
+	}
+	files, err := filepath.Glob("/run/nacre/" + d.instance() + "/*.json")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var out []int
+	for _, f := range files {
+		if h, err := readHandle(f); err == nil && !taken[h.Handle.State.PID] {
+			out = append(out, h.Handle.State.PID)
+		}
+	}
+	return out
+}
+
+// TestFault09_StoreIsLocked: while nobody can write records, commands, files and
+// previews flow; what needs a record is refused with a reason, and works later.
+func TestFault09_StoreIsLocked(t *testing.T) {
+	d := start(t, "--memory-mib", "256", "--standby", "1")
+	c := d.client()
+	sb := many(t, c, 1)[0]
+	d.serveInside(sb, 8000, "preview")
+	db, err := sql.Open("sqlite", "file:"+d.path("nacre.db")+"?_txlock=exclusive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("UPDATE teams SET name = name"); err != nil {
+		t.Fatal(err)
+	}
+
+	refused := make(chan error, 1)
+	begin := time.Now()
+	go func() {
+		_, err := c.Create(t.Context())
+		refused <- err
+	}()
+	for i := 0; len(refused) == 0; i++ {
+		at := time.Now()
+		if _, err := sb.Run(t.Context(), "true"); err != nil {
+			t.Fatalf("a command: %v", err)
+		}
+		if err := sb.Files.WriteFile(t.Context(), "f", []byte(strconv.Itoa(i))); err != nil {
+			t.Fatalf("a file: %v", err)
+		}
+		if a := d.preview(sb.ID, 8000, "/"); a.Status != 200 {
+			t.Fatalf("a preview: %s", a)
+		}
+		if took := time.Since(at); took > 5*time.Second {
+			t.Errorf("a command, a file and a preview took %s", took)
+		}
+		if time.Since(begin) > 45*time.Second {
+			t.Fatal("a create is neither done nor refused")
+		}
+	}
+	if err := <-refused; !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("a create: %v", err)
+	}
+	t.Logf("refused after %s", time.Since(begin).Round(time.Millisecond))
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Create(t.Context()); err != nil {
+		t.Errorf("a create afterwards: %v", err)
+	}
+	d.agree()
+}
+
+// TestFault18_NoMoreFiles: a server that ran into its limit of open files says
+// so, goes on, and is well when there are some again.
+func TestFault18_NoMoreFiles(t *testing.T) {
+	d := start(t, "--memory-mib", "256", "--standby", "0")
+	c := d.client()
+	sb := many(t, c, 1)[0]
+	pid := d.cmd.Process.Pid
+	inst := d.instance()
+	before := d.settled(inst, 0)
+	now := openFiles(t, pid)
+	setLimit := func(soft int) {
+		t.Helper()
+		if err := command("", "prlimit", "--pid", strconv.Itoa(pid), fmt.Sprintf("--nofile=%d:", soft)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := 0
+	for line := range strings.Lines(string(limits)) {
+		if rest, ok := strings.CutPrefix(line, "Max open files"); ok {
+			was, _ = strconv.Atoi(strings.Fields(rest)[0])
+		}
+	}
+	setLimit(now + 8)
+	for range 4 {
+		if _, err := c.Create(t.Context()); !errors.Is(err, client.ErrUnavailable) || !strings.Contains(err.Error(), "files") {
+			t.Errorf("a create without free descriptors: %v", err)
+		}
+	}
+	setLimit(was)
+	if _, err := sb.Run(t.Context(), "true"); err != nil {
+		t.Errorf("what ran before: %v", err)
+	}
+	again, err := c.Create(t.Context())
+	if err != nil {
+		t.Fatalf("a create with files again: %v", err)
+	}
+	if err := again.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	d.eventually(20*time.Second, func() error {
+		if now := d.settled(inst, 0); now.String() != before.String() {
+			return fmt.Errorf("left behind:\nbefore %s\nafter  %s", before, now)
+		}
+		return nil
+	})
+}
