@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
 )
@@ -87,6 +90,9 @@ func (b *bootstrap) command(ctx context.Context, tool string, args, env []string
 		Unshareflags: syscall.CLONE_NEWNS, // mounts become private, unlike with clone
 		Pdeathsig:    syscall.SIGKILL,
 	}
+	// What we ourselves were started with is not the tool's: mmdebstrap's own
+	// descriptors would come after it, and a shell like dash knows one digit.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	// The parent of Pdeathsig is the thread that starts the child.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -83,6 +83,7 @@ grep -q '^user:x:1000:1000::/home/user:/bin/bash$' etc/passwd || fail no user
 grep -q '^user:x:1000:$' etc/group || fail no group
 [ "$(stat -c '%u:%g %a' home/user)" = "1000:1000 755" ] || fail home
 [ "$(stat -c '%u:%g %a' home/user/.profile)" = "1000:1000 644" ] || fail profile
+grep -q EUID etc/profile || fail "a profile of ours"
 [ "$(stat -c '%u %a' etc/sudoers.d/user)" = "0 440" ] || fail sudoers
 [ "$(stat -c '%u %a' etc/shadow)" = "0 640" ] || fail shadow
 [ "$(stat -c '%a' usr/bin/sudo)" = 4755 ] || fail sudo is not setuid

@@ -77,6 +77,36 @@ path-exclude=/usr/share/doc/*
 path-include=/usr/share/doc/*/copyright
 `
 
+// profile is Debian's, but that it starts no program: clients run each command
+// in a login shell, and one more program took as long as the shell itself.
+const profile = `# /etc/profile: for login shells
+if [ "${EUID:-$(id -u)}" -eq 0 ]; then
+  PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+else
+  PATH="/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+fi
+export PATH
+
+if [ "${PS1-}" ]; then
+  if [ "${BASH-}" ] && [ "$BASH" != "/bin/sh" ]; then
+    if [ -f /etc/bash.bashrc ]; then
+      . /etc/bash.bashrc
+    fi
+  elif [ "${EUID:-$(id -u)}" -eq 0 ]; then
+    PS1='# '
+  else
+    PS1='$ '
+  fi
+fi
+
+for i in /etc/profile.d/*.sh; do
+  if [ -r "$i" ]; then
+    . "$i"
+  fi
+done
+unset i
+`
+
 // newRecipe reads what the host's own system is.
 func newRecipe(h host) (recipe, error) {
 	text, err := os.ReadFile(filepath.Join(h.etc, "os-release"))
@@ -112,6 +142,7 @@ func guestFiles(r recipe) []file {
 		{"etc/machine-id", 0o644, ""},
 		{"etc/timezone", 0o644, "Etc/UTC\n"},
 		{"etc/default/locale", 0o644, "LANG=C.UTF-8\n"},
+		{"etc/profile", 0o644, profile},
 		{"etc/profile.d/locale.sh", 0o644, "export LANG=\"${LANG:-C.UTF-8}\"\n"},
 		{"etc/sudoers.d/user", 0o440, "user ALL=(ALL:ALL) NOPASSWD:ALL\n"},
 		{"etc/dpkg/dpkg.cfg.d/nacre", 0o644, dpkgOptions},
