@@ -56,7 +56,10 @@ type Agent struct {
 	cpu      cpuMeter
 	handler  http.Handler
 
-	active  atomic.Int64 // requests under way
+	active   atomic.Int64 // requests under way
+	initMu   sync.Mutex
+	lastInit initState
+
 	trimMu  sync.Mutex
 	trim    *time.Timer
 	closing context.Context

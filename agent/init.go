@@ -96,24 +96,40 @@ func (a *Agent) applySystem(in *envd.InitRequest) {
 	if sys.AddEntropy != nil && len(in.Entropy) > 0 {
 		note("entropy", sys.AddEntropy(in.Entropy))
 	}
-	host := cleanHostname(in.Hostname)
-	if sys.SetHostname != nil && host != "" {
-		note("hostname", sys.SetHostname(host))
+	a.initMu.Lock()
+	defer a.initMu.Unlock()
+	// A repeat that says nothing new leaves the files as the guest has them by now.
+	host, last := cleanHostname(in.Hostname), &a.lastInit
+	if host != "" && host != last.host {
+		if sys.SetHostname != nil {
+			note("hostname", sys.SetHostname(host))
+		}
+		if sys.EtcDir != "" {
+			note("/etc/hostname", writeEtc(sys.EtcDir, "hostname", host+"\n"))
+			note("/etc/hosts", writeEtc(sys.EtcDir, "hosts", fmt.Sprintf("127.0.0.1 localhost\n127.0.1.1 %s\n::1 localhost ip6-localhost ip6-loopback\n", host)))
+		}
 	}
 	if sys.EtcDir == "" {
 		return
 	}
-	if host != "" {
-		note("/etc/hostname", writeEtc(sys.EtcDir, "hostname", host+"\n"))
-		note("/etc/hosts", writeEtc(sys.EtcDir, "hosts", fmt.Sprintf("127.0.0.1 localhost\n127.0.1.1 %s\n::1 localhost ip6-localhost ip6-loopback\n", host)))
-	}
-	if addr, err := netip.ParseAddr(in.DNS); err == nil {
+	if addr, err := netip.ParseAddr(in.DNS); err == nil && addr != last.dns {
+		last.dns = addr
 		note("/etc/resolv.conf", writeEtc(sys.EtcDir, "resolv.conf", "nameserver "+addr.String()+"\noptions timeout:2 attempts:3\n"))
 	}
-	if len(in.Entropy) > 0 {
+	// Another name is another machine: a copy of this one, for example.
+	if len(in.Entropy) > 0 && (!last.named || host != last.host) {
+		last.named = true
 		sum := sha256.Sum256(append([]byte("machine-id\x00"), in.Entropy...))
 		note("/etc/machine-id", writeEtc(sys.EtcDir, "machine-id", hex.EncodeToString(sum[:16])+"\n"))
 	}
+	last.host = host
+}
+
+// initState is what the last Init made of the machine.
+type initState struct {
+	host  string
+	dns   netip.Addr
+	named bool // it has a machine-id of its own
 }
 
 // cleanHostname keeps what may stand in /etc/hosts.

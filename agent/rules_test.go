@@ -266,9 +266,17 @@ func TestInitChangesTheMachine(t *testing.T) {
 	}
 	first := file("machine-id")
 	in.Entropy = []byte("another")
+	if err := os.WriteFile(etc+"/hosts", []byte("the user's"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	a.applySystem(&in)
-	if len(first) != 33 || file("machine-id") == first {
-		t.Errorf("machine ids %q and %q", first, file("machine-id"))
+	if file("machine-id") != first || file("hosts") != "the user's" || string(seed) != "another" {
+		t.Errorf("a repeat changed the machine: %q, %q, seed %q", file("machine-id"), file("hosts"), seed)
+	}
+	in.Hostname = "copy"
+	a.applySystem(&in)
+	if len(first) != 33 || file("machine-id") == first || file("hostname") != "copy\n" || !strings.Contains(file("hosts"), "copy") {
+		t.Errorf("machine ids %q and %q, name %q", first, file("machine-id"), file("hostname"))
 	}
 	at = time.Time{}
 	in.Timestamp, in.DNS = time.Now(), "not an address\nnameserver 6.6.6.6"

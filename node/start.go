@@ -143,22 +143,25 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		entropy := make([]byte, 64)
-		_, _ = rand.Read(entropy)
-		dns := ""
-		if u.slot.Gateway.IsValid() {
-			dns = u.slot.Gateway.String()
-		}
-		return agent.Init(gctx, nacre.AgentInit{
-			Hostname: u.hostname(), Env: spec.Env, AccessToken: token, HostToken: host,
-			Time: n.cfg.Clock(), Entropy: entropy, DNS: dns,
-		})
-	})
+	g.Go(func() error { return n.introduce(gctx, agent, u, token, spec.Env) })
 	if !same {
 		g.Go(func() error { return n.cfg.Network.SetEgress(gctx, u.id, policy) })
 	}
 	return g.Wait()
+}
+
+// introduce tells the guest who it is.
+func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token string, env map[string]string) error {
+	entropy := make([]byte, 64)
+	_, _ = rand.Read(entropy)
+	dns := ""
+	if u.slot.Gateway.IsValid() {
+		dns = u.slot.Gateway.String()
+	}
+	return agent.Init(ctx, nacre.AgentInit{
+		Hostname: u.hostname(), Env: env, AccessToken: token, HostToken: n.cfg.TokenKey.HostToken(u.id),
+		Time: n.cfg.Clock(), Entropy: entropy, DNS: dns,
+	})
 }
 
 // publish makes the machine the sandbox's for everybody.

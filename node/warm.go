@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -20,15 +19,10 @@ const warmUp = 5 * time.Second
 func (n *Node) warm(ctx context.Context, u *unit) error {
 	ctx, cancel := context.WithTimeout(ctx, warmUp)
 	defer cancel()
-	secret := make([]byte, 96)
-	_, _ = rand.Read(secret)
-	host, access := n.cfg.TokenKey.HostToken(u.id), hex.EncodeToString(secret[:32])
-	agent := n.cfg.NewAgent(u.dial, host, access)
+	token := rand.Text()
+	agent := n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), token)
 	defer closeAgent(agent)
-	err := agent.Init(ctx, nacre.AgentInit{
-		Hostname: u.hostname(), AccessToken: access, HostToken: host, Time: n.cfg.Clock(), Entropy: secret[32:],
-	})
-	if err != nil {
+	if err := n.introduce(ctx, agent, u, token, nil); err != nil {
 		return err
 	}
 	if err := runWarmUp(ctx, agent); err != nil {
