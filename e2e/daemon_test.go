@@ -157,9 +157,9 @@ func (d *daemon) destroy() {
 		select {
 		case <-d.done:
 		case <-time.After(15 * time.Second):
-			d.t.Errorf("the server did not end: %s", d.log)
-			_ = d.cmd.Process.Kill()
+			_ = d.cmd.Process.Signal(syscall.SIGQUIT) // it tells what it waits for, and ends
 			<-d.done
+			d.t.Errorf("the server did not end: %s", d.log)
 		}
 	}
 	if out, err := exec.Command(d.bin, "down", "--data-dir", d.dir).CombinedOutput(); err != nil {

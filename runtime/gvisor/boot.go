@@ -170,6 +170,7 @@ type launch struct {
 	own   []*os.File // closed at the end
 	// The sandbox writes one byte to syncEnd when it has booted.
 	sync, syncEnd *os.File
+	control       *os.File // the sandbox listens on it
 	links         *boot.CreateLinksAndRoutesArgs
 }
 
@@ -263,6 +264,7 @@ func (l *launch) prepareFiles() error {
 		return fmt.Errorf("control socket: %w", err)
 	}
 	socket := os.NewFile(uintptr(sock), "control")
+	l.control = socket
 	l.own = append(l.own, socket)
 	l.give("controller-fd", socket)
 
@@ -375,7 +377,10 @@ func onOwnThread(f func() error) error {
 // handshake waits until the sandbox has booted, gives it its network and starts
 // the guest's first process.
 func (l *launch) handshake() error {
-	l.syncEnd.Close() // so that the sandbox's end ends the wait
+	// So that the sandbox's end ends every wait: as long as the socket was open
+	// here as well, a call to a sandbox that died would wait for its answer for ever.
+	l.syncEnd.Close()
+	l.control.Close()
 	if n, err := l.sync.Read(make([]byte, 1)); n != 1 {
 		return fmt.Errorf("the sandbox ended while it booted: %w", err)
 	}

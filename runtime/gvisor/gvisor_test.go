@@ -217,6 +217,40 @@ func TestFault05_SandboxKilled(t *testing.T) {
 	}
 }
 
+// TestStartCalledOffAfterTheBoot: a sandbox that is killed between its word that it
+// has booted and our call to it does not leave the start waiting for an answer.
+func TestStartCalledOffAfterTheBoot(t *testing.T) {
+	r := newRuntime(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	spec := newSpec(t)
+	r.trace = func(step string) {
+		if step != "4-boot" {
+			return
+		}
+		cancel()
+		for dir := r.cgroup.group(string(spec.ID)).dir("pids"); len(procs(dir)) > 0; {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.Start(ctx, spec)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !nacre.IsCode(err, nacre.CodeDeadline) {
+			t.Errorf("it was called off, and says %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the start hangs")
+	}
+	if r.cgroup.group(string(spec.ID)).exists() {
+		t.Error("its cgroup is left")
+	}
+}
+
 func TestFault10_PIDReuse(t *testing.T) {
 	// Another process has the number that the handle names.
 	other := exec.Command("sleep", "60")
