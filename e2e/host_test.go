@@ -181,10 +181,11 @@ func (d *daemon) settled(instance string, standbys int) traces {
 	d.t.Helper()
 	last := d.traces(instance)
 	d.eventually(30*time.Second, func() error {
+		c := d.status().Capacity // first: what stands by has all its traces
 		now := d.traces(instance)
 		same := now.String() == last.String()
 		last = now
-		if c := d.status().Capacity; c == nil || c.Standbys != standbys {
+		if c == nil || c.Standbys != standbys {
 			return fmt.Errorf("the standbys are not all there: %+v", c)
 		}
 		if !same {
