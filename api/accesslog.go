@@ -67,7 +67,9 @@ func (h *handler) log(c *Call, rec *recorder, l logLine) {
 	if l.err != nil {
 		attrs = append(attrs, slog.String("code", string(nacre.ErrorCode(l.err))))
 		if rec.status >= 500 {
-			level = slog.LevelError
+			if c.R.Context().Err() == nil { // else the client went away: no failure of ours
+				level = slog.LevelError
+			}
 			attrs = append(attrs, slog.String("error", l.err.Error()))
 		}
 	}
