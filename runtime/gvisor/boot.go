@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/control/client"
-	"gvisor.dev/gvisor/pkg/control/server"
 	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/nacrehq/nacre"
@@ -259,11 +257,10 @@ func (l *launch) prepareFiles() error {
 	l.own = append(l.own, spec)
 	l.give("spec-fd", spec)
 
-	sock, err := server.CreateSocket(filepath.Join(s.StateDir, socketFile))
+	socket, err := bindControl(s.StateDir)
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	socket := os.NewFile(uintptr(sock), "control")
 	l.control = socket
 	l.own = append(l.own, socket)
 	l.give("controller-fd", socket)
@@ -326,6 +323,7 @@ func (l *launch) start() (*process, error) {
 			return err
 		}
 		defer unix.Close(program)
+		keepFiles()
 		p, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(program), l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
 		return err
 	})
@@ -385,12 +383,7 @@ func (l *launch) handshake() error {
 		return fmt.Errorf("the sandbox ended while it booted: %w", err)
 	}
 	l.r.trace("4-boot")
-	// By way of the directory, for a socket's path has at most 107 bytes.
-	dir, err := l.open(l.spec.StateDir, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	c, err := client.ConnectTo(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketFile))
+	c, err := dialControl(l.spec.StateDir)
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}

@@ -3,12 +3,14 @@ package gvisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -99,6 +101,44 @@ func TestConfined(t *testing.T) {
 }
 
 // TestGuest: what programs in a guest rely on.
+// TestStartedTogetherShareNothing: a sandbox that is started while others are has
+// no more files open than one that is started alone.
+func TestStartedTogetherShareNothing(t *testing.T) {
+	r := newRuntime(t)
+	sockets := func(m *machine) (n int) {
+		dir := "/proc/" + strconv.Itoa(m.proc.pid) + "/fd"
+		fds, err := os.ReadDir(dir)
+		check(t, err)
+		for _, fd := range fds {
+			if target, _ := os.Readlink(dir + "/" + fd.Name()); strings.HasPrefix(target, "socket:") {
+				n++
+			}
+		}
+		return n
+	}
+	alone := start(t, r, newSpec(t))
+	nacretest.DialGuest(t, alone)
+	specs := make([]nacre.MachineSpec, 8)
+	for i := range specs {
+		specs[i] = newSpec(t)
+	}
+	var wg sync.WaitGroup
+	together := make([]nacre.Machine, len(specs))
+	errs := make([]error, len(specs))
+	for i := range specs {
+		wg.Go(func() { together[i], errs[i] = r.Start(t.Context(), specs[i]) })
+	}
+	wg.Wait()
+	check(t, errors.Join(errs...))
+	for _, m := range together {
+		t.Cleanup(func() { check(t, m.Stop(context.Background())) })
+		nacretest.DialGuest(t, m)
+		if got, want := sockets(m.(*machine)), sockets(alone); got != want {
+			t.Errorf("%s has %d sockets, one that was started alone %d", m.ID(), got, want)
+		}
+	}
+}
+
 // TestStartAmongManyOpenFiles: the numbers that a busy daemon's files have, on
 // either side of the ones that the child uses, do not get in each other's way.
 func TestStartAmongManyOpenFiles(t *testing.T) {
