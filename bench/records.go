@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest"
+	"github.com/nacrehq/nacre/sqlstore"
+)
+
+// Two large teams, one with many running sandboxes and one with a handful among
+// its ended ones, and a thousand small teams.
+const (
+	bigTeam   = nacre.TeamID("team_big")
+	quietTeam = nacre.TeamID("team_quiet")
+)
+
+func smallTeam(rng *rand.Rand) nacre.TeamID {
+	return nacre.TeamID("team_small" + strconv.Itoa(rng.IntN(1000)))
+}
+
+// benchRecords: lists, filters and single reads among many records on SQLite, on a
+// database that was just filled through the store's own inserts.
+func benchRecords(ctx context.Context, b *bench) error {
+	n := b.records
+	if b.quick {
+		n /= 10
+	}
+	dir, err := os.MkdirTemp("", "nacre-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	db, err := sqlstore.Open(ctx, filepath.Join(dir, "nacre.db"), sqlstore.Options{})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	begin := time.Now()
+	if err := seed(ctx, db, n); err != nil {
+		return err
+	}
+	b.report.value(fmt.Sprintf("inserting %d records, 256 callers", n), "1/s", float64(n)/time.Since(begin).Seconds(), "", "each with its event; synced")
+	known, deep, err := walk(ctx, db)
+	if err != nil {
+		return err
+	}
+	rng := rand.New(rand.NewPCG(2, 2))
+	for _, q := range queries(db, rng, known, deep) {
+		var took series
+		for range b.samples(300) {
+			at := time.Now()
+			if err := q.run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", q.name, err)
+			}
+			took.since(at)
+		}
+		b.report.add(fmt.Sprintf("%d records: %s", n, q.name), "ms", took, "p99 <= 10", "")
+	}
+	return nil
+}
+
+// seed inserts n records, the oldest first.
+func seed(ctx context.Context, db *sqlstore.DB, n int) error {
+	now := time.Now()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var failed []error
+	work := make(chan nacre.Sandbox, 256)
+	for range 256 {
+		wg.Go(func() {
+			for s := range work {
+				if err := db.Insert(ctx, s, nacre.Event{Kind: nacre.EventCreated}); err != nil {
+					mu.Lock()
+					failed = append(failed, err)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range n {
+		if ctx.Err() != nil {
+			break
+		}
+		if i > 0 && i%(n/4) == 0 {
+			log.Printf("    %d records", i)
+		}
+		work <- record(rng, i, n, now)
+	}
+	close(work)
+	wg.Wait()
+	return errors.Join(append(failed[:min(len(failed), 3)], ctx.Err())...)
+}
+
+func record(rng *rand.Rand, i, n int, now time.Time) nacre.Sandbox {
+	s := nacretest.SampleSandbox(bigTeam, nacre.StateEnded)
+	s.Env = nil
+	s.CreatedAt = now.Add(-time.Duration(n-i) * 100 * time.Millisecond)
+	s.StartedAt, s.EndedAt = s.CreatedAt, s.CreatedAt.Add(time.Minute)
+	s.Deadline = now.Add(time.Hour)
+	s.Metadata = map[string]string{"user": strconv.Itoa(rng.IntN(50000)), "region": [...]string{"eu", "us", "ap"}[rng.IntN(3)]}
+	switch p := i % 10; {
+	case p < 6:
+		if rng.IntN(10) == 0 {
+			s.State = nacre.StateRunning
+		}
+	case p < 9:
+		s.TeamID = quietTeam
+		if i%(n/5/10*10+10) == 6 {
+			s.State = nacre.StateRunning
+		}
+	default:
+		s.TeamID = smallTeam(rng)
+	}
+	return s
+}
+
+// walk returns some of the big team's running sandboxes, and places deep in their list.
+func walk(ctx context.Context, db *sqlstore.DB) (ids []nacre.SandboxID, cursors []string, err error) {
+	f := nacre.SandboxFilter{TeamID: bigTeam, States: []nacre.State{nacre.StateRunning}, Limit: 1000}
+	for range 40 {
+		page, err := db.List(ctx, f)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, s := range page.Sandboxes {
+			ids = append(ids, s.ID)
+		}
+		if page.Next == "" {
+			break
+		}
+		f.Cursor = page.Next
+		cursors = append(cursors, page.Next)
+	}
+	if len(ids) == 0 {
+		return nil, nil, errors.New("no sandbox of the big team runs")
+	}
+	return ids, append(cursors, ""), nil
+}
+
+type query struct {
+	name string
+	run  func(context.Context) error
+}
+
+func queries(db *sqlstore.DB, rng *rand.Rand, known []nacre.SandboxID, deep []string) []query {
+	running := []nacre.State{nacre.StateRunning}
+	list := func(name string, filter func() nacre.SandboxFilter) query {
+		return query{name, func(ctx context.Context) error {
+			_, err := db.List(ctx, filter())
+			return err
+		}}
+	}
+	return []query{
+		{"get", func(ctx context.Context) error {
+			_, err := db.Get(ctx, bigTeam, known[rng.IntN(len(known))])
+			return err
+		}},
+		list("list 100 running of many", func() nacre.SandboxFilter { return nacre.SandboxFilter{TeamID: bigTeam, States: running} }),
+		list("list 100 running, a deep page", func() nacre.SandboxFilter {
+			return nacre.SandboxFilter{TeamID: bigTeam, States: running, Cursor: deep[rng.IntN(len(deep))]}
+		}),
+		list("list the few running among many ended", func() nacre.SandboxFilter { return nacre.SandboxFilter{TeamID: quietTeam, States: running} }),
+		list("list 100 of any state", func() nacre.SandboxFilter { return nacre.SandboxFilter{TeamID: bigTeam} }),
+		list("list a small team", func() nacre.SandboxFilter { return nacre.SandboxFilter{TeamID: smallTeam(rng)} }),
+		list("filter by a user's metadata", func() nacre.SandboxFilter {
+			return nacre.SandboxFilter{TeamID: bigTeam, Metadata: map[string]string{"user": strconv.Itoa(rng.IntN(50000))}}
+		}),
+		list("filter by frequent metadata, running", func() nacre.SandboxFilter {
+			return nacre.SandboxFilter{TeamID: bigTeam, States: running, Metadata: map[string]string{"region": "eu"}}
+		}),
+		list("filter by two, running", func() nacre.SandboxFilter {
+			return nacre.SandboxFilter{TeamID: bigTeam, States: running, Metadata: map[string]string{"region": "us", "user": strconv.Itoa(rng.IntN(50000))}}
+		}),
+		list("those whose deadline has passed", func() nacre.SandboxFilter {
+			return nacre.SandboxFilter{AllTeams: true, DeadlineBefore: time.Now()}
+		}),
+		{"count a team's running", func(ctx context.Context) error {
+			_, err := db.Count(ctx, nacre.SandboxFilter{TeamID: quietTeam, States: running})
+			return err
+		}},
+	}
+}
