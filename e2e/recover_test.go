@@ -218,9 +218,7 @@ func TestCrashReasons(t *testing.T) {
 	if _, err := neighbour.Run(t.Context(), "true"); err != nil {
 		t.Errorf("the one beside: %v", err)
 	}
-	if left := d.handles(); len(left) != 1 {
-		t.Errorf("machines are left: %v", left)
-	}
+	d.agree()
 }
 
 // TestSecondUpAnswersWithinTwoSeconds measures a start on a data directory that

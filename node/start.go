@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -70,9 +71,9 @@ func (n *Node) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, 
 }
 
 // outOfFiles gives its code to a start that failed, wherever it did, for want of
-// file descriptors.
+// file descriptors. Of some of gVisor's errors only the text is left.
 func outOfFiles(err error) error {
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || strings.Contains(err.Error(), unix.EMFILE.Error()) {
 		return nacre.Wrap(nacre.CodeUnavailable, err, "the server has too many files open; try again later, and raise its limit of open files if this lasts")
 	}
 	return err
