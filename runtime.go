@@ -12,6 +12,12 @@ type Capabilities struct {
 	Isolation    string // for people: "gVisor (systrap)", "Firecracker microVM"
 	MemoryInKiB  int    // what an idle machine costs the host, roughly
 	ResizableRAM bool
+	// Snapshots tells whether Machine.Snapshot, Machine.Resume and Runtime.Restore
+	// work; where it is false they return CodeUnsupported.
+	Snapshots bool
+	// RestoreKey names what a snapshot is bound to: the driver, its version and the
+	// processor. A snapshot is restored only where it equals SnapshotInfo.RestoreKey.
+	RestoreKey string
 }
 
 // MachineSpec is everything a driver needs to boot a machine.
@@ -22,7 +28,8 @@ type MachineSpec struct {
 	Slot      Slot
 	Resources Resources
 	// AgentPath is the guest agent's static binary on this host; the driver makes
-	// it PID 1 of the guest. It listens on AgentPort of the guest's address.
+	// it PID 1 of the guest. It listens on AgentPort of the guest's address. The
+	// driver may keep files of its own beside it, named after its content.
 	AgentPath string
 	// StateDir is the driver's own directory for this machine; it exists, is
 	// empty, has mode 0700 and is removed by the node after Stop.
@@ -71,6 +78,31 @@ type Runtime interface {
 	// never touches a process that only has the same number (PID reuse).
 	Recover(ctx context.Context, h Handle) (Machine, error)
 
+	// Restore boots a new machine that goes on where the snapshot in dir was taken,
+	// with its processes, memory and files; several at once from one snapshot, each
+	// its own. dir is only read, and may be deleted when Restore has returned. What
+	// spec says anew is taken up: ID, hostname, slot, state directory and the (empty)
+	// writable layer. The rest must be as it was when the snapshot was taken, or
+	// Restore is CodeConflict and says what differs: Root.Image's content,
+	// Root.UpperMiB, CPUs, MemoryMiB. AgentPath is not started, the guest goes on with the
+	// agent that it has; the driver keeps that beside it.
+	//
+	// The guest goes on before Restore returns and has its old identity until the
+	// agent's Init: nobody may reach it before. Listening sockets, Unix sockets and
+	// pipes survive; connections to outside end with an error at once.
+	//
+	// Before anything is started the snapshot's small files are verified, and the
+	// sizes of all: a damaged one is CodeConflict, one of another RestoreKey
+	// CodeUnsupported, a directory without one CodeNotFound. When it fails, or ctx
+	// ends first, nothing is left but the snapshot.
+	Restore(ctx context.Context, spec MachineSpec, dir string) (Machine, error)
+
+	// VerifySnapshot reads all of the snapshot in dir and returns nil when it is as
+	// it was written; else what Restore would return. The pages are compared only
+	// when their sum was recorded (SnapshotOptions.SumPages). It is for snapshots
+	// that enter this host; a restore does not need it.
+	VerifySnapshot(ctx context.Context, dir string) error
+
 	// Sweep removes what machines left behind that keep does not know: processes,
 	// cgroups, mounts and directories, found by name.
 	Sweep(ctx context.Context, keep func(MachineID) bool) error
@@ -95,4 +127,54 @@ type Machine interface {
 
 	// Usage reads the host's accounts: at most a few file reads.
 	Usage(ctx context.Context) (Usage, error)
+
+	// Snapshot writes the machine's memory, processes and writable layer to dir, an
+	// empty directory of the caller's. It stops the guest between two instructions:
+	// whatever the guest wrote to a file before is in it. With KeepRunning the guest
+	// goes on before Snapshot returns; without, it stands still until Resume or Stop,
+	// so that the caller can first record the snapshot: this is how a pause loses
+	// nothing, whenever the host's daemon dies.
+	//
+	// When it fails, or ctx ends first (noticed when what was begun is written), the
+	// guest goes on as if nothing had been, and what was written is removed. A full
+	// disk is CodeNoSpace; a second snapshot at once, and one of a guest that stands
+	// still, CodeConflict. Nothing is synced to the disk: that is the caller's, as
+	// are the directory's own durability and its removal after a crash.
+	Snapshot(ctx context.Context, dir string, opt SnapshotOptions) (SnapshotInfo, error)
+
+	// Resume lets a guest go on that stands still after Snapshot. One that runs is
+	// left alone. A daemon that dies during a snapshot may leave the guest standing
+	// still: Recover leaves it so, and whoever recovers a machine calls Resume or Stop.
+	Resume(ctx context.Context) error
+}
+
+// SnapshotOptions says how to take a snapshot.
+type SnapshotOptions struct {
+	KeepRunning bool // the guest goes on by itself
+	// SumPages records the checksum of the memory's pages too, which means to read
+	// them once more; the guest does not stand still for it.
+	SumPages bool
+}
+
+// SnapshotInfo describes a snapshot that was taken.
+type SnapshotInfo struct {
+	RestoreKey string
+	Files      []SnapshotFile // all that is in the directory
+	Stopped    time.Duration  // how long the guest stood still; so far, without KeepRunning
+}
+
+// SnapshotFile is one file of a snapshot, by its name in the directory. The sizes
+// are in bytes; Disk is what it occupies by itself, 0 when it is shared with other files.
+type SnapshotFile struct {
+	Name string
+	Size int64
+	Disk int64
+}
+
+// Bytes is the sum of the files' sizes.
+func (s SnapshotInfo) Bytes() (n int64) {
+	for _, f := range s.Files {
+		n += f.Size
+	}
+	return n
 }

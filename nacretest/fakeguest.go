@@ -181,6 +181,9 @@ func (a *fakeAgent) reach(ctx context.Context, op string) (*FakeGuest, error) {
 	if err := a.d.host.call(op, ac.guest.machine.Spec.ID); err != nil {
 		return nil, err
 	}
+	if err := ac.guest.machine.awaitGoing(ctx); err != nil {
+		return nil, err
+	}
 	return ac.guest, nil
 }
 

@@ -211,13 +211,18 @@ type fakeRuntime struct{ d *FakeDaemon }
 
 func (fakeRuntime) Name() string { return "fake" }
 func (fakeRuntime) Capabilities() nacre.Capabilities {
-	return nacre.Capabilities{Isolation: "none (fake)", MemoryInKiB: 0}
+	return nacre.Capabilities{Isolation: "none (fake)", MemoryInKiB: 0, Snapshots: true, RestoreKey: fakeRestoreKey}
 }
 
 func (r fakeRuntime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Machine, error) {
 	if err := r.d.op("runtime.start", spec.ID); err != nil {
 		return nil, err
 	}
+	return r.boot(ctx, spec, func(*FakeGuest) {})
+}
+
+// boot makes a machine whose guest load fills.
+func (r fakeRuntime) boot(ctx context.Context, spec nacre.MachineSpec, load func(*FakeGuest)) (nacre.Machine, error) {
 	h := r.d.host
 	if h.BootTime > 0 {
 		select {
@@ -236,6 +241,7 @@ func (r fakeRuntime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.M
 	}
 	m := &FakeMachine{Spec: spec, ended: make(chan struct{}), born: time.Now()}
 	m.Guest = newFakeGuest(m)
+	load(m.Guest)
 	h.machines[spec.ID] = m
 	if err := r.d.Step(); err != nil {
 		return nil, err
@@ -302,6 +308,9 @@ type FakeMachine struct {
 	ended chan struct{}
 	once  sync.Once
 	exit  nacre.Exit
+
+	mu   sync.Mutex
+	held chan struct{} // the guest stands still until it is closed; nil when it does not
 }
 
 // Crash ends the machine as if by itself.

@@ -34,6 +34,8 @@ type fakeProcess struct {
 	eof    bool
 	input  chan struct{} // signalled when stdin changes
 	killed string
+	argv   []string  // the command that it is in
+	until  time.Time // when that ends, for sleep
 }
 
 func (p fakeProcesses) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.ProcessStream, error) {
@@ -111,6 +113,9 @@ func (p *fakeProcess) script(text string) int {
 }
 
 func (p *fakeProcess) command(argv []string) int {
+	p.mu.Lock()
+	p.argv, p.until = argv, time.Time{}
+	p.mu.Unlock()
 	switch argv[0] {
 	case "echo":
 		p.emit(false, strings.Join(argv[1:], " ")+"\n")
@@ -128,6 +133,9 @@ func (p *fakeProcess) command(argv []string) int {
 		if len(argv) > 1 {
 			d, _ = strconv.ParseFloat(argv[1], 64)
 		}
+		p.mu.Lock()
+		p.until = time.Now().Add(time.Duration(d * float64(time.Second)))
+		p.mu.Unlock()
 		select {
 		case <-time.After(time.Duration(d * float64(time.Second))):
 		case <-p.ended:

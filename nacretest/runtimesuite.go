@@ -31,10 +31,7 @@ type RuntimeHost struct {
 
 // TestRuntime is the contract of nacre.Runtime and nacre.Machine.
 func TestRuntime(t *testing.T, host RuntimeHost) {
-	for _, c := range []struct {
-		name string
-		test func(*testing.T, RuntimeHost)
-	}{
+	cases := []runtimeCase{
 		{"Boot", testBoot},
 		{"Dial", testDial},
 		{"Stop", testStop},
@@ -51,9 +48,20 @@ func TestRuntime(t *testing.T, host RuntimeHost) {
 		{"Fault13_ForkBomb", testForkBomb},
 		{"Fault14_MemoryBomb", testMemoryBomb},
 		{"Fault15_DiskBomb", testDiskBomb},
-	} {
+	}
+	r, end := host.New(t)
+	if r.Capabilities().Snapshots {
+		cases = append(cases, snapshotCases()...)
+	}
+	end()
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { c.test(t, host) })
 	}
+}
+
+type runtimeCase struct {
+	name string
+	test func(*testing.T, RuntimeHost)
 }
 
 // boot starts a machine that is stopped, and has left nothing, when the test ends.

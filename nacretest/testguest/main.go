@@ -4,8 +4,10 @@ package main
 
 import (
 	"bufio"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -30,6 +32,11 @@ type Reply struct {
 	N   int64
 }
 
+var (
+	started = time.Now()
+	held    [][]byte
+)
+
 func main() {
 	if len(os.Args) > 1 {
 		child(os.Args[1:])
@@ -49,6 +56,8 @@ func main() {
 }
 
 func serve(c net.Conn) {
+	conns.Add(1)
+	defer conns.Add(-1)
 	defer c.Close()
 	in := bufio.NewScanner(c)
 	out := json.NewEncoder(c)
@@ -86,6 +95,20 @@ func do(q Request) (r Reply) {
 		}
 		r.N = int64(len(keep))
 		runtime.KeepAlive(keep)
+	case "hold": // n MiB of memory, each page touched, for good
+		for range n {
+			b := make([]byte, 1<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			held = append(held, b)
+		}
+	case "held": // reads it all
+		for _, b := range held {
+			for i := 0; i < len(b); i += 4096 {
+				r.N += int64(b[i])
+			}
+		}
 	case "spin":
 		for end := time.Now().Add(time.Duration(n) * time.Millisecond); time.Now().Before(end); {
 		}
@@ -134,6 +157,36 @@ func do(q Request) (r Reply) {
 		b, err := exec.Command("/proc/self/exe", "uid").CombinedOutput()
 		r.Out += " " + strings.TrimSpace(string(b))
 		r.Err = text(err)
+	case "keep":
+		r.Err = text(keep(n))
+	case "kept":
+		r.Err = strings.Join(look(), "\n")
+	case "slept":
+		r.N = int64(<-kept.slept)
+	case "random":
+		var err error
+		r.Out, err = random()
+		r.Err = text(err)
+	case "time":
+		r.N = time.Now().UnixNano()
+	case "ticks": // of the clock that nobody sets
+		r.N = int64(time.Since(started))
+	case "conns":
+		r.N = conns.Load()
+	case "pid":
+		r.N = int64(kept.child.Process.Pid)
+	case "outside":
+		r.Err = text(outside(arg(q, 0)))
+	case "outside-ends":
+		d, err := outsideEnds()
+		r.N, r.Err = int64(d), text(err)
+	case "append":
+		f, err := os.OpenFile(arg(q, 0), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+		if err == nil {
+			_, err = f.WriteString(arg(q, 1))
+			f.Close()
+		}
+		r.Err = text(err)
 	default:
 		r.Err = "unknown: " + q.Do
 	}
@@ -144,6 +197,12 @@ func child(args []string) {
 	switch args[0] {
 	case "sleep":
 		time.Sleep(time.Hour)
+	case "cat":
+		_, _ = io.Copy(os.Stdout, os.Stdin)
+	case "random":
+		b := make([]byte, 16)
+		_, _ = rand.Read(b)
+		fmt.Printf("%x\n", b)
 	case "uid":
 		fmt.Println(os.Getuid(), os.Geteuid())
 	case "as": // as <uid> <program> <args>: what su does

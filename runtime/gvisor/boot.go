@@ -26,6 +26,8 @@ const (
 	debugFile  = "debug.log"    // with Config.Debug
 	stopFile   = "stopping"     // Stop was called: the end is no crash
 	exitFile   = "exit.json"    // how it ended
+	bootFile   = "boot.json"    // what it was booted from, for its snapshots
+	heldFile   = "held"         // the guest may stand still: a snapshot was begun
 )
 
 // upperFile is the writable layer, in RootFS.UpperDir.
@@ -47,6 +49,12 @@ func (r *Runtime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Mach
 	if err := validate(spec); err != nil {
 		return nil, err
 	}
+	return r.launch(ctx, &launch{r: r, spec: spec})
+}
+
+// launch boots a machine that is new or restored.
+func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) {
+	spec := &l.spec
 	if spec.Resources.MaxPIDs == 0 {
 		spec.Resources.MaxPIDs = defaultPIDs
 	}
@@ -55,7 +63,7 @@ func (r *Runtime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Mach
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
-	m, err := r.boot(ctx, spec)
+	m, err := r.boot(ctx, l)
 	if err != nil {
 		r.adopt(spec.ID, nil)
 		switch cause := context.Cause(ctx); {
@@ -87,7 +95,8 @@ func validate(s nacre.MachineSpec) error {
 }
 
 // boot makes the machine, or leaves nothing.
-func (r *Runtime) boot(ctx context.Context, spec nacre.MachineSpec) (m *machine, err error) {
+func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
+	spec := l.spec
 	if err := r.boots.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
@@ -114,7 +123,7 @@ func (r *Runtime) boot(ctx context.Context, spec nacre.MachineSpec) (m *machine,
 			proc.close()
 		}
 		err = errors.Join(err, g.destroy(context.WithoutCancel(ctx)))
-		for _, f := range []string{socketFile, fatalFile, debugFile} {
+		for _, f := range []string{socketFile, fatalFile, debugFile, bootFile} {
 			_ = os.Remove(filepath.Join(spec.StateDir, f))
 		}
 		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
@@ -124,7 +133,7 @@ func (r *Runtime) boot(ctx context.Context, spec nacre.MachineSpec) (m *machine,
 	}
 
 	r.trace("1-cgroup")
-	l := &launch{r: r, spec: spec, group: g}
+	l.group = g
 	defer l.close()
 	if err := l.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare machine %s: %w", spec.ID, err)
@@ -161,6 +170,7 @@ func explain(err error, dir string) error {
 type launch struct {
 	r     *Runtime
 	spec  nacre.MachineSpec
+	snap  *snapshot // to restore; nil for a new guest
 	group *group
 
 	args  []string
@@ -217,7 +227,7 @@ func (l *launch) prepare() error {
 	}
 	// From here on they are the verb's flags.
 	l.args = append(l.args, "boot", "--bundle=/", "--setup-root", "--apply-caps",
-		"--gofer-mount-confs="+rootConf(s.Root),
+		"--gofer-mount-confs="+mountConf(s.Root),
 		"--cpu-num="+strconv.Itoa(s.Resources.CPUs),
 		"--cpu-quota="+strconv.Itoa(s.Resources.CPUs*cpuPeriod),
 		"--cpu-period="+strconv.Itoa(cpuPeriod),
@@ -236,21 +246,33 @@ func (l *launch) prepare() error {
 
 func (l *launch) prepareFiles() error {
 	s := l.spec
+	agent, err := l.agentImage()
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	var image *os.File
 	for _, f := range []struct {
 		flag, path string
 		mode       int
 	}{
 		{"io-fds", s.Root.Image, os.O_RDONLY},
+		{"io-fds", agent, os.O_RDONLY},
 		{"gofer-filestore-fds", filepath.Join(s.Root.UpperDir, upperFile), os.O_RDWR | os.O_CREATE | os.O_EXCL},
-		{"exec-fd", s.AgentPath, os.O_RDONLY},
 	} {
 		file, err := l.open(f.path, f.mode)
 		if err != nil {
 			return err
 		}
 		l.give(f.flag, file)
+		if image == nil {
+			image = file
+		}
 	}
-	spec, err := specFile(guestSpec(s))
+	b, err := l.birth(image, agent)
+	if err != nil {
+		return err
+	}
+	spec, err := memFile("spec", b.Spec)
 	if err != nil {
 		return err
 	}
@@ -370,31 +392,4 @@ func onOwnThread(f func() error) error {
 		done <- f()
 	}()
 	return <-done
-}
-
-// handshake waits until the sandbox has booted, gives it its network and starts
-// the guest's first process.
-func (l *launch) handshake() error {
-	// So that the sandbox's end ends every wait: as long as the socket was open
-	// here as well, a call to a sandbox that died would wait for its answer for ever.
-	l.syncEnd.Close()
-	l.control.Close()
-	if n, err := l.sync.Read(make([]byte, 1)); n != 1 {
-		return fmt.Errorf("the sandbox ended while it booted: %w", err)
-	}
-	l.r.trace("4-boot")
-	c, err := dialControl(l.spec.StateDir)
-	if err != nil {
-		return fmt.Errorf("control socket: %w", err)
-	}
-	defer c.Close()
-	if err := c.Call(boot.ContMgrSetNetworkArgs, l.links, nil); err != nil {
-		return fmt.Errorf("network: %w", err)
-	}
-	id := string(l.spec.ID)
-	if err := c.Call(boot.ContMgrRootContainerStart, &id, nil); err != nil {
-		return fmt.Errorf("first process: %w", err)
-	}
-	l.r.trace("5-start")
-	return nil
 }

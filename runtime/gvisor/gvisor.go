@@ -58,6 +58,8 @@ type Runtime struct {
 	conf    *config.Config
 	flags   []string // conf as the sandbox's global flags
 	boots   *semaphore.Weighted
+	agents  agents
+	key     string // what this process's snapshots are bound to
 	bootID  string // of the host's kernel: process ids mean nothing in another boot
 	memory  uint64 // of the host, in bytes
 
@@ -107,6 +109,7 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, fmt.Errorf("gvisor: configuration: %w", err)
 	}
 	r.flags = r.conf.ToFlags()
+	r.key = restoreKey()
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, err
@@ -146,7 +149,7 @@ func (r *Runtime) Name() string { return "gvisor" }
 
 // Capabilities of the driver; the memory was measured (see the benchmark).
 func (r *Runtime) Capabilities() nacre.Capabilities {
-	return nacre.Capabilities{Isolation: "gVisor (systrap)", MemoryInKiB: 15 << 10}
+	return nacre.Capabilities{Isolation: "gVisor (systrap)", MemoryInKiB: 15 << 10, Snapshots: true, RestoreKey: r.key}
 }
 
 // Close ends what this process does for its machines, not the machines: they

@@ -219,11 +219,13 @@ func TestFault02_UpgradeInPlace(t *testing.T) {
 	check(t, os.WriteFile(binary, b, 0o755))
 	first, second := newSpec(t), newSpec(t)
 	start, kill := newDaemon(t, binary)
-	h1 := start(first)
+	h1, err := start(order{MachineSpec: first})
+	check(t, err)
 	// The file is replaced the way package managers do it.
 	check(t, os.WriteFile(binary+".new", []byte("#!/bin/false\n"), 0o755))
 	check(t, os.Rename(binary+".new", binary))
-	h2 := start(second)
+	h2, err := start(order{MachineSpec: second})
+	check(t, err)
 	kill()
 	r := newRuntime(t)
 	for _, c := range []struct {

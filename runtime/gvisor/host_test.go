@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -248,25 +249,48 @@ func daemon() {
 	}
 	r, err := New(Config{CgroupParent: os.Getenv(daemonEnv), Log: slog.New(slog.DiscardHandler)})
 	fail(err)
+	var m nacre.Machine
 	for in := json.NewDecoder(os.Stdin); ; {
-		var spec nacre.MachineSpec
-		fail(in.Decode(&spec))
-		m, err := r.Start(context.Background(), spec)
+		var o order
+		fail(in.Decode(&o))
+		if o.SnapshotDir != "" {
+			_, err = m.Snapshot(context.Background(), o.SnapshotDir, nacre.SnapshotOptions{KeepRunning: o.KeepRunning})
+		} else {
+			m, err = r.Start(context.Background(), o.MachineSpec)
+		}
 		fail(err)
 		fail(json.NewEncoder(os.Stdout).Encode(m.Handle()))
 	}
 }
+
+// order is what a daemon is told: to start a machine, or to take a snapshot of the
+// last one.
+type order struct {
+	nacre.MachineSpec
+	SnapshotDir string
+	KeepRunning bool
+}
+
+// orders sends a daemon an order and returns its answer.
+type orders func(order) (nacre.Handle, error)
+
+func (do orders) try(o order) { _, _ = do(o) }
 
 // inDaemon starts the machine in a process of its own, which kill ends as kill -9
 // does. It returns what the daemon would have kept on disk.
 func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()) {
 	t.Helper()
 	start, kill := newDaemon(t, host.program)
-	return start(spec), kill
+	h, err := start(order{MachineSpec: spec})
+	if err != nil {
+		kill()
+		t.Fatal("the daemon started no machine:", err)
+	}
+	return h, kill
 }
 
-// newDaemon runs the test binary as a daemon that starts machines when told.
-func newDaemon(t testing.TB, binary string) (start func(nacre.MachineSpec) nacre.Handle, kill func()) {
+// newDaemon runs the test binary as a daemon that does what it is told.
+func newDaemon(t testing.TB, binary string) (do orders, kill func()) {
 	t.Helper()
 	c := exec.Command(binary)
 	c.Env = append(os.Environ(), daemonEnv+"="+host.parent)
@@ -281,15 +305,12 @@ func newDaemon(t testing.TB, binary string) (start func(nacre.MachineSpec) nacre
 		_ = c.Wait()
 	}
 	answers := json.NewDecoder(out)
-	return func(spec nacre.MachineSpec) (h nacre.Handle) {
-		t.Helper()
-		check(t, json.NewEncoder(in).Encode(spec))
-		if err := answers.Decode(&h); err != nil {
-			kill()
-			t.Fatal("the daemon started no machine:", err)
+	return func(o order) (h nacre.Handle, err error) {
+		if err = json.NewEncoder(in).Encode(o); err == nil {
+			err = answers.Decode(&h)
 		}
-		return h
-	}, kill
+		return h, err
+	}, sync.OnceFunc(kill)
 }
 
 // leftovers names what the host still holds of a machine.

@@ -39,6 +39,9 @@ type machine struct {
 	exit nacre.Exit
 	lost bool // the driver was closed first
 
+	snapping sync.Mutex // held for a snapshot, and while the guest is let go on
+	held     bool       // the guest stands still; guarded by snapping
+
 	mu    sync.Mutex
 	left  error              // why something is left after the end
 	conns map[*conn]struct{} // given out by Dial; nil after the end

@@ -1,7 +1,6 @@
 package gvisor
 
 import (
-	"encoding/json"
 	"os"
 	"strconv"
 
@@ -23,10 +22,6 @@ var guestCaps = []string{
 	"CAP_SYS_PTRACE", "CAP_SYS_RESOURCE",
 }
 
-// agentName is what the guest's process list shows as PID 1. The file is not in
-// the guest: it is handed over open.
-const agentName = "/sbin/nacre-agent"
-
 // guestSpec describes the guest to gVisor, in OCI's words.
 func guestSpec(s nacre.MachineSpec) *specs.Spec {
 	caps := guestCaps
@@ -35,7 +30,7 @@ func guestSpec(s nacre.MachineSpec) *specs.Spec {
 		Hostname: s.Hostname,
 		Root:     &specs.Root{Path: "/"}, // the image is handed over open
 		Process: &specs.Process{
-			Args:         []string{agentName},
+			Args:         []string{agentDir + "/" + agentFile},
 			Cwd:          "/",
 			Env:          []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"},
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
@@ -51,6 +46,7 @@ func guestSpec(s nacre.MachineSpec) *specs.Spec {
 			{Destination: "/dev/pts", Type: "devpts"},
 			{Destination: "/dev/shm", Type: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777"}},
 			{Destination: "/run", Type: "tmpfs", Options: []string{"nosuid", "nodev", "mode=755", "size=64m"}},
+			{Destination: agentDir, Type: "erofs", Options: []string{"ro", "nosuid", "nodev"}},
 			// gVisor would put a memory file system on an empty /tmp unless the
 			// spec names one, and skips types it does not know: so /tmp stays on the
 			// root and counts there.
@@ -63,24 +59,22 @@ func guestSpec(s nacre.MachineSpec) *specs.Spec {
 	}
 }
 
-// specFile returns the spec in a file that exists in memory only.
-func specFile(s *specs.Spec) (*os.File, error) {
-	b, err := json.Marshal(s)
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.MemfdCreate("spec", unix.MFD_CLOEXEC)
+// memFile returns a file that exists in memory only.
+func memFile(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f := os.NewFile(uintptr(fd), "spec")
-	if _, err := f.Write(b); err != nil {
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(content); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-// rootConf is gVisor's word for a root that is an EROFS image under a writable
-// layer of limited size in a file.
-func rootConf(r nacre.RootFS) string { return "erofs:anon:size=" + strconv.Itoa(r.UpperMiB) + "m" }
+// mountConf is gVisor's word for a root that is an EROFS image under a writable
+// layer of limited size in a file, and for the agent's file system.
+func mountConf(r nacre.RootFS) string {
+	return "erofs:anon:size=" + strconv.Itoa(r.UpperMiB) + "m,erofs:none"
+}

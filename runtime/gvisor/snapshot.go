@@ -1,0 +1,301 @@
+package gvisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/control"
+	"gvisor.dev/gvisor/pkg/state/statefile"
+	"gvisor.dev/gvisor/pkg/urpc"
+	"gvisor.dev/gvisor/runsc/boot"
+
+	"github.com/nacrehq/nacre"
+)
+
+// A snapshot is gVisor's checkpoint, the agent's file system, and a manifest that
+// is written last. The checkpoint's pages are the guest's memory and, behind it,
+// the used parts of the writable layer: to gVisor both are memory, one of them in a
+// file, so what a program wrote an instant ago is in it without a sync.
+const (
+	kernelFile   = "kernel.img"     // gVisor's kernel: processes, sockets, directories
+	metaFile     = "pages-meta.img" // where each page belongs
+	pagesFile    = "pages.img"
+	agentImgFile = "agent.erofs"
+	manifestFile = "snapshot.json"
+
+	manifestVersion = 1
+)
+
+// manifest says what a snapshot holds.
+type manifest struct {
+	Version int
+	Birth   birth
+	Files   []manifestEntry
+}
+
+type manifestEntry struct {
+	Name string
+	Size int64
+	Sum  string // SHA-256; "" when it was not taken
+}
+
+// birth is what a machine was booted from and its snapshots can only be restored
+// on. It is kept in the state directory, for the daemon may be another one by the
+// time a snapshot is taken, with another version of all this.
+type birth struct {
+	Key                       string
+	Spec                      json.RawMessage // of the guest, in OCI's words
+	CPUs, MemoryMiB, UpperMiB int
+	Image                     string // imageID of the root
+	Agent                     string // the path of its file system on this host
+}
+
+// birth records what the machine is booted from.
+func (l *launch) birth(image *os.File, agent string) (b birth, err error) {
+	s := l.spec
+	b = birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB, Agent: agent}
+	guest := guestSpec(s)
+	if l.snap != nil {
+		if err = json.Unmarshal(l.snap.Birth.Spec, guest); err != nil {
+			return b, err
+		}
+		guest.Hostname = s.Hostname
+	}
+	if b.Spec, err = json.Marshal(guest); err != nil {
+		return b, err
+	}
+	if b.Image, err = imageID(image); err != nil {
+		return b, err
+	}
+	if l.snap != nil && b.Image != l.snap.Birth.Image {
+		return b, nacre.Errorf(nacre.CodeConflict, "the snapshot was taken over another root image; restore it over its own")
+	}
+	return b, writeJSON(filepath.Join(s.StateDir, bootFile), b)
+}
+
+// Snapshot implements nacre.Machine.
+func (m *machine) Snapshot(ctx context.Context, dir string, opt nacre.SnapshotOptions) (info nacre.SnapshotInfo, err error) {
+	if err := m.gone(); err != nil {
+		return info, err
+	}
+	if !m.snapping.TryLock() {
+		return info, nacre.Errorf(nacre.CodeConflict, "a snapshot of the machine is being taken; try again when it is done")
+	}
+	defer m.snapping.Unlock()
+	if m.held || m.markedHeld() {
+		return info, nacre.Errorf(nacre.CodeConflict, "the machine stands still after a snapshot; let it go on first")
+	}
+	s := &saving{m: m, dir: dir, opt: opt}
+	if err = s.prepare(); err == nil {
+		err = s.save(ctx)
+	}
+	if err != nil {
+		s.discard()
+		return info, snapshotError(ctx, m.goneOr(err))
+	}
+	return s.info, nil
+}
+
+// snapshotError gives an error its code. What gVisor says comes as a text.
+func snapshotError(ctx context.Context, err error) error {
+	var own *nacre.Error
+	switch {
+	case errors.As(err, &own):
+		return err
+	case ctx.Err() != nil:
+		return nacre.Wrap(nacre.CodeDeadline, errors.Join(ctx.Err(), err), "the snapshot took longer than it was given; the sandbox goes on")
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) ||
+		strings.Contains(err.Error(), unix.ENOSPC.Error()) || strings.Contains(err.Error(), unix.EDQUOT.Error()):
+		return nacre.Wrap(nacre.CodeNoSpace, err, "the node's disk is too full for the snapshot; the sandbox goes on")
+	}
+	return fmt.Errorf("snapshot: %w", err)
+}
+
+// saving is one snapshot being taken.
+type saving struct {
+	m     *machine
+	dir   string
+	opt   nacre.SnapshotOptions
+	birth birth
+	files []string // made by us
+	begin time.Time
+	info  nacre.SnapshotInfo
+}
+
+func (s *saving) discard() {
+	for _, f := range s.files {
+		path := filepath.Join(s.dir, f)
+		if f != agentImgFile {
+			_ = os.Truncate(path, 0) // gVisor may hold what it failed to write open
+		}
+		_ = os.Remove(path)
+	}
+}
+
+func (s *saving) create(name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err == nil {
+		s.files = append(s.files, name)
+	}
+	return f, err
+}
+
+// prepare does what can fail before the guest stands still.
+func (s *saving) prepare() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		return nacre.Errorf(nacre.CodeConflict, "the snapshot's directory is not empty; it holds %s", entries[0].Name())
+	}
+	b, err := os.ReadFile(filepath.Join(s.m.st.Dir, bootFile))
+	if err == nil {
+		err = json.Unmarshal(b, &s.birth)
+	}
+	if err != nil {
+		return nacre.Wrap(nacre.CodeUnsupported, err, "the machine was started by a version of nacre that took no snapshots")
+	}
+	s.files = append(s.files, agentImgFile)
+	return share(s.birth.Agent, filepath.Join(s.dir, agentImgFile))
+}
+
+// save stops the guest, writes it, and lets it go on where it must.
+func (s *saving) save(ctx context.Context) error {
+	m := s.m
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := dialControl(m.st.Dir)
+	if err != nil {
+		return callError{err, false}
+	}
+	defer c.Close()
+	// The mark tells a later process that the guest may stand still.
+	if err := os.WriteFile(filepath.Join(m.st.Dir, heldFile), nil, 0o600); err != nil {
+		return err
+	}
+	s.begin = time.Now()
+	if err := call(c, boot.ContMgrPause, nil, nil); err != nil {
+		return err // the sandbox is gone
+	}
+	m.held = true
+	err = s.checkpoint(c)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if s.opt.KeepRunning && err == nil {
+		err = m.letGo(c)
+	}
+	s.info.Stopped = time.Since(s.begin)
+	if err == nil {
+		err = s.finish()
+	}
+	if err != nil && m.held {
+		err = errors.Join(err, m.letGo(c))
+	}
+	return err
+}
+
+// checkpoint has gVisor write the guest. It is asked for a copy of a guest that
+// goes on, never for the last one: that would end the guest even when it fails. The
+// guest is held beside that, so that it does not go on before it is known whether
+// it may.
+func (s *saving) checkpoint(c *urpc.Client) error {
+	opt := control.SaveOpts{
+		Metadata:                       statefile.CompressionLevelNone.ToMetadata(),
+		AppMFExcludeCommittedZeroPages: true,
+		HavePagesFile:                  true,
+		Resume:                         true,
+	}
+	for _, name := range []string{kernelFile, metaFile, pagesFile} {
+		f, err := s.create(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		opt.Files = append(opt.Files, f)
+	}
+	return call(c, boot.ContMgrCheckpoint, &opt, nil)
+}
+
+// finish describes what was written.
+func (s *saving) finish() error {
+	man := manifest{Version: manifestVersion, Birth: s.birth}
+	for _, name := range s.files {
+		path := filepath.Join(s.dir, name)
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return err
+		}
+		e := manifestEntry{Name: name, Size: st.Size}
+		if name != pagesFile || s.opt.SumPages {
+			sum, err := sumFile(path)
+			if err != nil {
+				return err
+			}
+			e.Sum = sum
+		}
+		man.Files = append(man.Files, e)
+		f := nacre.SnapshotFile{Name: name, Size: st.Size, Disk: st.Blocks * 512}
+		if st.Nlink > 1 {
+			f.Disk = 0
+		}
+		s.info.Files = append(s.info.Files, f)
+	}
+	s.files = append(s.files, manifestFile)
+	path := filepath.Join(s.dir, manifestFile)
+	if err := writeJSON(path, man); err != nil {
+		return err
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	s.info.Files = append(s.info.Files, nacre.SnapshotFile{Name: manifestFile, Size: st.Size(), Disk: (st.Size() + 4095) &^ 4095})
+	s.info.RestoreKey = s.birth.Key
+	return nil
+}
+
+// share makes dst the same file as src, or a copy of it.
+func share(src, dst string) error {
+	if os.Link(src, dst) == nil {
+		return nil
+	}
+	b, err := os.ReadFile(src)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(dst, b, 0o400)
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
+}
+
+// sumFile returns a file's SHA-256.
+func sumFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := f.WriteTo(h); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}

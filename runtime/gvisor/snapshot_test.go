@@ -1,0 +1,334 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest"
+)
+
+// TestRestoreKeyNamesGVisorOfGoMod: checkpoints are bound to gVisor's version.
+func TestRestoreKeyNamesGVisorOfGoMod(t *testing.T) {
+	b, err := os.ReadFile("../../go.mod")
+	check(t, err)
+	if !strings.Contains(string(b), "gvisor.dev/gvisor "+gvisorVersion+"\n") {
+		t.Errorf("gvisorVersion %s is not the one in go.mod", gvisorVersion)
+	}
+}
+
+// TestFault03_DaemonKilledDuringSnapshot: whenever that is, the guest is there
+// afterwards and goes on with all it had.
+func TestFault03_DaemonKilledDuringSnapshot(t *testing.T) {
+	held := 0
+	for _, after := range []time.Duration{0, 10, 20, 30, 45, 60, 80, 110, 150, 200} {
+		for _, keep := range []bool{false, true} {
+			spec := newSpec(t)
+			do, kill := newDaemon(t, host.program)
+			h, err := do(order{MachineSpec: spec})
+			check(t, err)
+			r := newRuntime(t)
+			m, err := r.Recover(t.Context(), h)
+			check(t, err)
+			nacretest.DialGuest(t, m).Do("keep", 24)
+			check(t, r.Close())
+			dir := t.TempDir()
+			go func() {
+				time.Sleep(after * time.Millisecond)
+				kill()
+			}()
+			do.try(order{SnapshotDir: dir, KeepRunning: keep})
+			kill()
+
+			r = newRuntime(t)
+			m, err = r.Recover(t.Context(), h)
+			check(t, err)
+			stopLater(t, m, spec)
+			if m.(*machine).markedHeld() {
+				held++
+			}
+			for range 2 {
+				check(t, m.Resume(t.Context()))
+			}
+			nacretest.DialGuest(t, m).Do("kept")
+			// The interrupted one does not hinder the next, and a whole one is whole.
+			_, err = m.Snapshot(t.Context(), t.TempDir(), nacre.SnapshotOptions{KeepRunning: true})
+			check(t, err)
+			nacretest.DialGuest(t, m).Do("kept")
+			if _, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
+				check(t, r.VerifySnapshot(t.Context(), dir))
+			}
+			check(t, m.Stop(t.Context()))
+		}
+	}
+	if held == 0 {
+		t.Error("no daemon was killed while its guest stood still")
+	}
+	t.Logf("%d of 20 daemons were killed during their snapshot", held)
+}
+
+func TestFault11_DiskFullDuringSnapshot(t *testing.T) {
+	if !nacretest.InMountNamespace(t) {
+		return
+	}
+	check(t, unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""))
+	dir := t.TempDir()
+	r := newRuntime(t)
+	m := start(t, r, newSpec(t))
+	g := nacretest.DialGuest(t, m)
+	g.Do("keep", 8)
+	for _, size := range []string{"64k", "3500k", "8m", "12m"} {
+		check(t, unix.Mount("none", dir, "tmpfs", 0, "size="+size))
+		for _, keep := range []bool{false, true} {
+			_, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: keep})
+			if !nacre.IsCode(err, nacre.CodeNoSpace) {
+				t.Errorf("with %s of disk: %v, want no_space", size, err)
+			}
+			if left, _ := os.ReadDir(dir); len(left) > 0 {
+				t.Errorf("left %v", left)
+			}
+			g.Do("kept")
+		}
+		check(t, unix.Unmount(dir, unix.MNT_DETACH))
+	}
+	_, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: true})
+	check(t, err)
+	spec := newSpec(t)
+	restored, err := r.Restore(t.Context(), spec, dir)
+	check(t, err)
+	stopLater(t, restored, spec)
+	nacretest.DialGuest(t, restored).Do("kept")
+}
+
+// TestRestoredNetwork: a restored guest has the address of its new slot; what was
+// connected to the old one learns at once that it is not any more.
+func TestRestoredNetwork(t *testing.T) {
+	r := newRuntime(t)
+	spec := newSpec(t)
+	m := start(t, r, spec)
+	g := nacretest.DialGuest(t, m)
+	listen := func(s nacre.MachineSpec) (net.Listener, string) {
+		l, err := net.Listen("tcp4", net.JoinHostPort(s.Slot.Gateway.String(), "0"))
+		check(t, err)
+		t.Cleanup(func() { l.Close() })
+		return l, l.Addr().String()
+	}
+	l, addr := listen(spec)
+	g.Do("outside", addr)
+	first, err := l.Accept()
+	check(t, err)
+	defer first.Close()
+
+	dir := t.TempDir()
+	_, err = m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: true})
+	check(t, err)
+	again := newSpec(t)
+	restored, err := r.Restore(t.Context(), again, dir)
+	check(t, err)
+	stopLater(t, restored, again)
+	rg := nacretest.DialGuest(t, restored)
+	ends := rg.Try("outside-ends")
+	if ends.Err == "" || time.Duration(ends.N) > time.Second {
+		t.Errorf("a connection from before ends after %v with %q", time.Duration(ends.N), ends.Err)
+	}
+	t.Logf("a connection from before ends after %v: %s", time.Duration(ends.N), ends.Err)
+	l, addr = listen(again)
+	rg.Do("outside", addr)
+	c, err := l.Accept()
+	check(t, err)
+	defer c.Close()
+	if from := c.RemoteAddr().(*net.TCPAddr).IP.String(); from != again.Slot.Guest.Addr().String() {
+		t.Errorf("the restored guest speaks from %s, want %s", from, again.Slot.Guest.Addr())
+	}
+	// The first guest's connection lives on.
+	_, err = first.Write([]byte("x"))
+	check(t, err)
+	if r := g.Do("outside-ends"); time.Duration(r.N) > time.Second {
+		t.Errorf("the first guest's connection does not answer: %+v", r)
+	}
+}
+
+// TestRestoredMonotonicClock shows what a guest's monotonic clock does while it is
+// a snapshot.
+func TestRestoredMonotonicClock(t *testing.T) {
+	r := newRuntime(t)
+	m := start(t, r, newSpec(t))
+	g := nacretest.DialGuest(t, m)
+	dir := t.TempDir()
+	before := time.Duration(g.Do("ticks").N)
+	_, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{})
+	check(t, err)
+	check(t, m.Stop(context.Background()))
+	const away = 1500 * time.Millisecond
+	time.Sleep(away)
+	spec := newSpec(t)
+	m2, err := r.Restore(t.Context(), spec, dir)
+	check(t, err)
+	stopLater(t, m2, spec)
+	after := time.Duration(nacretest.DialGuest(t, m2).Do("ticks").N)
+	if after < before {
+		t.Errorf("it went back from %v to %v", before, after)
+	}
+	t.Logf("%v, away for %v, %v", before, away, after)
+}
+
+// TestSnapshotNearMemoryLimit: what gVisor writes and reads counts for the
+// machine's memory limit too, but gives way.
+func TestSnapshotNearMemoryLimit(t *testing.T) {
+	r := newRuntime(t)
+	big := func() nacre.MachineSpec {
+		s := newSpec(t)
+		s.Resources.MemoryMiB = 512
+		return s
+	}
+	m := start(t, r, big())
+	g := nacretest.DialGuest(t, m)
+	g.Do("hold", 500)
+	for range 3 {
+		dir := t.TempDir()
+		_, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: true})
+		check(t, err)
+		g.Do("ping")
+		spec := big()
+		restored, err := r.Restore(t.Context(), spec, dir)
+		check(t, err)
+		stopLater(t, restored, spec)
+		if n := nacretest.DialGuest(t, restored).Do("held").N; n != 500*256 {
+			t.Errorf("%d pages of %d are as they were", n, 500*256)
+		}
+		check(t, restored.Stop(t.Context()))
+	}
+}
+
+// TestSparseUpper: a writable layer costs a snapshot what is in it, not its size.
+func TestSparseUpper(t *testing.T) {
+	r := newRuntime(t)
+	sparse := func() nacre.MachineSpec {
+		s := newSpec(t)
+		s.Root.UpperMiB = 10 << 10
+		return s
+	}
+	m := start(t, r, sparse())
+	g := nacretest.DialGuest(t, m)
+	g.Do("sparse", 9<<10, "/root/sparse")
+	g.Do("keep", 16) // in memory, and in a file
+	dir := t.TempDir()
+	info, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: true})
+	check(t, err)
+	var disk int64
+	for _, f := range info.Files {
+		disk += f.Disk
+	}
+	t.Logf("%d MiB in %d MiB on disk", info.Bytes()>>20, disk>>20)
+	if info.Bytes() > 64<<20 {
+		t.Errorf("16 MiB of memory and 16 of files make a snapshot of %d MiB", info.Bytes()>>20)
+	}
+	spec := sparse()
+	restored, err := r.Restore(t.Context(), spec, dir)
+	check(t, err)
+	stopLater(t, restored, spec)
+	nacretest.DialGuest(t, restored).Do("kept")
+	var st unix.Stat_t
+	check(t, unix.Stat(filepath.Join(spec.Root.UpperDir, upperFile), &st))
+	if used := st.Blocks * 512; used > 64<<20 {
+		t.Errorf("the restored writable layer takes %d MiB", used>>20)
+	}
+	if got := nacretest.DialGuest(t, restored).Do("disk", "/").N; got != 10<<30 {
+		t.Errorf("the disk shows %d bytes", got)
+	}
+}
+
+// TestAllStopped reads stacks as gVisor prints them.
+func TestAllStopped(t *testing.T) {
+	const (
+		other   = "goroutine 1 [sync.Cond.Wait]:\nmain.main()\n"
+		stopped = "goroutine 41 [sync.Cond.Wait, 2 minutes]:\nx/kernel.(*Task).doStop(0x1)\n\t/a.go:1\nx/kernel.(*Task).run(0x1, 0x1)\n"
+		waking  = "goroutine 42 [runnable]:\nx/kernel.(*Task).doStop(0x1)\n\t/a.go:1\nx/kernel.(*Task).run(0x1, 0x1)\n"
+		runs    = "goroutine 43 [select]:\nx/kernel.(*Task).block(0x1)\n\t/a.go:1\nx/kernel.(*Task).run(0x1, 0x1)\n"
+	)
+	for want, all := range map[bool][][]string{
+		true:  {{other, stopped}, {stopped, stopped, other}},
+		false: {{}, {other}, {other, runs}, {stopped, runs}, {stopped, waking}},
+	} {
+		for _, s := range all {
+			if got := allStopped(strings.Join(s, "\n")); got != want {
+				t.Errorf("%v, want %v:\n%s", got, want, s)
+			}
+		}
+	}
+}
+
+// TestAgentImage: an agent that was replaced under its name is not confused with
+// the one before, and a snapshot's manifest names no other file.
+func TestAgentImage(t *testing.T) {
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "bin")
+	var a agents
+	seen := map[string]bool{}
+	for _, content := range []string{"\x7fELF one", "\x7fELF two"} {
+		check(t, os.WriteFile(bin+".new", []byte(content), 0o755))
+		check(t, os.Rename(bin+".new", bin))
+		for range 2 {
+			p, err := a.image(bin)
+			check(t, err)
+			seen[p] = true
+			b, err := os.ReadFile(p)
+			check(t, err)
+			if !strings.HasPrefix(string(b[8192:]), content) || len(b) != 12288 {
+				t.Errorf("%s holds another agent", p)
+			}
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("two agents have %d images", len(seen))
+	}
+	for p := range seen { // gone, or torn by a crash: made again
+		check(t, os.WriteFile(p, nil, 0o644))
+	}
+	p, err := new(agents).image(bin)
+	check(t, err)
+	if st, err := os.Stat(p); err != nil || st.Size() != 12288 {
+		t.Errorf("a torn image was taken: %v", err)
+	}
+	for _, name := range []string{"../x", "agent-x.erofs", "nacre-agent-0123456789abcdef", ""} {
+		if _, err := a.keep(p, name, dir, func() error { return nil }); !nacre.IsCode(err, nacre.CodeConflict) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	other := t.TempDir()
+	bad := errors.New("damaged")
+	if _, err := a.keep(p, filepath.Base(p), other, func() error { return bad }); err != bad {
+		t.Errorf("a damaged image: %v", err)
+	}
+	kept, err := a.keep(p, filepath.Base(p), other, func() error { return nil })
+	check(t, err)
+	if st, err := os.Stat(kept); err != nil || filepath.Dir(kept) != other || st.Size() != 12288 {
+		t.Errorf("%s was not kept: %v", kept, err)
+	}
+}
+
+// TestSnapshotsInARow: a guest that is stopped again as soon as it went on, while it
+// is busy, comes to no harm.
+func TestSnapshotsInARow(t *testing.T) {
+	r := newRuntime(t)
+	m := start(t, r, newSpec(t))
+	g := nacretest.DialGuest(t, m)
+	g.Do("keep", 2)
+	for range 3 {
+		nacretest.DialGuest(t, m).Send("spin", 5000)
+	}
+	for i := range 50 {
+		_, err := m.Snapshot(t.Context(), t.TempDir(), nacre.SnapshotOptions{KeepRunning: i%2 == 0})
+		check(t, err)
+		check(t, m.Resume(t.Context()))
+	}
+	g.Do("kept")
+}
