@@ -333,6 +333,9 @@ func TestStandbyAnswer(t *testing.T) {
 		if got := d.bootPath(sb.ID); got != "standby" {
 			t.Errorf("it was made by %q", got)
 		}
+		if a := d.call(d.note().APIKey, http.MethodGet, "/sandboxes/"+string(sb.ID), nil); !strings.Contains(a.Body, `"bootPath":"standby"`) {
+			t.Errorf("the answer does not say how it was made: %s", a)
+		}
 		seen = append(seen, res.Stdout)
 	}
 	a, b := strings.Split(seen[0], "\n"), strings.Split(seen[1], "\n")

@@ -295,12 +295,17 @@ func (d *dialect) sandbox(s nacre.Sandbox) sandbox {
 		Alias:           alias(s),
 		EnvdAccessToken: d.TokenKey.AccessToken(s.ID, s.TokenEpoch), // also when not secure: the edge routes by it
 		Domain:          d.domain(),
+		boot:            bootOf(s),
 	}
 	if s.Network.PrivateTraffic {
 		token := d.TokenKey.TrafficToken(s.ID, s.TokenEpoch)
 		out.TrafficAccessToken = &token
 	}
 	return out
+}
+
+func bootOf(s nacre.Sandbox) boot {
+	return boot{BootPath: string(s.BootPath), BootMS: s.BootTime.Milliseconds()}
 }
 
 func (d *dialect) listed(s nacre.Sandbox) listedSandbox {
@@ -337,6 +342,7 @@ func (d *dialect) detail(s nacre.Sandbox) sandboxDetail {
 			AllowPublicTraffic: &public, MaskRequestHost: n.MaskRequestHost,
 		},
 		Lifecycle: lifecycle{OnTimeout: string(nacre.TimeoutKill)},
+		boot:      bootOf(s),
 	}
 	if s.OnTimeout != "" {
 		out.Lifecycle.OnTimeout = string(s.OnTimeout)

@@ -64,6 +64,14 @@ type sandbox struct {
 	EnvdAccessToken    string  `json:"envdAccessToken"`
 	TrafficAccessToken *string `json:"trafficAccessToken"`
 	Domain             *string `json:"domain"`
+	boot
+}
+
+// boot is ours: whether the machine was a standby, restored or booted, and how
+// long the client waited for it. The clients pass over fields that they do not know.
+type boot struct {
+	BootPath string `json:"bootPath,omitempty"` // standby, warm or cold
+	BootMS   int64  `json:"bootMs,omitempty"`
 }
 
 type listedSandbox struct {
@@ -88,6 +96,7 @@ type sandboxDetail struct {
 	AllowInternetAccess *bool         `json:"allowInternetAccess"`
 	Network             networkConfig `json:"network"`
 	Lifecycle           lifecycle     `json:"lifecycle"`
+	boot
 }
 
 type lifecycle struct {

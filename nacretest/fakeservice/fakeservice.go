@@ -127,7 +127,7 @@ func (f *Service) create(team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbo
 		Template: r.Template, TemplateID: t.ID, BuildID: t.Build,
 		Machine: nacre.NewMachineID(), State: nacre.StateRunning, Resources: t.Resources,
 		Metadata: r.Metadata, Env: r.Env, Network: r.Network, Secure: r.Secure,
-		Timeout: r.Timeout, OnTimeout: nacre.TimeoutKill,
+		Timeout: r.Timeout, OnTimeout: nacre.TimeoutKill, BootPath: nacre.BootStandby, BootTime: 3 * time.Millisecond,
 		CreatedAt: now, StartedAt: now, Deadline: now.Add(r.Timeout),
 	}
 	f.sandboxes[s.ID] = s
