@@ -124,16 +124,13 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 	if spec.Secure {
 		token = n.cfg.TokenKey.AccessToken(spec.Sandbox, spec.TokenEpoch)
 	}
-	host := n.cfg.TokenKey.HostToken(u.id)
-	agent := n.cfg.NewAgent(u.dial, host, token)
-
 	u.mu.Lock()
 	if u.exit != nil {
 		detail := u.exit.Detail
 		u.mu.Unlock()
 		return nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", detail)
 	}
-	closeAgent(u.agent) // the one that waited for the guest to answer
+	agent := n.agentFor(u, token)
 	same := equalPolicy(u.policy, policy)
 	u.spec, u.policy, u.started, u.agent = spec, policy, n.cfg.Clock(), agent
 	u.spec.Env = nil // the guest's alone from here on
@@ -149,6 +146,22 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 		g.Go(func() error { return n.cfg.Network.SetEgress(gctx, u.id, policy) })
 	}
 	return g.Wait()
+}
+
+// renewer is a client that can change its access token and keep its connections:
+// a guest's first answer on a new one takes as long as several on an old.
+type renewer interface {
+	WithAccessToken(token string) nacre.Agent
+}
+
+// agentFor returns a client of the unit's guest that replaces the one that waited
+// for it to answer; u.mu is held.
+func (n *Node) agentFor(u *unit, token string) nacre.Agent {
+	if r, ok := u.agent.(renewer); ok {
+		return r.WithAccessToken(token)
+	}
+	closeAgent(u.agent)
+	return n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), token)
 }
 
 // introduce tells the guest who it is.

@@ -20,8 +20,10 @@ func (n *Node) warm(ctx context.Context, u *unit) error {
 	ctx, cancel := context.WithTimeout(ctx, warmUp)
 	defer cancel()
 	token := rand.Text()
-	agent := n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), token)
-	defer closeAgent(agent)
+	u.mu.Lock()
+	agent := n.agentFor(u, token)
+	u.agent = agent
+	u.mu.Unlock()
 	if err := n.introduce(ctx, agent, u, token, nil); err != nil {
 		return err
 	}

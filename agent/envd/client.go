@@ -51,6 +51,7 @@ type Options struct {
 type Client struct {
 	opts  Options
 	base  string
+	inner http.RoundTripper // what the connections belong to
 	http  *http.Client
 	procs processpbconnect.ProcessClient
 	files filesystempbconnect.FilesystemClient
@@ -60,18 +61,8 @@ var _ nacre.Agent = (*Client)(nil)
 
 // New returns a client. It does not connect.
 func New(opts Options) *Client {
-	c := &Client{opts: opts, base: strings.TrimRight(opts.BaseURL, "/")}
-	if c.base == "" {
-		c.base = "http://guest:" + strconv.Itoa(nacre.AgentPort)
-	}
-	inner := http.RoundTripper(nil)
-	if opts.HTTPClient != nil {
-		inner = opts.HTTPClient.Transport
-		if inner == nil {
-			inner = http.DefaultTransport
-		}
-	} else {
-		inner = &http.Transport{
+	if opts.HTTPClient == nil {
+		return newClient(opts, &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return opts.Dial(ctx, nacre.AgentPort)
 			},
@@ -81,7 +72,27 @@ func New(opts Options) *Client {
 			DisableCompression:     true,
 			WriteBufferSize:        64 << 10, // used while a request runs only
 			ReadBufferSize:         16 << 10,
-		}
+		})
+	}
+	inner := opts.HTTPClient.Transport
+	if inner == nil {
+		inner = http.DefaultTransport
+	}
+	return newClient(opts, inner)
+}
+
+// WithAccessToken returns a client that sends another access token, over the
+// connections that c has: Close of either ends the idle ones of both.
+func (c *Client) WithAccessToken(token string) nacre.Agent {
+	opts := c.opts
+	opts.AccessToken = token
+	return newClient(opts, c.inner)
+}
+
+func newClient(opts Options, inner http.RoundTripper) *Client {
+	c := &Client{opts: opts, base: strings.TrimRight(opts.BaseURL, "/"), inner: inner}
+	if c.base == "" {
+		c.base = "http://guest:" + strconv.Itoa(nacre.AgentPort)
 	}
 	c.http = &http.Client{
 		Transport:     &transport{c: c, next: inner},

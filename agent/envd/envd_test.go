@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -169,5 +172,32 @@ func TestHeaders(t *testing.T) {
 				t.Errorf("%s: %s is %q, want %q", path, k, got, v)
 			}
 		}
+	}
+}
+
+// TestWithAccessToken: the client with another token speaks over the connection
+// that is there, and each sends its own.
+func TestWithAccessToken(t *testing.T) {
+	var mu sync.Mutex
+	var tokens []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		tokens = append(tokens, r.Header.Get(HeaderAccessToken)+"/"+r.Header.Get(HeaderHostToken))
+	}))
+	defer srv.Close()
+	dials := 0
+	first := New(Options{AccessToken: "first", HostToken: "host", Dial: func(ctx context.Context, _ int) (net.Conn, error) {
+		dials++
+		return new(net.Dialer).DialContext(ctx, "tcp", srv.Listener.Addr().String())
+	}})
+	defer first.Close()
+	for _, a := range []nacre.Agent{first, first.WithAccessToken("second"), first} {
+		if err := a.Healthy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"first/host", "second/host", "first/host"}; !slices.Equal(tokens, want) || dials != 1 {
+		t.Errorf("tokens %q over %d connections, want %q over one", tokens, dials, want)
 	}
 }
