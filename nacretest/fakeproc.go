@@ -34,7 +34,7 @@ type fakeProcess struct {
 	eof    bool
 	input  chan struct{} // signalled when stdin changes
 	killed string
-	argv   []string  // the command that it is in
+	argv   []string  // the command that it is in; all of it before the first
 	until  time.Time // when that ends, for sleep
 }
 
@@ -64,7 +64,7 @@ func (p fakeProcesses) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre
 	proc := &fakeProcess{
 		guest: g, term: spec.Term != nil, ended: make(chan struct{}), input: make(chan struct{}, 1), eof: !spec.Stdin && spec.Term == nil,
 		info: nacre.ProcessInfo{PID: g.nextPID, Cmd: spec.Cmd, Args: spec.Args, Env: env, Cwd: spec.Cwd, Tag: spec.Tag},
-		subs: map[*fakeStream]struct{}{}, unlogged: spec.Unlogged,
+		subs: map[*fakeStream]struct{}{}, unlogged: spec.Unlogged, argv: argv,
 	}
 	g.procs[proc.info.PID] = proc
 	if !spec.Unlogged {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -264,16 +263,14 @@ func (g *FakeGuest) load(mem fakeMemory) {
 		g.files[p] = &fakeNode{f.Dir, f.Data, f.Owner, f.Mtime}
 	}
 	for _, s := range mem.Procs {
-		p := &fakeProcess{guest: g, info: s.Info, term: s.Term, eof: s.EOF, subs: map[*fakeStream]struct{}{},
-			ended: make(chan struct{}), input: make(chan struct{}, 1)}
-		p.stdin.WriteString(s.Stdin)
-		g.procs[s.Info.PID] = p
 		argv := s.Argv
 		if s.Left != 0 {
 			argv = []string{"sleep", strconv.FormatFloat(max(s.Left, 0).Seconds(), 'f', -1, 64)}
-		} else if len(argv) > 0 && strings.HasSuffix(argv[0], "sh") {
-			argv = []string{"true"}
 		}
+		p := &fakeProcess{guest: g, info: s.Info, term: s.Term, eof: s.EOF, subs: map[*fakeStream]struct{}{},
+			ended: make(chan struct{}), input: make(chan struct{}, 1), argv: argv}
+		p.stdin.WriteString(s.Stdin)
+		g.procs[s.Info.PID] = p
 		go p.run(argv, 0)
 	}
 }
