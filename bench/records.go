@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log"
@@ -20,6 +21,7 @@ import (
 // Two large teams, one with many running sandboxes and one with a handful among
 // its ended ones, and a thousand small teams.
 const (
+	users     = 2500 // of the metadata; each has 20 copies too
 	bigTeam   = nacre.TeamID("team_big")
 	quietTeam = nacre.TeamID("team_quiet")
 )
@@ -28,8 +30,11 @@ func smallTeam(rng *rand.Rand) nacre.TeamID {
 	return nacre.TeamID("team_small" + strconv.Itoa(rng.IntN(1000)))
 }
 
-// benchRecords: lists, filters and single reads among many records on SQLite, on a
-// database that was just filled through the store's own inserts.
+// copies is how many records are made of each that is inserted.
+const copies = 20
+
+// benchRecords: lists, filters and single reads among many records on SQLite. A
+// twentieth of them goes through the store's own inserts, and is copied with SQL.
 func benchRecords(ctx context.Context, b *bench) error {
 	n := b.records
 	if b.quick {
@@ -40,16 +45,23 @@ func benchRecords(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	db, err := sqlstore.Open(ctx, filepath.Join(dir, "nacre.db"), sqlstore.Options{})
+	path := filepath.Join(dir, "nacre.db")
+	db, err := sqlstore.Open(ctx, path, sqlstore.Options{})
 	if err != nil {
 		return err
 	}
-	defer db.Close()
 	begin := time.Now()
-	if err := seed(ctx, db, n); err != nil {
+	if err := errors.Join(seed(ctx, db, n/copies), db.Close()); err != nil {
 		return err
 	}
-	b.report.value(fmt.Sprintf("inserting %d records, 256 callers", n), "1/s", float64(n)/time.Since(begin).Seconds(), "", "each with its event; synced")
+	b.report.value(fmt.Sprintf("inserting %d records, 256 callers", n/copies), "1/s", float64(n/copies)/time.Since(begin).Seconds(), "", "each with its event and metadata; synced")
+	if err := multiply(ctx, path); err != nil {
+		return err
+	}
+	if db, err = sqlstore.Open(ctx, path, sqlstore.Options{}); err != nil {
+		return err
+	}
+	defer db.Close()
 	known, deep, err := walk(ctx, db)
 	if err != nil {
 		return err
@@ -92,9 +104,6 @@ func seed(ctx context.Context, db *sqlstore.DB, n int) error {
 		if ctx.Err() != nil {
 			break
 		}
-		if i > 0 && i%(n/4) == 0 {
-			log.Printf("    %d records", i)
-		}
 		work <- record(rng, i, n, now)
 	}
 	close(work)
@@ -108,7 +117,7 @@ func record(rng *rand.Rand, i, n int, now time.Time) nacre.Sandbox {
 	s.CreatedAt = now.Add(-time.Duration(n-i) * 100 * time.Millisecond)
 	s.StartedAt, s.EndedAt = s.CreatedAt, s.CreatedAt.Add(time.Minute)
 	s.Deadline = now.Add(time.Hour)
-	s.Metadata = map[string]string{"user": strconv.Itoa(rng.IntN(50000)), "region": [...]string{"eu", "us", "ap"}[rng.IntN(3)]}
+	s.Metadata = map[string]string{"user": strconv.Itoa(rng.IntN(users)), "region": [...]string{"eu", "us", "ap"}[rng.IntN(3)]}
 	switch p := i % 10; {
 	case p < 6:
 		if rng.IntN(10) == 0 {
@@ -116,13 +125,58 @@ func record(rng *rand.Rand, i, n int, now time.Time) nacre.Sandbox {
 		}
 	case p < 9:
 		s.TeamID = quietTeam
-		if i%(n/5/10*10+10) == 6 {
+		if i%500 == 6 && i < 2500 {
 			s.State = nacre.StateRunning
 		}
 	default:
 		s.TeamID = smallTeam(rng)
 	}
 	return s
+}
+
+// multiply copies every record with its metadata and events, each copy older than
+// the last and under other ids.
+func multiply(ctx context.Context, path string) error {
+	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=synchronous(off)&_pragma=cache_size(-262144)&_pragma=temp_store(memory)")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1) // the temporary tables are the connection's
+	for _, q := range []string{
+		`CREATE TEMP TABLE s AS SELECT * FROM sandboxes`,
+		`CREATE TEMP TABLE m AS SELECT * FROM sandbox_metadata`,
+		`CREATE TEMP TABLE e AS SELECT * FROM events`,
+	} {
+		if _, err := db.ExecContext(ctx, q); err != nil {
+			return err
+		}
+	}
+	for k := 1; k < copies; k++ {
+		log.Printf("    copy %d of %d", k+1, copies)
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		// Of the 103 random bits of an id the rest is plenty; one that begins so
+		// already has no such copy.
+		id := func(column string) string { return fmt.Sprintf("'i%03d' || substr(%s, 5)", k, column) }
+		older := fmt.Sprint(int64(k) * (30 * 24 * time.Hour).Microseconds())
+		for _, q := range []string{
+			`INSERT OR IGNORE INTO sandboxes SELECT ` + id("id") + `, team_id, state, node, created_at - ` + older + `, started_at - ` + older +
+				`, deadline, due_at, ended_at, version, body, env FROM s`,
+			`INSERT OR IGNORE INTO sandbox_metadata SELECT team_id, tag, state, started_at - ` + older + `, ` + id("sandbox_id") + ` FROM m`,
+			`INSERT INTO events (at, team_id, sandbox_id, kind, data) SELECT at - ` + older + `, team_id, ` + id("sandbox_id") + `, kind, data FROM e`,
+		} {
+			if _, err := tx.ExecContext(ctx, q); err != nil {
+				return errors.Join(err, tx.Rollback())
+			}
+		}
+		if err := tx.Commit(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // walk returns some of the big team's running sandboxes, and places deep in their list.
@@ -174,13 +228,13 @@ func queries(db *sqlstore.DB, rng *rand.Rand, known []nacre.SandboxID, deep []st
 		list("list 100 of any state", func() nacre.SandboxFilter { return nacre.SandboxFilter{TeamID: bigTeam} }),
 		list("list a small team", func() nacre.SandboxFilter { return nacre.SandboxFilter{TeamID: smallTeam(rng)} }),
 		list("filter by a user's metadata", func() nacre.SandboxFilter {
-			return nacre.SandboxFilter{TeamID: bigTeam, Metadata: map[string]string{"user": strconv.Itoa(rng.IntN(50000))}}
+			return nacre.SandboxFilter{TeamID: bigTeam, Metadata: map[string]string{"user": strconv.Itoa(rng.IntN(users))}}
 		}),
 		list("filter by frequent metadata, running", func() nacre.SandboxFilter {
 			return nacre.SandboxFilter{TeamID: bigTeam, States: running, Metadata: map[string]string{"region": "eu"}}
 		}),
 		list("filter by two, running", func() nacre.SandboxFilter {
-			return nacre.SandboxFilter{TeamID: bigTeam, States: running, Metadata: map[string]string{"region": "us", "user": strconv.Itoa(rng.IntN(50000))}}
+			return nacre.SandboxFilter{TeamID: bigTeam, States: running, Metadata: map[string]string{"region": "us", "user": strconv.Itoa(rng.IntN(users))}}
 		}),
 		list("those whose deadline has passed", func() nacre.SandboxFilter {
 			return nacre.SandboxFilter{AllTeams: true, DeadlineBefore: time.Now()}
