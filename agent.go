@@ -38,6 +38,9 @@ type AgentInit struct {
 	DNS         string // address for /etc/resolv.conf
 	DefaultUser string // "" means "user"
 	DefaultCwd  string // "" means the user's home
+	// NewIdentity is for a guest that was restored as another sandbox: it gets its
+	// own /etc/machine-id.
+	NewIdentity bool
 }
 
 // GuestStats are the guest's own figures.

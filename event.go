@@ -26,7 +26,11 @@ const (
 	EventNetwork  EventKind = "sandbox.network_changed"
 	EventPaused   EventKind = "sandbox.paused"
 	EventResumed  EventKind = "sandbox.resumed"
-	EventEnded    EventKind = "sandbox.ended" // Data: reason, detail
+	EventRestored EventKind = "sandbox.restored" // Data: snapshot
+	EventEnded    EventKind = "sandbox.ended"    // Data: reason, detail
+
+	EventSnapshotCreated EventKind = "snapshot.created" // Data: snapshot, kind, name
+	EventSnapshotDeleted EventKind = "snapshot.deleted" // Data: snapshot
 )
 
 // EventFilter selects events of one team, oldest first.

@@ -33,6 +33,21 @@ type Node interface {
 	// before the call and were not stopped yet first, until ctx ends.
 	WatchExits(ctx context.Context, fn func(SandboxID, Exit)) error
 
+	// Snapshot keeps a running sandbox as spec.ID. It exists, durably, when it
+	// returns. With Pause the machine is stopped then and forgotten, as if by Stop:
+	// traffic ends before the guest stands still, and a crash at any moment leaves
+	// either a running machine and no snapshot, or a snapshot and no machine. When it
+	// fails the sandbox runs on, reachable as before. A full disk is CodeNoSpace, a
+	// second one of the sandbox at once CodeConflict.
+	Snapshot(ctx context.Context, id SandboxID, spec SnapshotSpec) (SnapshotManifest, error)
+
+	// Snapshots lists what exists here: the truth that the records are compared with.
+	Snapshots(ctx context.Context) ([]SnapshotManifest, error)
+
+	// DeleteSnapshot removes one; what restores from it at the moment goes on. A
+	// repeat is no error.
+	DeleteSnapshot(ctx context.Context, id SnapshotID) error
+
 	// Capacity tells how full the host is.
 	Capacity(ctx context.Context) (Capacity, error)
 }
@@ -47,6 +62,17 @@ type StartSpec struct {
 	Network    NetworkPolicy
 	Secure     bool
 	TokenEpoch int
+	// Snapshot is restored instead of booting the build; its Build and Resources must
+	// be these. "" boots. One that is not here is CodeNotFound, one that cannot be
+	// restored here CodeUnsupported, a damaged one CodeConflict.
+	Snapshot SnapshotID
+}
+
+// SnapshotSpec is what a node needs to know to keep a sandbox.
+type SnapshotSpec struct {
+	ID        SnapshotID
+	Pause     bool
+	FilesOnly bool
 }
 
 // Started is what became of a Start.

@@ -154,11 +154,14 @@ type SnapshotOptions struct {
 	// SumPages records the checksum of the memory's pages too, which means to read
 	// them once more; the guest does not stand still for it.
 	SumPages bool
+	// FilesOnly keeps the writable layer alone: Restore then boots, with these files.
+	FilesOnly bool
 }
 
 // SnapshotInfo describes a snapshot that was taken.
 type SnapshotInfo struct {
 	RestoreKey string
+	FilesOnly  bool
 	Files      []SnapshotFile // all that is in the directory
 	Stopped    time.Duration  // how long the guest stood still; so far, without KeepRunning
 }

@@ -33,11 +33,19 @@ type Sandbox struct {
 
 	Timeout    time.Duration // what the deadline was last set from
 	OnTimeout  TimeoutAction
-	TokenEpoch int // raised to make earlier access tokens worthless
+	AutoResume bool // traffic wakes it when it is paused
+	FilesOnly  bool // a pause at the deadline keeps the files alone
+	TokenEpoch int  // raised to make earlier access tokens worthless
+
+	// Snapshot is what it goes on from when it gets a machine: set while a fork is
+	// created, while it is paused or resumed. It is held, see SnapshotStore.
+	Snapshot SnapshotID
+	Origin   SnapshotID // what its machine was restored from; "" when it booted
 
 	CreatedAt time.Time
 	StartedAt time.Time // of the current run; a resume renews it
 	Deadline  time.Time // when OnTimeout happens
+	PausedAt  time.Time // zero while it is not paused
 	EndedAt   time.Time
 
 	BootPath BootPath
@@ -61,7 +69,7 @@ const (
 // Transitions holds every legal move. A move that is not here is a CodeConflict.
 var Transitions = map[State][]State{
 	StateCreating: {StateRunning, StateStopping, StateEnded},
-	StateRunning:  {StatePausing, StateStopping, StateEnded},
+	StateRunning:  {StatePausing, StateResuming, StateStopping, StateEnded}, // resuming: back to a snapshot
 	StatePausing:  {StatePaused, StateRunning, StateStopping, StateEnded},
 	StatePaused:   {StateResuming, StateStopping, StateEnded},
 	StateResuming: {StateRunning, StatePaused, StateStopping, StateEnded},

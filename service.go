@@ -43,12 +43,16 @@ type Service interface {
 
 // CreateRequest is what a create asks for. Zero fields mean the defaults.
 type CreateRequest struct {
-	Template  string        // name or id; "" means "base"
+	Template  string        // name or id of a template, or of a snapshot of the team's; "" means "base"
 	Timeout   time.Duration // 0 means 5 minutes
 	OnTimeout TimeoutAction // "" means kill
-	Resources Resources
-	Metadata  map[string]string
-	Env       map[string]string
-	Network   NetworkPolicy
-	Secure    bool
+	// AutoResume lets traffic wake it when it is paused; FilesOnly keeps no memory
+	// when it is paused at its deadline. Not both.
+	AutoResume bool
+	FilesOnly  bool
+	Resources  Resources
+	Metadata   map[string]string
+	Env        map[string]string
+	Network    NetworkPolicy
+	Secure     bool
 }

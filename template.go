@@ -13,8 +13,13 @@ type Template struct {
 	Public    bool
 	Build     BuildID // the current one; "" while none is ready
 	Resources Resources
-	CreatedAt time.Time
-	UpdatedAt time.Time
+	// Start and Ready end a recipe: Start is run by the shell in a booted sandbox,
+	// and when Ready exits with 0 its state is kept as Warm, which creates go on
+	// from. "" for none.
+	Start, Ready string
+	Warm         SnapshotID
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
 }
 
 // TemplateStore keeps templates. Errors and concurrency as in SandboxStore.

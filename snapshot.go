@@ -1,0 +1,260 @@
+package nacre
+
+import (
+	"context"
+	"time"
+)
+
+// SnapshotID names a snapshot for ever: "s" + 19 characters of [a-z0-9].
+type SnapshotID string
+
+// NewSnapshotID returns a fresh, unguessable id.
+func NewSnapshotID() SnapshotID { return SnapshotID("s" + randomID(19)) }
+
+// Valid tells whether the id has the form that NewSnapshotID gives.
+func (id SnapshotID) Valid() bool { return validID(string(id), 's', 19) }
+
+// SystemTeam owns what belongs to no tenant, such as the warm snapshots of built-in
+// templates. Nobody has a key of it.
+const SystemTeam TeamID = "team_system"
+
+// Snapshot is the record: what was kept of one sandbox at one moment, and what a
+// sandbox made from it begins with. The files are a SnapshotManifest's, on a node.
+type Snapshot struct {
+	ID      SnapshotID
+	TeamID  TeamID
+	Name    string // not unique: the newest ready one is meant; "" for none
+	Comment string
+	Kind    SnapshotKind
+	State   SnapshotState
+
+	Sandbox   SandboxID // it was taken of
+	Node      NodeID    // where its files are
+	FilesOnly bool      // a sandbox made from it boots, with the files of this one
+	// RestoreKey is what the memory is bound to, see Capabilities.
+	RestoreKey string
+
+	Template   string
+	TemplateID TemplateID
+	BuildID    BuildID
+	Resources  Resources
+	Metadata   map[string]string
+	Env        map[string]string // secret, as a sandbox's
+	Network    NetworkPolicy
+	Secure     bool
+	Timeout    time.Duration
+	OnTimeout  TimeoutAction
+
+	Bytes     int64         // of the files
+	DiskBytes int64         // what they occupy by themselves; what quotas count
+	Stopped   time.Duration // how long the guest stood still
+
+	CreatedAt  time.Time
+	ExpiresAt  time.Time // zero for never
+	LastUsedAt time.Time
+	Version    int64 // raised by each update
+}
+
+// SnapshotKind says what a snapshot is for. Only SnapshotUser is in users' lists.
+type SnapshotKind string
+
+const (
+	SnapshotUser  SnapshotKind = "user"  // asked for; lives until deleted or expired
+	SnapshotPause SnapshotKind = "pause" // a paused sandbox's own; goes when it runs again or ends
+	SnapshotFork  SnapshotKind = "fork"  // between a running sandbox and its forks
+	SnapshotWarm  SnapshotKind = "warm"  // the state behind a template's start command
+)
+
+// SnapshotState is a snapshot's place in its life.
+type SnapshotState string
+
+const (
+	SnapshotCreating SnapshotState = "creating"
+	SnapshotReady    SnapshotState = "ready"
+	SnapshotDeleting SnapshotState = "deleting" // decided; its files may still be there
+)
+
+// SnapshotFilter selects snapshots; as in SandboxFilter a team or AllTeams must be said.
+type SnapshotFilter struct {
+	TeamID   TeamID
+	AllTeams bool
+
+	Sandbox       SandboxID
+	Name          string
+	Kinds         []SnapshotKind // none: SnapshotUser alone
+	States        []SnapshotState
+	ExpiresBefore time.Time // those that expire, at or before this
+
+	// Newest first, then by id. Limit 0 means 100; at most 1000.
+	Limit  int
+	Cursor string // opaque, from SnapshotPage.Next
+}
+
+// SnapshotPage is one page of a list. Next is "" on the last.
+type SnapshotPage struct {
+	Snapshots []Snapshot
+	Next      string
+}
+
+// SnapshotStore keeps the records of snapshots. Errors and concurrency as in
+// SandboxStore.
+//
+// A snapshot is held by each sandbox that is alive and whose record names it in
+// Sandbox.Snapshot: SandboxStore.Insert and Update that write such a name are
+// CodeNotFound unless, in the same transaction, the snapshot is there, belongs to
+// the sandbox's team or to SystemTeam, and is not SnapshotDeleting.
+type SnapshotStore interface {
+	// InsertSnapshot adds a record with its events. An id that exists is CodeConflict.
+	InsertSnapshot(ctx context.Context, s Snapshot, events ...Event) error
+	GetSnapshot(ctx context.Context, team TeamID, id SnapshotID) (Snapshot, error)
+	// FindSnapshot finds a SnapshotUser that is ready by its id, else the newest of the name.
+	FindSnapshot(ctx context.Context, team TeamID, nameOrID string) (Snapshot, error)
+	ListSnapshots(ctx context.Context, f SnapshotFilter) (SnapshotPage, error)
+	// UpdateSnapshot is to snapshots what SandboxStore.Update is to sandboxes.
+	UpdateSnapshot(ctx context.Context, team TeamID, id SnapshotID, change func(*Snapshot) ([]Event, error)) (Snapshot, error)
+	// RetireSnapshot moves it to SnapshotDeleting and writes the events. While it is
+	// held that is a CodeConflict that names at most three holders. A repeat is no error.
+	RetireSnapshot(ctx context.Context, team TeamID, id SnapshotID, events ...Event) (Snapshot, error)
+	// DropSnapshot forgets one that is SnapshotDeleting. A missing one is no error,
+	// any other state CodeConflict.
+	DropSnapshot(ctx context.Context, team TeamID, id SnapshotID) error
+	// SnapshotUse sums a team's snapshots of all kinds.
+	SnapshotUse(ctx context.Context, team TeamID) (count int, diskBytes int64, err error)
+}
+
+// SnapshotManifest describes a snapshot's files on a node. It is written last:
+// while there is none the snapshot does not exist.
+type SnapshotManifest struct {
+	ID        SnapshotID
+	Sandbox   SandboxID
+	Team      TeamID
+	Machine   MachineID // it was taken of; the guest's agent knows this one's host token
+	Pause     bool      // the machine was to be stopped when the snapshot existed
+	Build     BuildID
+	Resources Resources
+	CreatedAt time.Time
+	DiskBytes int64 // what the files occupy by themselves
+	SnapshotInfo
+}
+
+// ArtifactStore keeps snapshots' files on this host. The plain files stay for as
+// long as there is room, so that a restore waits for nothing; behind them each is
+// kept as chunks named after their content, of which equal ones and zeros cost
+// nothing. All methods may run at once.
+type ArtifactStore interface {
+	// Create makes an empty directory for the snapshot's files. One that exists, or is
+	// being written, is CodeConflict; a full disk CodeNoSpace.
+	Create(ctx context.Context, id SnapshotID) (dir string, err error)
+	// Commit makes what was written durable, the manifest last, and returns it with
+	// DiskBytes. From then on the snapshot exists, whenever the host loses power.
+	Commit(ctx context.Context, m SnapshotManifest) (SnapshotManifest, error)
+	// Discard removes what was not committed. A repeat is no error.
+	Discard(ctx context.Context, id SnapshotID) error
+	// Open returns the directory of the plain files, put together from chunks when
+	// they are no longer there, verified then. They stay until release is called.
+	// An unknown one is CodeNotFound.
+	Open(ctx context.Context, id SnapshotID) (dir string, m SnapshotManifest, release func(), err error)
+	// Manifests lists what exists, in no order.
+	Manifests(ctx context.Context) ([]SnapshotManifest, error)
+	// Delete removes a snapshot: at once for everybody, its files when the last
+	// release was called. A repeat is no error.
+	Delete(ctx context.Context, id SnapshotID) error
+	// Sweep removes what a crash left half-done. It is called once, before Create.
+	Sweep(ctx context.Context) error
+	// Use tells what the artifacts occupy.
+	Use(ctx context.Context) (ArtifactUse, error)
+}
+
+// ArtifactUse sums an ArtifactStore, in bytes.
+type ArtifactUse struct {
+	Snapshots int
+	Logical   int64 // the sizes of all files
+	Plain     int64 // what the plain copies occupy
+	Chunks    int64 // what the chunks occupy, each once
+}
+
+// SnapshotService is the half of the domain that keeps and copies sandboxes;
+// control implements it. What is said of Service holds here too.
+type SnapshotService interface {
+	// Pause keeps a running sandbox and ends its machine; the record is paused when
+	// it returns, and nothing that the guest did before is lost. A sandbox that is
+	// paused already is CodeConflict, one that ended CodeNotFound. When it fails the
+	// sandbox runs on; a full disk is CodeNoSpace.
+	Pause(ctx context.Context, team TeamID, id SandboxID, r PauseRequest) (Sandbox, error)
+	// Resume brings a paused sandbox back, with its id, tokens, metadata and
+	// environment; resumed tells whether it did. Of one that runs it only extends the
+	// deadline. When it fails the sandbox is paused as before. Many at once resume it once.
+	Resume(ctx context.Context, team TeamID, id SandboxID, r ResumeRequest) (s Sandbox, resumed bool, err error)
+	// Snapshot keeps a running sandbox, which goes on, or a paused one.
+	Snapshot(ctx context.Context, team TeamID, id SandboxID, r SnapshotRequest) (Snapshot, error)
+	// Restore puts the same sandbox, running or paused, back to a snapshot of its own
+	// or of its ancestors. What it did since is gone. When the snapshot cannot be
+	// restored here that is said before anything is given up; when the restore itself
+	// fails the sandbox is paused at the snapshot.
+	Restore(ctx context.Context, team TeamID, id SandboxID, snap SnapshotID) (Sandbox, error)
+	// Fork makes sandboxes that go on where another one is, or where a snapshot was
+	// taken. Each has its own outcome; an error of Fork itself means that none was made.
+	Fork(ctx context.Context, team TeamID, r ForkRequest) ([]Forked, error)
+
+	GetSnapshot(ctx context.Context, team TeamID, id SnapshotID) (Snapshot, error)
+	ListSnapshots(ctx context.Context, team TeamID, f SnapshotFilter) (SnapshotPage, error)
+	// DeleteSnapshot deletes a SnapshotUser. One that a paused sandbox would go on
+	// from is CodeConflict and names it. A repeat is CodeNotFound.
+	DeleteSnapshot(ctx context.Context, team TeamID, id SnapshotID) error
+}
+
+// PauseRequest says how to pause.
+type PauseRequest struct {
+	FilesOnly bool // keep the files alone; a resume boots
+}
+
+// ResumeRequest says how long a resumed sandbox runs.
+type ResumeRequest struct {
+	// Timeout 0 means the sandbox's own. The deadline is never moved to an earlier time.
+	Timeout time.Duration
+	Boot    bool // do not restore the memory: boot with the files
+}
+
+// SnapshotRequest describes a snapshot to be taken.
+type SnapshotRequest struct {
+	Name      string
+	Comment   string
+	FilesOnly bool
+	Keep      time.Duration // it expires after this; 0 never
+}
+
+// ForkRequest asks for copies. One of Sandbox and Snapshot is given. Fields that
+// are nil or zero are the source's.
+type ForkRequest struct {
+	Sandbox   SandboxID
+	Snapshot  SnapshotID
+	Count     int // 1 to 100; 0 means 1
+	Timeout   time.Duration
+	OnTimeout TimeoutAction
+	Metadata  map[string]string
+	Env       map[string]string // added to the source's
+	Name      string
+}
+
+// Forked is what became of one copy: a running sandbox or an error.
+type Forked struct {
+	Sandbox Sandbox
+	Err     error
+}
+
+// Waker brings paused sandboxes back when traffic comes for them (Sandbox.AutoResume).
+type Waker interface {
+	// Asleep returns the route that a paused sandbox would have; ok is false for one
+	// that traffic does not wake. It answers from memory.
+	Asleep(id SandboxID) (r Route, ok bool)
+	// Wake resumes it, or waits for the resume that is under way. The caller has
+	// checked that the traffic may reach the sandbox.
+	Wake(ctx context.Context, id SandboxID) error
+}
+
+// Activity is told when a sandbox is used, which moves an idle deadline: commands,
+// file writes, previews and terminal input; not reads.
+type Activity interface {
+	// Touch is cheap and does not block.
+	Touch(id SandboxID)
+}
