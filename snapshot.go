@@ -247,6 +247,9 @@ type Waker interface {
 	// Asleep returns the route that a paused sandbox would have; ok is false for one
 	// that traffic does not wake. It answers from memory.
 	Asleep(id SandboxID) (r Route, ok bool)
+	// Sleepers calls fn for each one that Asleep knows until it returns false: a
+	// signed URL names no sandbox and is tried against all.
+	Sleepers(fn func(Route) bool)
 	// Wake resumes it, or waits for the resume that is under way. The caller has
 	// checked that the traffic may reach the sandbox.
 	Wake(ctx context.Context, id SandboxID) error
