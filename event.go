@@ -31,7 +31,18 @@ const (
 
 	EventSnapshotCreated EventKind = "snapshot.created" // Data: snapshot, kind, name
 	EventSnapshotDeleted EventKind = "snapshot.deleted" // Data: snapshot
+
+	// What is done in a sandbox, see EventWriter.
+	EventExecStarted   EventKind = "exec.started"   // Data: exec, command
+	EventExecCompleted EventKind = "exec.completed" // Data: exec, exit_code, duration_ms
+	EventFileChanged   EventKind = "file.changed"   // Data: path, op
+	EventPreviewReady  EventKind = "preview.ready"  // Data: preview, port, url
 )
+
+// ActivityEvents are the kinds that tell of what is done in a sandbox rather than of
+// what became of it. They are for people who watch: written behind the deed, not
+// with it, and no longer kept than a day.
+var ActivityEvents = []EventKind{EventExecStarted, EventExecCompleted, EventFileChanged, EventPreviewReady}
 
 // EventFilter selects events of one team, oldest first.
 type EventFilter struct {
@@ -49,4 +60,20 @@ type EventLog interface {
 	// turns up behind one that has been shown, so a reader may go on from the last
 	// Seq it saw; a store may hold an event back for a moment to keep that.
 	Events(ctx context.Context, f EventFilter) ([]Event, error)
+}
+
+// EventSignal wakes readers, so that they need not ask all the time.
+type EventSignal interface {
+	// EventsWritten returns a channel that is closed when this process next writes
+	// events. Those of other processes are not told: a reader asks now and then, too.
+	EventsWritten() <-chan struct{}
+}
+
+// EventWriter writes events that come with no change of a record.
+type EventWriter interface {
+	// AppendEvents writes them in one transaction. Team and sandbox must be set.
+	AppendEvents(ctx context.Context, events []Event) error
+	// TrimEvents deletes events of these kinds from before the time, at most limit of
+	// them, and returns how many.
+	TrimEvents(ctx context.Context, kinds []EventKind, before time.Time, limit int) (int, error)
 }
