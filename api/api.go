@@ -26,8 +26,9 @@ var (
 )
 
 // Route is one operation of a dialect. Path consists of literal segments and
-// {name}s, which Call.R.PathValue returns decoded. The first route of the table
-// that matches wins, so literal paths stand before patterns.
+// {name}s, which Call.R.PathValue returns decoded; a {name...} at the end is one or
+// more segments. The first route of the table that matches wins, so literal paths
+// stand before patterns.
 type Route struct {
 	Method string
 	Path   string
@@ -139,7 +140,9 @@ func (h *handler) match(c *Call) (Route, error) {
 			continue
 		}
 		for j, p := range pattern {
-			if name, ok := param(p); ok {
+			if name, ok := rest(p); ok {
+				r.SetPathValue(name, strings.Join(segments[j:], "/"))
+			} else if name, ok := param(p); ok {
 				r.SetPathValue(name, segments[j])
 			}
 		}
@@ -154,6 +157,11 @@ func (h *handler) match(c *Call) (Route, error) {
 }
 
 func matches(pattern, segments []string) bool {
+	if n := len(pattern); n > 0 && len(segments) >= n {
+		if _, ok := rest(pattern[n-1]); ok {
+			pattern, segments = pattern[:n-1], segments[:n-1]
+		}
+	}
 	if len(pattern) != len(segments) {
 		return false
 	}
@@ -174,6 +182,15 @@ func param(segment string) (string, bool) {
 		return "", false
 	}
 	return segment[1 : len(segment)-1], true
+}
+
+// rest returns the name in "{name...}".
+func rest(segment string) (string, bool) {
+	name, ok := param(segment)
+	if !ok {
+		return "", false
+	}
+	return strings.CutSuffix(name, "...")
 }
 
 // requestID keeps a caller's id if it is harmless in a log, else makes one.

@@ -70,6 +70,7 @@ func TestRouting(t *testing.T) {
 		api.Route{Method: "GET", Path: "/a/all", Public: true, Handle: text("all")},
 		api.Route{Method: "GET", Path: "/a/{id}", Public: true, Handle: text("one")},
 		api.Route{Method: "DELETE", Path: "/a/{id}", Public: true, Handle: text("gone")},
+		api.Route{Method: "GET", Path: "/f/{id...}", Public: true, Handle: text("file")},
 	)
 	for _, c := range []struct {
 		method, path string
@@ -82,6 +83,9 @@ func TestRouting(t *testing.T) {
 		{"HEAD", "/a/x", 200, "one x ", ""},
 		{"DELETE", "/a/x", 200, "gone x ", ""},
 		{"POST", "/a/x", 405, "", "GET, DELETE"},
+		{"GET", "/f/x", 200, "file x ", ""},
+		{"GET", "/f/x/y%2Fz/w", 200, "file x/y/z/w ", ""},
+		{"GET", "/f", 404, "", ""},
 		{"GET", "/a", 404, "", ""},
 		{"GET", "/a/", 404, "", ""},
 		{"GET", "/a/x/", 404, "", ""},

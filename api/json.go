@@ -17,13 +17,16 @@ const MaxBody = 1 << 20
 // Read decodes the body into v. Unknown fields are ignored. A body that is not
 // one JSON value of v's shape is CodeInvalid with the field named; one beyond
 // MaxBody carries ErrTooLarge; none at all leaves v as it is and reports false.
-func (c *Call) Read(v any) (present bool, err error) {
-	body, err := io.ReadAll(http.MaxBytesReader(c.W, c.R.Body, MaxBody))
+func (c *Call) Read(v any) (present bool, err error) { return c.ReadUpTo(MaxBody, v) }
+
+// ReadUpTo is Read with a limit of the caller's.
+func (c *Call) ReadUpTo(limit int64, v any) (present bool, err error) {
+	body, err := io.ReadAll(http.MaxBytesReader(c.W, c.R.Body, limit))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
 		return true, nacre.Wrap(nacre.CodeInvalid, ErrTooLarge,
-			fmt.Sprintf("the request body is larger than %d bytes", MaxBody))
+			fmt.Sprintf("the request body is larger than %d bytes", limit))
 	case err != nil:
 		return true, nacre.Wrap(nacre.CodeInvalid, err, "the request body could not be read to its end")
 	case len(bytes.TrimSpace(body)) == 0:
