@@ -66,6 +66,8 @@ type StartSpec struct {
 	// be these. "" boots. One that is not here is CodeNotFound, one that cannot be
 	// restored here CodeUnsupported, a damaged one CodeConflict.
 	Snapshot SnapshotID
+	// Boot uses the snapshot's files alone: its memory is left and the guest boots.
+	Boot bool
 }
 
 // SnapshotSpec is what a node needs to know to keep a sandbox.
@@ -100,6 +102,9 @@ type Capacity struct {
 	MemoryTotal, MemoryFree int64
 	MemoryPromised          int64
 	DiskTotal, DiskFree     int64
+	// RestoreKey is what a snapshot must be bound to, to be restored here; "" where
+	// there are none.
+	RestoreKey string
 }
 
 // Traffic is the node's data plane: how the edge reaches guests. It answers from

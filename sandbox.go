@@ -18,6 +18,9 @@ type Sandbox struct {
 	TemplateID TemplateID
 	BuildID    BuildID
 
+	Name   string    // the owner's, not unique; "" for none
+	Parent SandboxID // it was forked from this one, or from a snapshot of it
+
 	Node    NodeID
 	Machine MachineID // "" while there is none
 
@@ -37,6 +40,9 @@ type Sandbox struct {
 	FilesOnly  bool // a pause at the deadline keeps the files alone
 	TokenEpoch int  // raised to make earlier access tokens worthless
 
+	IdleTimeout time.Duration // without activity it ends after this (EndIdle); 0 never
+	AlwaysOn    bool          // it has no deadline
+
 	// Snapshot is what it goes on from when it gets a machine: set while a fork is
 	// created, while it is paused or resumed. It is held, see SnapshotStore.
 	Snapshot SnapshotID
@@ -44,7 +50,7 @@ type Sandbox struct {
 
 	CreatedAt time.Time
 	StartedAt time.Time // of the current run; a resume renews it
-	Deadline  time.Time // when OnTimeout happens
+	Deadline  time.Time // when OnTimeout happens; of a paused one when it would have; zero when AlwaysOn
 	PausedAt  time.Time // zero while it is not paused
 	EndedAt   time.Time
 
@@ -152,6 +158,7 @@ type SandboxFilter struct {
 	AllTeams bool
 
 	IDs            []SandboxID
+	Name           string
 	States         []State
 	Metadata       map[string]string // all must match exactly
 	Node           NodeID

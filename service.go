@@ -58,4 +58,16 @@ type CreateRequest struct {
 	Env        map[string]string
 	Network    NetworkPolicy
 	Secure     bool
+
+	Name        string
+	IdleTimeout time.Duration // see Sandbox; at most 24 hours
+	AlwaysOn    bool
+}
+
+// EditRequest changes what its fields that are not nil name.
+type EditRequest struct {
+	Name        *string
+	Metadata    map[string]string // replaces all of it
+	IdleTimeout *time.Duration
+	AlwaysOn    *bool // false gives it a deadline of its Timeout from now
 }
