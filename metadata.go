@@ -1,0 +1,38 @@
+package nacre
+
+import "strings"
+
+// ReservedMetadata begins the keys of metadata that belong to a dialect: it keeps
+// there what the domain does not know, finds sandboxes by it, and neither shows such
+// keys as the user's metadata nor takes them from a user.
+const ReservedMetadata = "nacre:"
+
+// Labels are the reserved keys that usage is grouped by and sandboxes are found by.
+const (
+	LabelWorkspace       = ReservedMetadata + "workspace_id"
+	LabelProject         = ReservedMetadata + "project_id"
+	LabelExternalSpace   = ReservedMetadata + "external_workspace_id"
+	LabelExternalUser    = ReservedMetadata + "external_user_id"
+	LabelExternalProject = ReservedMetadata + "external_project_id"
+)
+
+// UserMetadata returns metadata without what is reserved.
+func UserMetadata(m map[string]string) map[string]string {
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		if !strings.HasPrefix(k, ReservedMetadata) {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// CheckUserMetadata is CodeInvalid for metadata of a user's that has a reserved key.
+func CheckUserMetadata(m map[string]string) error {
+	for k := range m {
+		if strings.HasPrefix(k, ReservedMetadata) {
+			return Invalidf("metadata", "metadata: keys that begin with %q are the server's own; choose another than %.100q", ReservedMetadata, k)
+		}
+	}
+	return nil
+}
