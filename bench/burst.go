@@ -19,7 +19,7 @@ func benchBurst(ctx context.Context, b *bench) error {
 	if b.quick {
 		n = 20
 	}
-	if err := d.settle(ctx, standbys); err != nil {
+	if err := d.settle(ctx); err != nil {
 		return err
 	}
 	var mu sync.Mutex

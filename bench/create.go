@@ -5,10 +5,7 @@ import (
 	"time"
 )
 
-const (
-	agentExec = "raw agent exec: bash -l -c 'echo ok'"
-	standbys  = 2 // each create takes one, which is waited for before the next
-)
+const agentExec = "raw agent exec: bash -l -c 'echo ok'"
 
 // benchCreate: what a client waits for between asking for a sandbox and reading
 // its first command's output, when a standby is there. Beside each create the same
@@ -31,14 +28,14 @@ func benchCreate(ctx context.Context, b *bench) error {
 		}
 		var total, made, first, killed, raw, goTotal series
 		for i := range b.samples(40) + 2 {
-			if err := d.settle(ctx, standbys); err != nil {
+			if err := d.settle(ctx); err != nil {
 				return err
 			}
 			var t struct{ Create, First, Kill float64 }
 			if err := py.do(&t, "create"); err != nil {
 				return err
 			}
-			if err := d.settle(ctx, standbys); err != nil {
+			if err := d.settle(ctx); err != nil {
 				return err
 			}
 			g, err := d.createAndRun(ctx)

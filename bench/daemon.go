@@ -22,12 +22,17 @@ import (
 	"github.com/nacrehq/nacre/server"
 )
 
+// fillPause is longer than a server pauses between the standbys that it makes.
+const fillPause = 6 * time.Second
+
 // daemon is a server under measurement, on a data directory of its own.
 type daemon struct {
 	dir  string
 	bin  string
 	args []string
 	file clientfile.File
+
+	standbys int // how many the server keeps, once it is known
 
 	cmd    *exec.Cmd
 	ended  chan struct{} // closed when cmd has ended
@@ -129,17 +134,28 @@ func (d *daemon) env() []string {
 	return append(os.Environ(), "MORU_API_KEY="+d.file.APIKey, "MORU_API_URL="+d.file.APIURL, "MORU_SANDBOX_URL="+d.file.APIURL)
 }
 
-// settle returns when as many standbys wait as should, and a moment of quiet after:
-// a create is measured beside nothing else.
-func (d *daemon) settle(ctx context.Context, standbys int) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+// settle returns when as many standbys wait as the server keeps, and a moment of
+// quiet after: a create is measured beside nothing else. The first call waits for
+// the pool to be full, which is when it no longer grows.
+func (d *daemon) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	for {
+	for grew, most := time.Now(), 0; ; {
 		s, err := server.WaitReady(ctx, d.dir)
 		if err != nil {
 			return err
 		}
-		if s.Capacity != nil && s.Capacity.Standbys >= standbys {
+		have := 0
+		if s.Capacity != nil {
+			have = s.Capacity.Standbys
+		}
+		if have > most {
+			grew, most = time.Now(), have
+		}
+		if d.standbys == 0 && have > 0 && time.Since(grew) > fillPause {
+			d.standbys = have
+		}
+		if d.standbys > 0 && have >= d.standbys {
 			return pause(ctx, 300*time.Millisecond)
 		}
 		if err := pause(ctx, 20*time.Millisecond); err != nil {

@@ -15,7 +15,7 @@ func benchRestart(ctx context.Context, b *bench) error {
 	}
 	var killed series
 	for range b.samples(20) {
-		if err := d.settle(ctx, standbys); err != nil {
+		if err := d.settle(ctx); err != nil {
 			return err
 		}
 		s, err := d.create(ctx)

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -81,6 +82,7 @@ type Node struct {
 	exited    chan struct{}     // closed and replaced when exits goes up
 	lastStart time.Time         // when a start last began or ended
 	kick      chan struct{}     // wakes the refill of standbys
+	handing   chan struct{}     // one token for each standby that is handed over
 }
 
 var (
@@ -100,6 +102,7 @@ func New(cfg Config) (*Node, error) {
 			return nil, fmt.Errorf("node directory: %w", err)
 		}
 	}
+	cfg.Standby.setDefaults(cfg.Host) // which reads the file system that Dir is on
 	logs, err := openLogStore(filepath.Join(cfg.Dir, "logs"), cfg.LogBytes)
 	if err != nil {
 		return nil, err
@@ -113,6 +116,7 @@ func New(cfg Config) (*Node, error) {
 		want:      map[Shape]int{},
 		exited:    make(chan struct{}),
 		kick:      make(chan struct{}, 1),
+		handing:   make(chan struct{}, handOvers*runtime.NumCPU()),
 	}
 	n.gate = newGate(cfg.Admission, cfg.Host)
 	n.life, n.end = context.WithCancel(context.Background())
@@ -138,7 +142,6 @@ func (c *Config) setDefaults() {
 	setDefault(&c.LogDrain, 200*time.Millisecond)
 	setDefault(&c.LogBytes, 8<<20)
 	setDefault(&c.Retention, 7*24*time.Hour)
-	c.Standby.setDefaults()
 	c.Admission.setDefaults()
 }
 

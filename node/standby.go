@@ -6,9 +6,14 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"golang.org/x/sync/errgroup"
 )
 
 // Standby says how many machines run ahead of the next create.
+//
+// The first few of a shape serve single creates and are made as soon as it is
+// quiet. The others are there for bursts: they are made slowly, and wait ten
+// times as long for quiet.
 type Standby struct {
 	// Count for each shape; 0 none, -1 by the size of the host.
 	Count int
@@ -18,13 +23,36 @@ type Standby struct {
 	// Patience is how long the wait for quiet may last while no start queues for
 	// its turn: steady creates must not starve the pool. Default 250 ms.
 	Patience time.Duration
-	// Check is how often standbys are asked whether they answer. Default 5 s.
+	// Check is how often some of the standbys are asked whether they answer.
+	// Default 5 s.
 	Check time.Duration
 }
 
-func (s *Standby) setDefaults() {
+const (
+	// By the size of the host standbys take a sixteenth of its memory (one takes
+	// 15 MiB, measured), and with what an idle guest does, a thousandth of a
+	// processor each, a twentieth of its processors.
+	standbyMemory  = 16 << 20
+	standbyPart    = 16
+	standbysPerCPU = 50
+
+	burstQuiet = 10 // times as quiet must it be for those that are there for bursts
+	burstPause = 3  // times as long as one took to make is the pause before the next
+	checked    = 8  // standbys in one round of checks: a check costs ten milliseconds
+)
+
+// first is how many standbys of a shape are made without a pause.
+func first() int { return min(4, max(2, runtime.NumCPU())) }
+
+// byHost is how many standbys a host of so much memory keeps.
+func byHost(memory int64) int {
+	return max(first(), min(int(memory/standbyPart/standbyMemory), standbysPerCPU*runtime.NumCPU()))
+}
+
+func (s *Standby) setDefaults(host func() (HostStats, error)) {
 	if s.Count < 0 {
-		s.Count = min(4, max(2, runtime.NumCPU()))
+		stats, _ := host() // of a host that tells nothing: none but the first
+		s.Count = byHost(stats.MemoryTotal)
 	}
 	setDefault(&s.Quiet, 50*time.Millisecond)
 	setDefault(&s.Patience, 250*time.Millisecond)
@@ -41,6 +69,12 @@ func (n *Node) KeepReady(shapes ...Shape) {
 	}
 	n.mu.Unlock()
 	n.wake()
+}
+
+func (n *Node) hasStandby(shape Shape) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return len(n.ready[shape]) > 0
 }
 
 // takeStandby takes the oldest standby of the shape that runs, nil when there is none.
@@ -102,11 +136,17 @@ func (n *Node) spareStandbys(ctx context.Context) bool {
 		delete(n.ready, shape)
 	}
 	n.mu.Unlock()
+	var g errgroup.Group
+	g.SetLimit(8)
 	for _, u := range all {
-		if err := n.takeDown(ctx, u); err != nil {
-			n.log.Error("a standby left something behind; the next restart sweeps it", "machine", u.id, "err", err)
-		}
+		g.Go(func() error {
+			if err := n.takeDown(ctx, u); err != nil {
+				n.log.Error("a standby left something behind; the next restart sweeps it", "machine", u.id, "err", err)
+			}
+			return nil
+		})
 	}
+	_ = g.Wait()
 	return len(all) > 0
 }
 
@@ -115,24 +155,31 @@ func (n *Node) spareStandbys(ctx context.Context) bool {
 func (n *Node) keepStandbys(ctx context.Context) {
 	tick := time.NewTicker(n.cfg.Standby.Check)
 	defer tick.Stop()
-	for {
+	var paused time.Time // until then only the first few are made
+	for round := 0; ; {
 		n.trimStandbys()
-		for ctx.Err() == nil && n.refill(ctx) {
+		for ctx.Err() == nil && n.refill(ctx, &paused) {
+		}
+		var resume <-chan time.Time
+		if d := time.Until(paused); d > 0 {
+			resume = time.After(d)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-n.kick:
+		case <-resume:
 		case <-tick.C:
-			n.checkStandbys(ctx)
+			n.checkStandbys(ctx, round)
+			round++
 		}
 	}
 }
 
 // refill makes one standby and tells whether it is worth calling again at once.
-func (n *Node) refill(ctx context.Context) bool {
-	shape, ok := n.missing()
-	if !ok || !n.quiet(ctx) || !n.roomForStandby() {
+func (n *Node) refill(ctx context.Context, paused *time.Time) bool {
+	shape, urgent := n.missing()
+	if shape == nil || !urgent && time.Now().Before(*paused) || !n.quiet(ctx) || !n.roomForStandby() {
 		return false
 	}
 	done, ok := n.gate.tryTurn()
@@ -140,60 +187,79 @@ func (n *Node) refill(ctx context.Context) bool {
 		return false // the next tick tries again
 	}
 	defer done()
-	// The slot is closed until a sandbox brings its policy.
-	u, err := n.boot(ctx, shape, nacre.EgressPolicy{DenyAll: true})
-	if err == nil {
-		if err = n.warm(ctx, u); err != nil {
-			n.discard(u)
-		}
-	}
+	begin := time.Now()
+	u, err := n.bootStandby(ctx, *shape)
+	*paused = time.Now().Add(burstPause * time.Since(begin))
 	if err != nil {
 		if ctx.Err() == nil {
 			n.log.Warn("a standby could not be made", "build", shape.Build, "err", err)
 		}
 		return false // the next tick tries again
 	}
-	u.mu.Lock()
-	u.started = n.cfg.Clock()
-	err = n.handles.save(u.file())
-	u.mu.Unlock()
-
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err != nil || n.closed || u.hasEnded() || n.want[shape] <= len(n.ready[shape]) {
+	if n.closed || u.hasEnded() || n.want[*shape] <= len(n.ready[*shape]) {
 		n.discardLocked(u)
 		return false
 	}
-	n.ready[shape] = append(n.ready[shape], u)
+	n.ready[*shape] = append(n.ready[*shape], u)
 	return true
 }
 
-// missing returns a shape that has fewer standbys than it should.
-func (n *Node) missing() (Shape, bool) {
+// bootStandby makes a standby. Its slot is closed until a sandbox brings its policy.
+func (n *Node) bootStandby(ctx context.Context, shape Shape) (*unit, error) {
+	u, err := n.boot(ctx, shape, nacre.EgressPolicy{DenyAll: true})
+	if err != nil {
+		return nil, err
+	}
+	if err = n.warm(ctx, u); err == nil {
+		u.mu.Lock()
+		u.started = n.cfg.Clock()
+		err = n.handles.save(u.file())
+		u.mu.Unlock()
+	}
+	if err != nil {
+		n.discard(u)
+		return nil, err
+	}
+	return u, nil
+}
+
+// missing returns a shape that has fewer standbys than it should, nil when there
+// is none, and whether it lacks one of the first few.
+func (n *Node) missing() (shape *Shape, urgent bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	for shape, count := range n.want {
-		if len(n.ready[shape]) < count {
-			return shape, true
+	for s, count := range n.want {
+		have := len(n.ready[s])
+		if have < min(count, first()) {
+			return &s, true
+		}
+		if have < count {
+			shape = &s
 		}
 	}
-	return Shape{}, false
+	return shape, false
 }
 
 // quiet waits until no start is under way and none was a moment ago, or until it
 // has waited long and none queues.
 func (n *Node) quiet(ctx context.Context) bool {
 	for begin := time.Now(); ; {
+		quiet, patience := n.cfg.Standby.Quiet, n.cfg.Standby.Patience
+		if _, urgent := n.missing(); !urgent {
+			quiet, patience = burstQuiet*quiet, burstQuiet*patience
+		}
 		n.mu.RLock()
-		wait := n.cfg.Standby.Quiet - time.Since(n.lastStart)
+		wait := quiet - time.Since(n.lastStart)
 		for _, e := range n.sandboxes {
 			if e.unit == nil {
-				wait = max(wait, n.cfg.Standby.Quiet)
+				wait = max(wait, quiet)
 				break
 			}
 		}
 		n.mu.RUnlock()
-		if wait <= 0 || (time.Since(begin) >= n.cfg.Standby.Patience && !n.gate.queued()) {
+		if wait <= 0 || (time.Since(begin) >= patience && !n.gate.queued()) {
 			return true
 		}
 		select {
@@ -228,13 +294,19 @@ func (n *Node) trimStandbys() {
 	}
 }
 
-func (n *Node) checkStandbys(ctx context.Context) {
+// checkStandbys asks some of the standbys whether they answer: all of a small
+// pool, a part of a large one, another each round.
+func (n *Node) checkStandbys(ctx context.Context, round int) {
 	n.mu.RLock()
 	var all []*unit
 	for _, us := range n.ready {
 		all = append(all, us...)
 	}
 	n.mu.RUnlock()
+	if parts := (len(all) + checked - 1) / checked; parts > 1 {
+		at := round % parts * checked
+		all = all[at:min(at+checked, len(all))]
+	}
 	for _, u := range all {
 		u.mu.Lock()
 		agent := u.agent

@@ -29,9 +29,13 @@ type stopping struct {
 	err  error // valid when done is closed
 }
 
-// handOver bounds the hand-over of a standby, which takes milliseconds: one that
-// hangs is given up and the next taken.
-const handOver = 5 * time.Second
+const (
+	// handOver bounds the hand-over of a standby, which takes milliseconds: one
+	// that hangs is given up and the next taken, handOverTries times.
+	handOver      = time.Second
+	handOverTries = 3
+	handOvers     = 2 // at once for each processor: in a burst each stays as quick
+)
 
 var errStopped = errors.New("stopped")
 
@@ -83,23 +87,9 @@ func outOfFiles(err error) error {
 // too, when there is something to take down.
 func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacre.EgressPolicy) (*unit, nacre.BootPath, error) {
 	shape := Shape{Build: spec.Build, Resources: spec.Resources}
-	for {
-		u := n.takeStandby(shape)
-		if u == nil {
-			break
-		}
-		hctx, cancel := context.WithTimeout(ctx, handOver)
-		err := n.bind(hctx, u, spec, policy)
-		cancel()
-		if err == nil {
-			return u, nacre.BootStandby, nil
-		}
-		if ctx.Err() != nil {
-			return u, "", err
-		}
-		n.log.Warn("a standby could not be handed over", "machine", u.id, "err", err)
-		if err := n.takeDown(ctx, u); err != nil {
-			n.log.Error("a standby left something behind; the next restart sweeps it", "machine", u.id, "err", err)
+	if n.hasStandby(shape) {
+		if u, err := n.handStandby(ctx, shape, spec, policy); u != nil || err != nil {
+			return u, nacre.BootStandby, err
 		}
 	}
 	done, err := n.gate.bootTurn(ctx)
@@ -114,6 +104,44 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
 	defer cancel()
 	return u, nacre.BootCold, n.bind(ctx, u, spec, policy)
+}
+
+// handStandby binds a standby to the sandbox. It returns nil when there is none
+// that can be, and a unit with an error when its caller has to take it down.
+func (n *Node) handStandby(ctx context.Context, shape Shape, spec nacre.StartSpec, policy nacre.EgressPolicy) (*unit, error) {
+	select {
+	case n.handing <- struct{}{}:
+		defer func() { <-n.handing }()
+	case <-ctx.Done():
+		return nil, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the start was called off while it waited for its turn")
+	}
+	for range handOverTries {
+		u := n.takeStandby(shape)
+		if u == nil {
+			return nil, nil
+		}
+		hctx, cancel := context.WithTimeout(ctx, handOver)
+		err := n.bind(hctx, u, spec, policy)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return u, err
+		}
+		n.log.Warn("a standby could not be handed over", "machine", u.id, "err", err)
+		if err := n.disown(u); err != nil {
+			return u, err
+		}
+		n.discard(u)
+	}
+	return nil, nil
+}
+
+// disown makes the unit nobody's: no later process finds a handle that says it is
+// the sandbox's, for that gets another.
+func (n *Node) disown(u *unit) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.forgot = true
+	return n.handles.remove(u.id)
 }
 
 // bind gives the machine to the sandbox. The handle says so before the guest
