@@ -150,7 +150,11 @@ func (g *group) create(l limits) error {
 			return err
 		}
 	}
-	for _, s := range g.h.settings(l) {
+	return g.set(g.h.settings(l))
+}
+
+func (g *group) set(settings []setting) error {
+	for _, s := range settings {
 		if err := write(g.dir(s.controller), s.file, s.value); err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
@@ -158,36 +162,50 @@ func (g *group) create(l limits) error {
 	return nil
 }
 
+// limitCPUs changes the group's share of the processors.
+func (g *group) limitCPUs(n int) error { return g.set(g.h.cpuSettings(int64(n))) }
+
 // setting is one file of a group.
 type setting struct {
 	controller, file, value string
 	optional                bool // not every kernel has it
 }
 
-// settings are the limits in the words of the host's version. A machine may save
-// up one period of CPU time, so that a short command is not stopped in the middle.
+// settings are the limits in the words of the host's version.
 func (h *hierarchy) settings(l limits) []setting {
-	quota, period := strconv.FormatInt(l.cpus*cpuPeriod, 10), strconv.Itoa(cpuPeriod)
 	mem, pids := strconv.FormatInt(l.memory, 10), strconv.FormatInt(l.pids, 10)
 	if h.v2() {
+		return append(h.cpuSettings(l.cpus),
+			setting{"memory", "memory.max", mem, false},
+			setting{"memory", "memory.swap.max", "0", true},
+			setting{"memory", "memory.oom.group", "1", true},
+			setting{"pids", "pids.max", pids, false})
+	}
+	return append(h.cpuSettings(l.cpus),
+		setting{"memory", "memory.limit_in_bytes", mem, false},
+		setting{"memory", "memory.memsw.limit_in_bytes", mem, true},
+		setting{"pids", "pids.max", pids, false})
+}
+
+// cpuSettings are the processors' part. A machine may save up one period of CPU
+// time, so that a short command is not stopped in the middle; the kernel wants that
+// to be no more than the quota at any moment.
+func (h *hierarchy) cpuSettings(cpus int64) []setting {
+	quota, period := strconv.FormatInt(cpus*cpuPeriod, 10), strconv.Itoa(cpuPeriod)
+	if h.v2() {
 		return []setting{
+			{"cpu", "cpu.max.burst", "0", true},
 			{"cpu", "cpu.max", quota + " " + period, false},
 			{"cpu", "cpu.max.burst", quota, true},
-			{"cpu", "cpu.weight", strconv.FormatInt(min(l.cpus*100, 10000), 10), false},
-			{"memory", "memory.max", mem, false},
-			{"memory", "memory.swap.max", "0", true},
-			{"memory", "memory.oom.group", "1", true},
-			{"pids", "pids.max", pids, false},
+			{"cpu", "cpu.weight", strconv.FormatInt(min(cpus*100, 10000), 10), false},
 		}
 	}
 	return []setting{
 		{"cpu", "cpu.cfs_period_us", period, false},
+		{"cpu", "cpu.cfs_burst_us", "0", true},
 		{"cpu", "cpu.cfs_quota_us", quota, false},
 		{"cpu", "cpu.cfs_burst_us", quota, true},
-		{"cpu", "cpu.shares", strconv.FormatInt(min(l.cpus*1024, 262144), 10), false},
-		{"memory", "memory.limit_in_bytes", mem, false},
-		{"memory", "memory.memsw.limit_in_bytes", mem, true},
-		{"pids", "pids.max", pids, false},
+		{"cpu", "cpu.shares", strconv.FormatInt(min(cpus*1024, 262144), 10), false},
 	}
 }
 

@@ -56,7 +56,8 @@ type Runtime struct {
 	program *os.File
 	cgroup  *hierarchy
 	conf    *config.Config
-	flags   []string // conf as the sandbox's global flags
+	flags   []string                 // conf as the sandbox's global flags
+	filter  func() (*os.File, error) // the sandboxes' seccomp program, as JSON in memory
 	boots   *semaphore.Weighted
 	agents  agents
 	key     string // what this process's snapshots are bound to
@@ -118,7 +119,19 @@ func New(cfg Config) (*Runtime, error) {
 	if r.memory, err = hostMemory(); err != nil {
 		return nil, err
 	}
+	r.filter = sync.OnceValues(r.makeFilter)
+	r.work.Go(func() { _, _ = r.filter() }) // before the first start asks
 	return r, nil
+}
+
+// makeFilter compiles the sandboxes' seccomp program. Without one each sandbox
+// compiles its own.
+func (r *Runtime) makeFilter() (*os.File, error) {
+	program, err := compileFilter(r.conf.Platform)
+	if err != nil {
+		r.cfg.Log.Warn("the seccomp program could not be compiled ahead; machines start slower", "error", err)
+	}
+	return memFile("seccomp", program)
 }
 
 // sandboxConfig is how every sandbox is configured.
@@ -168,6 +181,9 @@ func (r *Runtime) Close() error {
 	r.work.Wait()
 	if again {
 		return nil
+	}
+	if f, err := r.filter(); err == nil {
+		_ = f.Close()
 	}
 	return r.program.Close()
 }

@@ -26,6 +26,9 @@ func Main() bool {
 	if !strings.HasPrefix(filepath.Base(os.Args[0]), "runsc") && os.Args[0] != selfExe {
 		return false
 	}
+	if os.Args[0] != selfExe {
+		useFilter()
+	}
 	cli.Run(nil, map[util.SubCommand]string{
 		new(sentrycmd.Boot):   "internal",
 		new(sentrycmd.Umount): "internal",
