@@ -32,13 +32,30 @@ func TestTrap01_EveryErrorHasABody(t *testing.T) {
 		{"POST", "/sandboxes", `[]`, 400},
 		{"POST", "/sandboxes", `{} {}`, 400},
 		{"POST", "/sandboxes", `{"templateID":"nope"}`, 404},
-		{"POST", "/sandboxes", `{"templateID":"base","autoPause":true}`, 501},
+		{"POST", "/sandboxes", `{"templateID":"base","autoPauseMemory":false,"autoResume":{"enabled":true}}`, 400},
+		{"POST", "/sandboxes", `{"templateID":"base:v2"}`, 404},
 		{"POST", "/sandboxes", `{"volumeId":"vol_1"}`, 501},
 		{"POST", "/sandboxes", `{"x":"` + strings.Repeat("a", 1<<20) + `"}`, 413},
 		{"DELETE", "/sandboxes/" + string(id1), "", 404},
 		{"POST", "/sandboxes/" + id + "/timeout", `{}`, 400},
 		{"POST", "/sandboxes/" + string(id1) + "/timeout", `{"timeout":1}`, 404},
 		{"POST", "/sandboxes/" + string(id1) + "/connect", `{"timeout":1}`, 404},
+		{"POST", "/sandboxes/" + string(id1) + "/pause", "", 404},
+		{"POST", "/sandboxes/" + id + "/pause", "[]", 400},
+		{"POST", "/sandboxes/" + string(id1) + "/resume", `{"timeout":1}`, 404},
+		{"POST", "/sandboxes/" + id + "/resume", `{"timeout":1}`, 409},
+		{"POST", "/sandboxes/" + string(id1) + "/snapshots", "{}", 404},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"a/b"}`, 400},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"expiresIn":-1}`, 400},
+		{"POST", "/sandboxes/" + string(id1) + "/fork", "{}", 404},
+		{"POST", "/sandboxes/" + id + "/fork", `{"count":0}`, 400},
+		{"POST", "/sandboxes/" + id + "/fork", `{"count":101}`, 400},
+		{"POST", "/sandboxes/" + id + "/fork", `{"count":1.5}`, 400},
+		{"POST", "/sandboxes/" + id + "/restore", `{}`, 400},
+		{"POST", "/sandboxes/" + id + "/restore", `{"snapshotID":"nope:default"}`, 404},
+		{"GET", "/snapshots?limit=0", "", 400},
+		{"DELETE", "/templates/nope:default", "", 404},
+		{"DELETE", "/templates/base", "", 501},
 		{"GET", "/sandboxes/" + id + "/metrics?start=x", "", 400},
 		{"GET", "/sandboxes/" + id + "/logs?limit=1001", "", 400},
 		{"GET", "/templates/nope", "", 404},
@@ -76,15 +93,16 @@ func TestStatuses(t *testing.T) {
 func TestErrorsNameTheField(t *testing.T) {
 	h := newHarness(t)
 	for body, field := range map[string]string{
-		`{"timeout":"5m"}`:                                        "timeout",
-		`{"timeout":0}`:                                           "timeout",
-		`{"timeout":-1}`:                                          "timeout",
-		`{"timeout":1e300}`:                                       "timeout",
-		`{"metadata":{"a":1}}`:                                    "metadata",
-		`{"network":{"allowOut":"1.1.1.1"}}`:                      "network.allowOut",
-		`{"network":{"maskRequestHost":"a\nb"}}`:                  "network.maskRequestHost",
-		`{"network":{"rules":{"x":[]}}}`:                          "network.rules",
-		`{"secure":"yes"}`:                                        "secure",
+		`{"timeout":"5m"}`:                       "timeout",
+		`{"timeout":0}`:                          "timeout",
+		`{"timeout":-1}`:                         "timeout",
+		`{"timeout":1e300}`:                      "timeout",
+		`{"metadata":{"a":1}}`:                   "metadata",
+		`{"network":{"allowOut":"1.1.1.1"}}`:     "network.allowOut",
+		`{"network":{"maskRequestHost":"a\nb"}}`: "network.maskRequestHost",
+		`{"network":{"rules":{"x":[]}}}`:         "network.rules",
+		`{"secure":"yes"}`:                       "secure",
+		`{"autoPauseMemory":false,"autoResume":{"enabled":true}}`: "autoResume",
 		`{"volumeMounts":[{"name":"v"}]}`:                         "volumeId",
 		`{"secure":false,"network":{"allowPublicTraffic":false}}`: "network.allowPublicTraffic",
 	} {
@@ -147,8 +165,8 @@ func TestFault28_Timeouts(t *testing.T) {
 	h := newHarness(t)
 	id := h.create(`{"timeout":300}`).SandboxID
 	for _, bad := range []string{"0", "-5", "-0.5", `"60"`, "1e30", "300000", "[]", "null"} {
-		for _, path := range []string{"/timeout", "/connect"} {
-			if path == "/connect" && bad == "null" {
+		for _, path := range []string{"/timeout", "/connect", "/resume", "/fork"} {
+			if path != "/timeout" && bad == "null" {
 				continue // E2B's clients leave it out there
 			}
 			h.do("POST", "/sandboxes/"+id+path, h.keyA, `{"timeout":`+bad+`}`)

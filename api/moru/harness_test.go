@@ -45,7 +45,7 @@ func newHarness(t *testing.T) *harness {
 	h.teamA, h.keyA = h.teams.NewTeam("a")
 	h.teamB, h.keyB = h.teams.NewTeam("b")
 	c := Config{
-		Service: h.service, Auth: api.NewAuth(h.teams, h.clock), Teams: h.teams,
+		Service: h.service, Snapshots: h.service, Auth: api.NewAuth(h.teams, h.clock), Teams: h.teams,
 		TokenKey: nacre.TokenKey{1, 2, 3}, Domain: "nacre.localhost:8443",
 		EnvdVersion: "0.4.0", Clock: h.clock,
 		Logger: slog.New(slog.NewTextHandler(h.log, nil)),

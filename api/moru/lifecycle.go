@@ -1,7 +1,6 @@
 package moru
 
 import (
-	"net/http"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -53,24 +52,6 @@ func (d *dialect) refresh(c *api.Call) error {
 		return err
 	}
 	return c.NoContent()
-}
-
-// connect returns a running sandbox and never shortens its life. E2B's clients
-// send {} for the default timeout.
-func (d *dialect) connect(c *api.Call) error {
-	var in timeoutBody
-	if _, err := c.Read(&in); err != nil {
-		return err
-	}
-	timeout, err := duration("timeout", in.Timeout, defaultTimeout)
-	if err != nil {
-		return err
-	}
-	s, err := d.setDeadline(c, timeout, true)
-	if err != nil {
-		return err
-	}
-	return c.JSON(http.StatusOK, d.sandbox(s))
 }
 
 func (d *dialect) setDeadline(c *api.Call, dur time.Duration, extendOnly bool) (nacre.Sandbox, error) {

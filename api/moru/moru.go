@@ -16,12 +16,13 @@ import (
 	"github.com/nacrehq/nacre/api"
 )
 
-// Config is what the dialect needs. Service, Auth, Teams and TokenKey are required.
+// Config is what the dialect needs. All of the first five are required.
 type Config struct {
-	Service  nacre.Service
-	Auth     *api.Auth
-	Teams    nacre.TeamStore
-	TokenKey nacre.TokenKey
+	Service   nacre.Service
+	Snapshots nacre.SnapshotService
+	Auth      *api.Auth
+	Teams     nacre.TeamStore
+	TokenKey  nacre.TokenKey
 
 	// Domain is what clients build "<port>-<id>.<domain>" from, with a port when
 	// the edge listens on another than 443. "" leaves the choice to the client.

@@ -2,6 +2,7 @@ package moru
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/api"
@@ -9,7 +10,10 @@ import (
 
 // routes is the table of operations: what is offered, then what is known and not.
 func (d *dialect) routes() []api.Route {
-	return append(d.offered(), d.unsupported()...)
+	return slices.Concat(d.offered(), d.unsupported(), []api.Route{
+		// After "/templates/tags", which it would hide.
+		{Method: "DELETE", Path: "/templates/{template}", Handle: d.deleteTemplate},
+	})
 }
 
 func (d *dialect) offered() []api.Route {
@@ -27,6 +31,14 @@ func (d *dialect) offered() []api.Route {
 		{Method: "GET", Path: "/sandboxes/{id}/metrics", Handle: d.sandboxMetrics},
 		{Method: "GET", Path: "/sandboxes/{id}/logs", Handle: d.logsV1},
 		{Method: "PUT", Path: "/sandboxes/{id}/network", Handle: d.setNetwork},
+
+		{Method: "POST", Path: "/sandboxes/{id}/pause", Handle: d.pause},
+		{Method: "POST", Path: "/sandboxes/{id}/resume", Handle: d.resume},
+		{Method: "POST", Path: "/sandboxes/{id}/snapshots", Handle: d.createSnapshot},
+		{Method: "POST", Path: "/sandboxes/{id}/fork", Handle: d.forkSandbox},
+		{Method: "POST", Path: "/sandboxes/{id}/restore", Handle: d.restore}, // ours
+		{Method: "GET", Path: "/snapshots", Handle: d.listSnapshots},
+		{Method: "POST", Path: "/snapshots/{snapshot}/fork", Handle: d.forkSnapshot}, // ours
 
 		{Method: "POST", Path: "/v2/sandboxes", Handle: d.createSandbox},
 		{Method: "GET", Path: "/v2/sandboxes", Handle: d.listSandboxes},
@@ -50,12 +62,6 @@ func (d *dialect) offered() []api.Route {
 // notOffered are operations of the two services that this server knows and does
 // not serve. They answer 501 and say so.
 var notOffered = [][2]string{
-	{"POST", "/sandboxes/{id}/pause"},
-	{"POST", "/sandboxes/{id}/resume"},
-	{"POST", "/sandboxes/{id}/snapshots"},
-	{"POST", "/sandboxes/{id}/fork"},
-	{"GET", "/snapshots"},
-
 	{"POST", "/templates"},
 	{"POST", "/v2/templates"},
 	{"POST", "/v3/templates"},
@@ -64,7 +70,6 @@ var notOffered = [][2]string{
 	{"POST", "/templates/{template}"},
 	{"PATCH", "/templates/{template}"},
 	{"PATCH", "/v2/templates/{template}"},
-	{"DELETE", "/templates/{template}"},
 	{"GET", "/templates/{template}/files/{hash}"},
 	{"POST", "/templates/{template}/builds/{build}"},
 	{"POST", "/v2/templates/{template}/builds/{build}"},

@@ -70,6 +70,7 @@ var bodies = map[string]string{
 	"/sandboxes":                 `{"templateID":"base"}`,
 	"/v2/sandboxes":              `{"templateID":"base"}`,
 	"/api-keys":                  `{"name":"x"}`,
+	"/sandboxes/{id}/restore":    `{"snapshotID":"saaaaaaaaaaaaaaaaaa1:default"}`,
 }
 
 // TestFault36_OtherTeamsIDs sends every route of the table the other team's ids:
@@ -80,21 +81,28 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 	ended := h.record(id2, h.teamA, nacre.StateEnded)
 	h.service.AddLog(id1, nacre.LogEntry{Time: h.clock(), Message: "a secret line"})
 	h.service.AddMetric(id1, nacre.Metric{Time: h.clock(), CPUCount: 77})
+	h.snapshot(snap1, h.teamA, "nightly", id1)
 	keys, _ := h.teams.Keys(t.Context(), h.teamA)
 
-	ids := []string{string(id1), string(id2), keys[0].ID, string(h.teamA)}
+	ids := []string{string(id1), string(id2), keys[0].ID, string(h.teamA), string(snap1), "nightly", string(snap1) + ":default"}
 	never := "iaaaaaaaaaaaaaaaaaaa9"
 	for _, r := range h.dialect.routes() {
 		for _, id := range ids {
 			target := fill(r.Path, id)
-			if r.Path == "/sandboxes/metrics" {
+			switch r.Path {
+			case "/sandboxes/metrics":
 				target += "?sandbox_ids=" + id
+			case "/snapshots":
+				target += "?name=" + id
 			}
 			a := h.do(r.Method, target, h.keyB, bodies[r.Path])
-			for _, secret := range []string{"a secret line", `"cpuCount":77`, string(h.teamA), "c&d", h.keyA, `"oom"`, "1024 MiB"} {
+			for _, secret := range []string{"a secret line", `"cpuCount":77`, string(h.teamA), "c&d", h.keyA, `"oom"`, "1024 MiB", "before the upgrade", "of the snapshot"} {
 				if strings.Contains(strings.ReplaceAll(a.body, id, ""), secret) {
 					t.Errorf("%s %s told the other team %q: %s", r.Method, target, secret, a.body)
 				}
+			}
+			if r.Path == "/snapshots" && strings.TrimSpace(a.body) != "[]" {
+				t.Errorf("the other team listed %s", a.body)
 			}
 			if !strings.Contains(r.Path, "{") {
 				continue
@@ -118,6 +126,9 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 		if err != nil || got.State != want.State || !got.Deadline.Equal(want.Deadline) || len(got.Network.AllowOut) != 1 {
 			t.Errorf("the other team changed %s: %+v %v", want.ID, got, err)
 		}
+	}
+	if left, err := h.service.GetSnapshot(t.Context(), h.teamA, snap1); err != nil || len(h.service.Forks()) > 0 {
+		t.Errorf("the other team used or deleted the snapshot: %+v %v %v", left, err, h.service.Forks())
 	}
 	if now, _ := h.teams.Keys(t.Context(), h.teamA); len(now) != 1 || !now[0].RevokedAt.IsZero() {
 		t.Errorf("the other team changed the keys: %+v", now)

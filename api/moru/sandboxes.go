@@ -26,6 +26,9 @@ func (d *dialect) createSandbox(c *api.Call) error {
 	if err != nil {
 		return err
 	}
+	if req.Template, err = d.source(c, in.TemplateID); err != nil {
+		return err
+	}
 	s, err := d.Service.Create(c.R.Context(), c.Team, req)
 	if err != nil {
 		return err

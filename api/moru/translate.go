@@ -29,7 +29,6 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	if err := refuse(
 		refusal{"volumeId", in.VolumeID != "" || len(in.VolumeMounts) > 0, "mounting volumes"},
 		refusal{"iam", isSet(in.IAM), "workload identity"},
-		refusal{"autoResume", in.AutoResume != nil && in.AutoResume.Enabled, "waking a sandbox by a request"},
 	); err != nil {
 		return out, err
 	}
@@ -52,6 +51,12 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	}
 	if in.AutoPause {
 		out.OnTimeout = nacre.TimeoutPause
+	}
+	out.FilesOnly = withoutMemory(in.AutoPauseMemory)
+	out.AutoResume = in.AutoResume != nil && in.AutoResume.Enabled
+	if out.FilesOnly && out.AutoResume {
+		return out, nacre.Invalidf("autoResume",
+			"autoResume needs the memory to be kept: leave \"autoPauseMemory\" out or set it to true")
 	}
 	if network.PrivateTraffic && !out.Secure {
 		return out, nacre.Invalidf("network.allowPublicTraffic",
@@ -113,6 +118,9 @@ func refuse(rs ...refusal) error {
 	}
 	return nil
 }
+
+// withoutMemory reads an optional "memory" that is true by default.
+func withoutMemory(memory *bool) bool { return memory != nil && !*memory }
 
 func isSet(raw []byte) bool { return len(raw) > 0 && string(raw) != "null" }
 
@@ -341,7 +349,7 @@ func (d *dialect) detail(s nacre.Sandbox) sandboxDetail {
 			AllowOut: n.AllowOut, DenyOut: n.DenyOut,
 			AllowPublicTraffic: &public, MaskRequestHost: n.MaskRequestHost,
 		},
-		Lifecycle: lifecycle{OnTimeout: string(nacre.TimeoutKill)},
+		Lifecycle: lifecycle{AutoResume: s.AutoResume, OnTimeout: string(nacre.TimeoutKill)},
 		boot:      bootOf(s),
 	}
 	if s.OnTimeout != "" {

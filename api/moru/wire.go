@@ -12,23 +12,26 @@ type errorBody struct {
 
 // newSandbox is the body of a create, of both clients and both versions.
 type newSandbox struct {
-	TemplateID    string            `json:"templateID"`
-	Timeout       *float64          `json:"timeout"`
-	AutoPause     bool              `json:"autoPause"`
-	Secure        *bool             `json:"secure"`
-	AllowInternet *bool             `json:"allow_internet_access"`
-	Network       *networkConfig    `json:"network"`
-	Metadata      map[string]string `json:"metadata"`
-	EnvVars       map[string]string `json:"envVars"`
+	TemplateID      string            `json:"templateID"` // or a snapshot's id or name
+	Timeout         *float64          `json:"timeout"`
+	AutoPause       bool              `json:"autoPause"`
+	AutoPauseMemory *bool             `json:"autoPauseMemory"`
+	AutoResume      *autoResume       `json:"autoResume"`
+	Secure          *bool             `json:"secure"`
+	AllowInternet   *bool             `json:"allow_internet_access"`
+	Network         *networkConfig    `json:"network"`
+	Metadata        map[string]string `json:"metadata"`
+	EnvVars         map[string]string `json:"envVars"`
 
 	// Known, and not offered yet: refused when set, for ignoring them would give a
 	// sandbox that is not what was asked for.
 	VolumeID     string          `json:"volumeId"`
 	VolumeMounts []any           `json:"volumeMounts"`
 	IAM          json.RawMessage `json:"iam"`
-	AutoResume   *struct {
-		Enabled bool `json:"enabled"`
-	} `json:"autoResume"`
+}
+
+type autoResume struct {
+	Enabled bool `json:"enabled"`
 }
 
 // networkConfig is part of a create and of the detail, and, with AllowInternet,
@@ -48,6 +51,69 @@ type networkConfig struct {
 
 type timeoutBody struct {
 	Timeout *float64 `json:"timeout"`
+}
+
+// pauseBody and connectBody: memory false means the files alone. E2B's pause has
+// requireHealthyGuest too, which needs no reading: a guest that does not answer is
+// kept as it is.
+type pauseBody struct {
+	Memory *bool `json:"memory"`
+}
+
+// connectBody is of a connect and of a resume.
+type connectBody struct {
+	Timeout *float64 `json:"timeout"`
+	Memory  *bool    `json:"memory"`
+}
+
+// snapshotBody asks for a snapshot. Comment and expiresIn are ours.
+type snapshotBody struct {
+	Name      string   `json:"name"`
+	Memory    *bool    `json:"memory"`
+	Comment   string   `json:"comment"`
+	ExpiresIn *float64 `json:"expiresIn"` // seconds; absent for never
+}
+
+// snapshot describes one. The clients read the first two fields, all others are
+// ours.
+type snapshot struct {
+	SnapshotID string   `json:"snapshotID"` // "<team>/<name>:default", else "<id>:default"
+	Names      []string `json:"names"`
+
+	ID         string  `json:"id"` // of this one alone, whatever its name comes to mean
+	Name       string  `json:"name,omitempty"`
+	Comment    string  `json:"comment,omitempty"`
+	SandboxID  string  `json:"sandboxID"`
+	TemplateID string  `json:"templateID"`
+	Memory     bool    `json:"memory"` // false: the files alone
+	CPUCount   int     `json:"cpuCount"`
+	MemoryMB   int     `json:"memoryMB"`
+	DiskSizeMB int     `json:"diskSizeMB"`
+	SizeBytes  int64   `json:"sizeBytes"`
+	DiskBytes  int64   `json:"diskBytes"` // what it occupies by itself
+	StoppedMS  float64 `json:"stoppedMs"` // how long the sandbox stood still
+	CreatedAt  string  `json:"createdAt"`
+	ExpiresAt  string  `json:"expiresAt,omitempty"`
+	LastUsedAt string  `json:"lastUsedAt,omitempty"`
+}
+
+// forkBody asks for copies. Metadata, envVars and autoPause are ours.
+type forkBody struct {
+	Timeout   *float64          `json:"timeout"`
+	Count     *int              `json:"count"`
+	AutoPause *bool             `json:"autoPause"`
+	Metadata  map[string]string `json:"metadata"`
+	EnvVars   map[string]string `json:"envVars"` // added to the source's
+}
+
+// forkResult has one of its fields.
+type forkResult struct {
+	Sandbox *sandbox   `json:"sandbox,omitempty"`
+	Error   *errorBody `json:"error,omitempty"`
+}
+
+type restoreBody struct {
+	SnapshotID string `json:"snapshotID"`
 }
 
 type refreshBody struct {

@@ -2,6 +2,7 @@ package moru
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,7 +12,24 @@ import (
 const (
 	id1 = nacre.SandboxID("iaaaaaaaaaaaaaaaaaaa1")
 	id2 = nacre.SandboxID("iaaaaaaaaaaaaaaaaaaa2")
+	id3 = nacre.SandboxID("iaaaaaaaaaaaaaaaaaaa3")
+	id4 = nacre.SandboxID("iaaaaaaaaaaaaaaaaaaa4")
+
+	snap1 = nacre.SnapshotID("saaaaaaaaaaaaaaaaaa1")
+	snap2 = nacre.SnapshotID("saaaaaaaaaaaaaaaaaa2")
 )
+
+// snapshot is a snapshot of the team with nothing random in it.
+func (h *harness) snapshot(id nacre.SnapshotID, team nacre.TeamID, name string, of nacre.SandboxID) nacre.Snapshot {
+	s := nacre.Snapshot{
+		ID: id, TeamID: team, Name: name, Kind: nacre.SnapshotUser, State: nacre.SnapshotReady, Sandbox: of,
+		Comment: "before the upgrade", Template: "base", TemplateID: "tbase00000000000000f",
+		Resources: nacre.Resources{CPUs: 2, MemoryMiB: 1024, DiskMiB: 4096}, Env: map[string]string{"SECRET": "of the snapshot"},
+		Bytes: 50 << 20, DiskBytes: 20 << 20, Stopped: 41500 * time.Microsecond, CreatedAt: h.clock(),
+	}
+	h.service.PutSnapshot(s)
+	return s
+}
 
 // record is a sandbox of the team with nothing random in it.
 func (h *harness) record(id nacre.SandboxID, team nacre.TeamID, state nacre.State) nacre.Sandbox {
@@ -35,6 +53,12 @@ func TestGolden(t *testing.T) {
 	h := newHarness(t)
 	h.record(id1, h.teamA, nacre.StateRunning)
 	h.record(id2, h.teamA, nacre.StateEnded)
+	h.snapshot(snap1, h.teamA, "", id1)
+	h.snapshot(snap2, h.teamA, "nightly", id2)
+	h.record(id3, h.teamA, nacre.StateRunning)
+	paused := h.record(id4, h.teamA, nacre.StatePaused)
+	paused.OnTimeout, paused.AutoResume, paused.Snapshot = nacre.TimeoutPause, true, snap1
+	h.service.Put(paused)
 	h.service.AddMetric(id1, nacre.Metric{Time: h.clock(), CPUCount: 2, CPUUsedPct: 12.5, MemUsed: 1, MemTotal: 2, MemCache: 3, DiskUsed: 4, DiskTotal: 5})
 	h.service.AddLog(id1, nacre.LogEntry{Time: h.clock(), Type: nacre.LogProcessStart, Message: "started", Fields: map[string]string{"pid": "7", "command": "echo <hi>"}})
 	h.service.AddLog(id1, nacre.LogEntry{Time: h.clock(), Type: nacre.LogStderr, Message: "oops"})
@@ -59,11 +83,22 @@ func TestGolden(t *testing.T) {
 		{"template_alias", "GET", "/templates/aliases/moru-ai%2Fbase", "", 200},
 		{"teams", "GET", "/teams", "", 200},
 		{"health", "GET", "/health", "", 200},
-		{"unsupported", "POST", "/sandboxes/" + string(id1) + "/pause", "", 501},
+		{"snapshots", "GET", "/snapshots", "", 200},
+		{"snapshot_named", "GET", "/snapshots?name=nightly", "", 200},
+		{"fork", "POST", "/sandboxes/" + string(id3) + "/fork", `{"count":2,"metadata":{"full":"1"}}`, 201},
+		{"list_paused", "GET", "/v2/sandboxes?state=paused", "", 200},
+		{"detail_paused", "GET", "/sandboxes/" + string(id4), "", 200},
+		{"unsupported", "POST", "/v3/templates", "", 501},
 	} {
 		a := h.ok(c.status, c.method, c.target, c.body)
+		if c.name == "fork" { // the only one with something new in it
+			var made []forkResult
+			a.decode(t, &made)
+			a.body = strings.NewReplacer(made[0].Sandbox.EnvdAccessToken, "ACCESS", *made[0].Sandbox.TrafficAccessToken, "TRAFFIC",
+				made[0].Sandbox.SandboxID, "ID").Replace(a.body)
+		}
 		golden(t, c.name, a.body, h.keyA, "KEY", string(h.teamA), "TEAM",
-			h.dialect.TokenKey.AccessToken(id1, 0), "ACCESS", h.dialect.TokenKey.TrafficToken(id1, 0), "TRAFFIC")
+			h.dialect.TokenKey.AccessToken(id1, 0), "ACCESS", h.dialect.TokenKey.AccessToken(id4, 0), "ACCESS4", h.dialect.TokenKey.TrafficToken(id1, 0), "TRAFFIC")
 	}
 
 	created := h.create(`{"templateID":"base","timeout":60,"metadata":{},"envVars":{},"network":{"allowPublicTraffic":false}}`)

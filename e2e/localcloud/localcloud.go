@@ -44,7 +44,7 @@ func New(t *testing.T) *Cloud {
 	c := &Cloud{t: t, Service: fakeservice.New(time.Now), tokens: nacre.TokenKey{1}, agents: map[nacre.SandboxID]*agent.Agent{}}
 	teams := &fakeservice.Teams{}
 	c.team, c.Key = teams.NewTeam("default")
-	c.dialect = moru.New(moru.Config{Service: c.Service, Auth: api.NewAuth(teams, time.Now), Teams: teams, TokenKey: c.tokens})
+	c.dialect = moru.New(moru.Config{Service: c.Service, Snapshots: c.Service, Auth: api.NewAuth(teams, time.Now), Teams: teams, TokenKey: c.tokens})
 	srv := httptest.NewServer(c)
 	c.URL = srv.URL
 	t.Cleanup(func() {

@@ -1,5 +1,5 @@
-// Package fakeservice is a nacre.Service and a nacre.TeamStore in memory, for tests
-// of what calls them.
+// Package fakeservice is a nacre.Service, a nacre.SnapshotService and a
+// nacre.TeamStore in memory, for tests of what calls them.
 package fakeservice
 
 import (
@@ -30,6 +30,9 @@ type Service struct {
 	logs      map[nacre.SandboxID][]nacre.LogEntry
 	templates []nacre.Template
 	requests  []nacre.CreateRequest
+	snapshots map[nacre.SnapshotID]nacre.Snapshot
+	resumes   []nacre.ResumeRequest
+	forks     []nacre.ForkRequest
 }
 
 // New returns one with the template "base".
@@ -42,6 +45,7 @@ func New(clock nacre.Clock) *Service {
 		sandboxes: map[nacre.SandboxID]nacre.Sandbox{},
 		samples:   map[nacre.SandboxID][]nacre.Metric{},
 		logs:      map[nacre.SandboxID][]nacre.LogEntry{},
+		snapshots: map[nacre.SnapshotID]nacre.Snapshot{},
 		templates: []nacre.Template{{
 			ID: "tbase00000000000000f", Names: []string{"base", "moru-ai/base", "e2bdev/base"}, Public: true,
 			Build: "bbase00000000000000f", Resources: nacre.Resources{CPUs: 2, MemoryMiB: 1024, DiskMiB: 4096},
@@ -87,13 +91,11 @@ func (f *Service) AddLog(id nacre.SandboxID, e nacre.LogEntry) {
 	f.logs[id] = append(f.logs[id], e)
 }
 
-// Create makes a running record of the template "base" or of its other names.
+// Create makes a running record of the template "base", of its other names, or of
+// a snapshot.
 func (f *Service) Create(_ context.Context, team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbox, error) {
 	if err := f.fail("Create"); err != nil {
 		return nacre.Sandbox{}, err
-	}
-	if r.OnTimeout == nacre.TimeoutPause {
-		return nacre.Sandbox{}, nacre.Errorf(nacre.CodeUnsupported, "pausing at the deadline is not offered by this server yet")
 	}
 	if r.Timeout > 24*time.Hour {
 		return nacre.Sandbox{}, nacre.Invalidf("timeout", "timeout cannot be greater than 24 hours")
@@ -117,22 +119,40 @@ func (f *Service) create(team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbo
 	i := slices.IndexFunc(f.templates, func(t nacre.Template) bool {
 		return string(t.ID) == r.Template || slices.Contains(t.Names, r.Template)
 	})
+	now := f.Clock()
+	if snap, ok := f.namedSnapshot(team, r.Template); i < 0 && ok {
+		f.requests = append(f.requests, r)
+		return f.fromSnapshot(snap, nacre.ForkRequest{Timeout: r.Timeout, OnTimeout: r.OnTimeout, Metadata: r.Metadata, Env: r.Env}), nil
+	}
 	if i < 0 {
 		return nacre.Sandbox{}, nacre.Errorf(nacre.CodeNotFound, "template %q not found", r.Template)
 	}
+	if r.OnTimeout == "" {
+		r.OnTimeout = nacre.TimeoutKill
+	}
 	t := f.templates[i]
-	now := f.Clock()
 	s := nacre.Sandbox{
 		ID: nacre.NewSandboxID(), TeamID: team,
 		Template: r.Template, TemplateID: t.ID, BuildID: t.Build,
 		Machine: nacre.NewMachineID(), State: nacre.StateRunning, Resources: t.Resources,
 		Metadata: r.Metadata, Env: r.Env, Network: r.Network, Secure: r.Secure,
-		Timeout: r.Timeout, OnTimeout: nacre.TimeoutKill, BootPath: nacre.BootStandby, BootTime: 3 * time.Millisecond,
+		Timeout: r.Timeout, OnTimeout: r.OnTimeout, AutoResume: r.AutoResume, FilesOnly: r.FilesOnly, BootPath: nacre.BootStandby, BootTime: 3 * time.Millisecond,
 		CreatedAt: now, StartedAt: now, Deadline: now.Add(r.Timeout),
 	}
 	f.sandboxes[s.ID] = s
 	f.requests = append(f.requests, r)
 	return s, nil
+}
+
+// namedSnapshot finds one by id or the newest of a name; f.mu is held.
+func (f *Service) namedSnapshot(team nacre.TeamID, nameOrID string) (nacre.Snapshot, bool) {
+	var out nacre.Snapshot
+	for _, s := range f.snapshots {
+		if s.TeamID == team && s.Kind == nacre.SnapshotUser && (string(s.ID) == nameOrID || s.Name == nameOrID && !s.CreatedAt.Before(out.CreatedAt)) {
+			out = s
+		}
+	}
+	return out, out.ID != ""
 }
 
 // get returns a record of the team; f.mu is held.

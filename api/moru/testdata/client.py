@@ -64,3 +64,43 @@ try:
     raise SystemExit("an unknown template was good")
 except pkg.SandboxException as e:
     assert "not found" in str(e), e
+
+# Pause, connect, snapshots and forks: the parsers of the answers, and what the
+# statuses become.
+s = Sandbox.create("base", timeout=120)
+s.beta_pause()
+assert Sandbox.list(query=SandboxQuery(state=[pkg.SandboxState.PAUSED])).next_items()[0].sandbox_id == s.sandbox_id
+s.beta_pause()  # 409 is no exception
+assert Sandbox.connect(s.sandbox_id, timeout=60).sandbox_id == s.sandbox_id
+assert Sandbox.get_info(s.sandbox_id).state.value == "running"
+if not is_e2b:
+    auto = Sandbox.beta_create("base", auto_pause=True)
+    auto.kill()
+else:
+    assert s.pause() is True and s.pause() is False
+    assert Sandbox.connect(s.sandbox_id, on_resume="reboot").sandbox_id == s.sandbox_id
+    assert s.pause(mode="filesystem") is True
+    s.connect()
+    for on_timeout, auto_resume in (("pause", True), ({"action": "pause", "mode": "filesystem"}, False)):
+        auto = Sandbox.create("base", lifecycle={"on_timeout": on_timeout, "auto_resume": auto_resume})
+        assert auto.get_info().lifecycle == {"on_timeout": "pause", "auto_resume": auto_resume}, auto.get_info()
+    plain, named = s.create_snapshot(), s.create_snapshot(name="nightly", mode="filesystem")
+    assert plain.names == [] and plain.snapshot_id.endswith(":default")
+    assert named.names == [named.snapshot_id] and named.snapshot_id.endswith("/nightly:default")
+    pages, found = Sandbox.list_snapshots(limit=1), []
+    while pages.has_next:
+        found += pages.next_items()
+    assert [f.snapshot_id for f in found] == [named.snapshot_id, plain.snapshot_id], found
+    assert len(s.list_snapshots(name="nightly").next_items()) == 1
+    assert Sandbox.create(plain.snapshot_id).sandbox_id != s.sandbox_id
+    assert Sandbox.create(named.snapshot_id).sandbox_id != s.sandbox_id
+    for snap in (plain, named):
+        assert Sandbox.delete_snapshot(snap.snapshot_id) is True
+        assert Sandbox.delete_snapshot(snap.snapshot_id) is False
+    forks = s.fork(count=3, timeout=60)
+    assert len({f.sandbox_id for f in forks} | {s.sandbox_id}) == 4, forks
+    try:
+        Sandbox.fork("i" + "a" * 20)
+        raise SystemExit("what is not there was forked")
+    except NotFound:
+        pass
