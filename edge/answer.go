@@ -31,9 +31,19 @@ func (t target) notOpen(w http.ResponseWriter, r *http.Request) {
 	t.badGateway(w, r, sandboxError{Message: messageNotOpen, Port: t.port})
 }
 
-// badGateway answers 502, as a page to a browser and as JSON to all others.
+// badGateway answers 502.
 func (t target) badGateway(w http.ResponseWriter, r *http.Request, body sandboxError) {
-	body.SandboxID, body.Code = t.id, http.StatusBadGateway
+	body.Code = http.StatusBadGateway
+	t.gatewayError(w, r, body)
+}
+
+// gatewayError answers with the body's code, 502 by default, as a page to a
+// browser and as JSON to all others.
+func (t target) gatewayError(w http.ResponseWriter, r *http.Request, body sandboxError) {
+	body.SandboxID = t.id
+	if body.Code == 0 {
+		body.Code = http.StatusBadGateway
+	}
 	if !wantsPage(r) {
 		writeBody(w, body.Code, body)
 		return
@@ -59,6 +69,7 @@ var errorPage = template.Must(template.New("").Parse(`<!doctype html>
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem}code{background:#8883;padding:.1em .3em;border-radius:.2em}</style>
 <h1>{{.Message}}</h1>
 {{if .Port}}<p>Nothing listens on port <code>{{.Port}}</code> of the sandbox <code>{{.SandboxID}}</code>. Start the server there, then load this page again.</p>
+{{else if eq .Code 503}}<p>The sandbox <code>{{.SandboxID}}</code> is kept. Load this page again in a moment.</p>
 {{else}}<p>There is no running sandbox <code>{{.SandboxID}}</code>. It may have ended, or be paused.</p>
 {{end}}</html>
 `))

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/nacrehq/nacre"
 )
@@ -20,15 +21,24 @@ type Config struct {
 	TokenKey nacre.TokenKey
 	// Domain is what "<port>-<id>" labels stand under; a port in it is ignored.
 	Domain string
+	// Waker brings paused sandboxes back when a request comes for them, and Activity
+	// is told of uses; nil means that nobody does.
+	Waker    nacre.Waker
+	Activity nacre.Activity
+
 	Logger *slog.Logger // nil means none
+	Clock  nacre.Clock  // nil means time.Now
 }
 
 // Edge is an http.Handler for the requests that Match tells.
 type Edge struct {
-	traffic nacre.Traffic
-	tokens  nacre.TokenKey
-	domain  string // lower case, no port, no dot at its end
-	log     *slog.Logger
+	traffic  nacre.Traffic
+	waker    nacre.Waker
+	activity nacre.Activity
+	tokens   nacre.TokenKey
+	domain   string // lower case, no port, no dot at its end
+	log      *slog.Logger
+	clock    nacre.Clock
 
 	conns   *conns
 	agents  http.Handler
@@ -40,12 +50,18 @@ func New(c Config) *Edge {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
 	e := &Edge{
-		traffic: c.Traffic,
-		tokens:  c.TokenKey,
-		domain:  canonicalHost(c.Domain),
-		log:     c.Logger,
-		conns:   newConns(c.Traffic),
+		traffic:  c.Traffic,
+		waker:    c.Waker,
+		activity: c.Activity,
+		tokens:   c.TokenKey,
+		domain:   canonicalHost(c.Domain),
+		log:      c.Logger,
+		clock:    c.Clock,
+		conns:    newConns(c.Traffic),
 	}
 	e.agents = e.newProxy(agentIdle)
 	e.servers = e.newProxy(serverIdle)
@@ -58,9 +74,10 @@ func (e *Edge) Match(r *http.Request) bool {
 	return ok
 }
 
-// ServeHTTP passes a request on to its sandbox, or says why it cannot: 502 for a
-// sandbox that is not running and for a port where nobody listens, 404 for what
-// is the host's alone, 401 and 403 for a wrong token.
+// ServeHTTP passes a request on to its sandbox, which is resumed for it first when
+// it is paused and to be woken; or says why it cannot: 502 for a sandbox that is
+// not running and for a port where nobody listens, 503 for one that cannot be
+// resumed now, 404 for what is the host's alone, 401 and 403 for a wrong token.
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	t, ok := e.resolve(r)
 	if !ok {
@@ -87,8 +104,9 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	route, ok := e.traffic.Route(nacre.SandboxID(t.id))
 	if !ok {
-		t.notFound(w, r)
-		return
+		if route, ok = e.wake(w, r, t); !ok {
+			return
+		}
 	}
 	if r.ProtoMajor == 1 && r.ContentLength != 0 {
 		// An answer may begin before the request's end; the server would wait for
@@ -107,19 +125,20 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (e *Edge) serveAgent(w http.ResponseWriter, r *http.Request, t target, route nacre.Route) {
 	id, epoch, ok := e.tokens.ParseAccessToken(r.Header.Get(headerAccessToken))
 	if ok && id == route.Sandbox && epoch != route.TokenEpoch {
-		writeError(w, http.StatusUnauthorized, "this access token is no longer good")
+		writeBody(w, http.StatusUnauthorized, staleToken().body)
 		return
 	}
+	e.touchAgent(r, t, route)
 	e.agents.ServeHTTP(w, withHop(r, hop{t, route}))
 }
 
 // servePort passes on to whatever listens in the sandbox.
 func (e *Edge) servePort(w http.ResponseWriter, r *http.Request, t target, route nacre.Route) {
 	if route.Network.PrivateTraffic && !e.mayPass(r, route) {
-		writeBody(w, http.StatusForbidden, sandboxError{SandboxID: t.id, Code: http.StatusForbidden,
-			Message: "this sandbox takes no public traffic; send its traffic access token in the header moru-traffic-access-token or e2b-traffic-access-token"})
+		writeBody(w, http.StatusForbidden, privateTraffic(t).body)
 		return
 	}
+	e.touch(route.Sandbox)
 	h := hop{t, route}
 	if upgradeOf(r) != "" {
 		e.serveUpgrade(w, r, h)

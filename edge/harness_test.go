@@ -70,6 +70,7 @@ func (f *fakeTraffic) Agent(context.Context, nacre.SandboxID) (nacre.Agent, erro
 type world struct {
 	t       testing.TB
 	traffic *fakeTraffic
+	waker   *fakeWaker
 	tokens  nacre.TokenKey
 	edge    *Edge
 	url     string
@@ -86,7 +87,8 @@ func newWorld(t testing.TB) *world {
 		},
 		ports: map[nacre.SandboxID]map[int]string{idA: {}, idB: {}},
 	}}
-	w.edge = New(Config{Traffic: w.traffic, TokenKey: w.tokens, Domain: domain + ":8443"})
+	w.waker = &fakeWaker{traffic: w.traffic, asleep: map[nacre.SandboxID]nacre.Route{}, touched: map[nacre.SandboxID]int{}}
+	w.edge = New(Config{Traffic: w.traffic, TokenKey: w.tokens, Domain: domain + ":8443", Waker: w.waker, Activity: w.waker})
 	echo := func(name string) http.Handler {
 		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			w.mu.Lock()

@@ -24,6 +24,7 @@ const (
 
 const (
 	copyBuffer     = 64 << 10
+	writeBuffer    = 33 << 10 // a chunk of an upload as the transport makes it, in one write
 	maxIdlePerPort = 64
 	maxGuestHeader = 256 << 10
 )
@@ -36,6 +37,7 @@ func (e *Edge) newProxy(idle time.Duration) http.Handler {
 		Transport: &http.Transport{
 			DialContext:            e.conns.dial,
 			DisableCompression:     true,
+			WriteBufferSize:        writeBuffer,
 			IdleConnTimeout:        idle,
 			MaxIdleConns:           4096,
 			MaxIdleConnsPerHost:    maxIdlePerPort,

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -59,7 +60,7 @@ func (e *Edge) resolve(r *http.Request) (target, bool) {
 		return e.fromToken(token), true
 	}
 	if q := r.URL.Query(); r.URL.Path == "/files" && q.Get("signature") != "" {
-		return e.fromSignature(r.Method, q.Get), true
+		return e.fromSignature(r.Method, q), true
 	}
 	return target{}, false
 }
@@ -105,31 +106,50 @@ func (e *Edge) fromToken(token string) target {
 	return t
 }
 
-// fromSignature tries a file URL's signature against the tokens of all running
-// sandboxes: it is made with the token and names nothing. The agent checks it
-// again, with its expiry.
-func (e *Edge) fromSignature(method string, query func(string) string) target {
+// fromSignature tries a file URL's signature against the tokens of all sandboxes
+// that run or would be woken: it is made with the token and names nothing. Its
+// expiry is checked where the sandbox is known.
+func (e *Edge) fromSignature(method string, q url.Values) target {
 	t := target{port: nacre.AgentPort, refusal: "the signature fits no running sandbox"}
-	op := "write"
-	if method == http.MethodGet || method == http.MethodHead {
-		op = "read"
-	}
-	given := strings.ReplaceAll(query("signature"), " ", "+") // a '+' that was not escaped
-	prefix := query("path") + ":" + op + ":" + query("username") + ":"
-	suffix := ""
-	if exp := query("signature_expiration"); exp != "" {
-		suffix = ":" + exp
-	}
-	e.traffic.Routes(func(r nacre.Route) bool {
-		sum := sha256.Sum256([]byte(prefix + e.tokens.AccessToken(r.Sandbox, r.TokenEpoch) + suffix))
-		want := "v1_" + base64.RawStdEncoding.EncodeToString(sum[:])
-		if subtle.ConstantTimeCompare([]byte(given), []byte(want)) != 1 {
+	given := signatureOf(method, q)
+	try := func(r nacre.Route) bool {
+		if !given.by(e.tokens.AccessToken(r.Sandbox, r.TokenEpoch)) {
 			return true
 		}
 		t.id, t.refusal = string(r.Sandbox), ""
 		return false
-	})
+	}
+	e.traffic.Routes(try)
+	if t.id == "" && e.waker != nil {
+		e.waker.Sleepers(try)
+	}
 	return t
+}
+
+// signature is what a file URL carries: the permission for one operation on one
+// path, by who knows the token.
+type signature struct{ given, prefix, suffix string }
+
+func signatureOf(method string, q url.Values) signature {
+	op := "write"
+	if method == http.MethodGet || method == http.MethodHead {
+		op = "read"
+	}
+	s := signature{
+		given:  strings.ReplaceAll(q.Get("signature"), " ", "+"), // a '+' that was not escaped
+		prefix: q.Get("path") + ":" + op + ":" + q.Get("username") + ":",
+	}
+	if exp := q.Get("signature_expiration"); exp != "" {
+		s.suffix = ":" + exp
+	}
+	return s
+}
+
+// by tells in constant time whether it was made with the token.
+func (s signature) by(token string) bool {
+	sum := sha256.Sum256([]byte(s.prefix + token + s.suffix))
+	want := "v1_" + base64.RawStdEncoding.EncodeToString(sum[:])
+	return subtle.ConstantTimeCompare([]byte(s.given), []byte(want)) == 1
 }
 
 // parsePort accepts one spelling of each port.

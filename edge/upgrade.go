@@ -14,8 +14,11 @@ import (
 	"net/http/httputil"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/nacrehq/nacre"
 )
 
 // upgradeOf returns the protocol that a request wants to go on in, or "".
@@ -73,8 +76,37 @@ func (e *Edge) serveUpgrade(w http.ResponseWriter, r *http.Request, h hop) {
 	if _, err := io.WriteString(client, "\r\n"); err != nil {
 		return
 	}
-	joinStreams(end{client, rest(buffered.Reader)}, end{guest, rest(br)})
+	joinStreams(end{e.touching(client, h.route.Sandbox), rest(buffered.Reader)}, end{guest, rest(br)})
 }
+
+// touching makes what a client sends over a connection count as use of the sandbox.
+func (e *Edge) touching(client net.Conn, id nacre.SandboxID) net.Conn {
+	if e.activity == nil {
+		return client
+	}
+	return &touchingConn{Conn: client, touch: func() { e.activity.Touch(id) }, last: e.clock(), clock: e.clock}
+}
+
+type touchingConn struct {
+	net.Conn
+	touch func()
+	clock nacre.Clock
+	last  time.Time // of the one goroutine that reads
+}
+
+func (c *touchingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		if now := c.clock(); now.Sub(c.last) >= touchEvery {
+			c.last = now
+			c.touch()
+		}
+	}
+	return n, err
+}
+
+// CloseWrite ends our direction only, where the connection can.
+func (c *touchingConn) CloseWrite() error { return closeWrite(c.Conn) }
 
 // upgradeRequest is the request that the guest sees.
 func upgradeRequest(in *http.Request) *http.Request {
