@@ -132,6 +132,8 @@ type SnapshotManifest struct {
 	Pause     bool      // the machine was to be stopped when the snapshot existed
 	Build     BuildID
 	Resources Resources
+	Hostname  string // of the guest; a sandbox that goes on keeps it, a copy does not
+	LogSeq    int64  // of the guest's last log entry that the host had before
 	CreatedAt time.Time
 	DiskBytes int64 // what the files occupy by themselves
 	SnapshotInfo

@@ -26,6 +26,7 @@ const maxInitBody = 4 << 20
 // System changes the machine that the agent runs on. Each field may be nil.
 type System struct {
 	EtcDir      string // where hostname, hosts, resolv.conf and machine-id are
+	DBusID      string // D-Bus's copy of machine-id, written where there is one that is no link
 	SetTime     func(time.Time) error
 	SetHostname func(string) error
 	AddEntropy  func([]byte) error
@@ -35,6 +36,7 @@ type System struct {
 func GuestSystem() *System {
 	return &System{
 		EtcDir: "/etc",
+		DBusID: "/var/lib/dbus/machine-id",
 		SetTime: func(t time.Time) error {
 			tv := unix.NsecToTimeval(t.UnixNano())
 			return unix.Settimeofday(&tv)
@@ -72,6 +74,9 @@ func (a *Agent) handleInit(w http.ResponseWriter, r *http.Request) {
 	if !a.id.set(presented, &in) {
 		writeError(w, http.StatusUnauthorized, "invalid host token")
 		return
+	}
+	if in.NewIdentity {
+		a.logs.forget() // what the guest that this one is a copy of did
 	}
 	a.applySystem(&in)
 	w.WriteHeader(http.StatusNoContent)
@@ -116,20 +121,28 @@ func (a *Agent) applySystem(in *envd.InitRequest) {
 		last.dns = addr
 		note("/etc/resolv.conf", writeEtc(sys.EtcDir, "resolv.conf", "nameserver "+addr.String()+"\noptions timeout:2 attempts:3\n"))
 	}
-	// Another name is another machine: a copy of this one, for example.
-	if len(in.Entropy) > 0 && (!last.named || host != last.host) {
-		last.named = true
+	if len(in.Entropy) > 0 && (in.NewIdentity || !hasMachineID(sys.EtcDir)) {
 		sum := sha256.Sum256(append([]byte("machine-id\x00"), in.Entropy...))
-		note("/etc/machine-id", writeEtc(sys.EtcDir, "machine-id", hex.EncodeToString(sum[:16])+"\n"))
+		id := hex.EncodeToString(sum[:16]) + "\n"
+		note("/etc/machine-id", writeEtc(sys.EtcDir, "machine-id", id))
+		if fi, err := os.Lstat(sys.DBusID); sys.DBusID != "" && err == nil && fi.Mode().IsRegular() {
+			note(sys.DBusID, writeEtc(filepath.Dir(sys.DBusID), filepath.Base(sys.DBusID), id))
+		}
 	}
 	last.host = host
 }
 
+// hasMachineID tells whether the guest has one from before: a sandbox that goes on
+// keeps it. An image should have an empty file, which asks for one.
+func hasMachineID(etc string) bool {
+	fi, err := os.Stat(filepath.Join(etc, "machine-id"))
+	return err == nil && fi.Size() > 1
+}
+
 // initState is what the last Init made of the machine.
 type initState struct {
-	host  string
-	dns   netip.Addr
-	named bool // it has a machine-id of its own
+	host string
+	dns  netip.Addr
 }
 
 // cleanHostname keeps what may stand in /etc/hosts.

@@ -68,6 +68,13 @@ func sizeOf(e nacre.LogEntry) int {
 	return n
 }
 
+// forget drops every entry. Seq goes on: who follows the log loses its place in no case.
+func (l *logRing) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.entries, l.bytes = nil, 0
+}
+
 // after returns the entries that follow seq, and what to wait on for more.
 func (l *logRing) after(seq int64, most int) ([]nacre.LogEntry, <-chan struct{}) {
 	l.mu.Lock()
@@ -100,10 +107,11 @@ func (l *logRing) allow(n int) bool {
 
 func (l *logRing) processStart(p *process) {
 	command := cut(strings.Join(p.spec.argv, " "), maxLogFields)
-	l.add(nacre.LogEntry{
-		Type: nacre.LogProcessStart, Message: "process started: " + command,
-		Fields: map[string]string{"pid": strconv.Itoa(p.pid), "command": command},
-	})
+	fields := map[string]string{"pid": strconv.Itoa(p.pid), "command": command}
+	if p.spec.tag != nil && *p.spec.tag != "" {
+		fields["tag"] = cut(*p.spec.tag, maxLogFields)
+	}
+	l.add(nacre.LogEntry{Type: nacre.LogProcessStart, Message: "process started: " + command, Fields: fields})
 }
 
 func (l *logRing) processEnd(p *process) {

@@ -249,6 +249,7 @@ func TestInitChangesTheMachine(t *testing.T) {
 	var seed []byte
 	a := New(Config{System: &System{
 		EtcDir:      etc,
+		DBusID:      etc + "/dbus-id",
 		SetTime:     func(t time.Time) error { at = t; return syscall.EPERM },
 		SetHostname: func(s string) error { name = s; return nil },
 		AddEntropy:  func(b []byte) error { seed = b; return nil },
@@ -266,15 +267,19 @@ func TestInitChangesTheMachine(t *testing.T) {
 	}
 	first := file("machine-id")
 	in.Entropy = []byte("another")
-	if err := os.WriteFile(etc+"/hosts", []byte("the user's"), 0o644); err != nil {
+	if err := errors.Join(os.WriteFile(etc+"/hosts", []byte("the user's"), 0o644), os.WriteFile(etc+"/dbus-id", nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	a.applySystem(&in)
 	if file("machine-id") != first || file("hosts") != "the user's" || string(seed) != "another" {
 		t.Errorf("a repeat changed the machine: %q, %q, seed %q", file("machine-id"), file("hosts"), seed)
 	}
-	in.Hostname = "copy"
+	// A copy has its own; D-Bus's file follows where there is one.
+	in.Hostname, in.NewIdentity = "copy", true
 	a.applySystem(&in)
+	if file("dbus-id") != file("machine-id") {
+		t.Errorf("D-Bus knows the machine as %q", file("dbus-id"))
+	}
 	if len(first) != 33 || file("machine-id") == first || file("hostname") != "copy\n" || !strings.Contains(file("hosts"), "copy") {
 		t.Errorf("machine ids %q and %q, name %q", first, file("machine-id"), file("hostname"))
 	}

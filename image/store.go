@@ -236,17 +236,21 @@ func (s *Store) openImage(b nacre.BuildID) (*os.File, error) {
 }
 
 // room refuses what would leave less than the reserve free after size more bytes.
-func (s *Store) room(size int64) error {
-	if s.o.ReserveMiB < 0 {
+func (s *Store) room(size int64) error { return diskRoom(s.path, s.o.ReserveMiB, size) }
+
+// diskRoom refuses what would leave less than the reserve free on path's disk after
+// size more bytes. A negative reserve refuses nothing.
+func diskRoom(path string, reserveMiB, size int64) error {
+	if reserveMiB < 0 {
 		return nil
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.path, &st); err != nil {
+	if err := unix.Statfs(path, &st); err != nil {
 		return fmt.Errorf("ask for free space: %w", err)
 	}
 	free := int64(st.Bavail) * st.Bsize
-	if free-size < s.o.ReserveMiB<<20 {
-		return nacre.Errorf(nacre.CodeNoSpace, "the host's disk is nearly full: %d MiB are free, %d are kept in reserve", free>>20, s.o.ReserveMiB)
+	if free-size < reserveMiB<<20 {
+		return nacre.Errorf(nacre.CodeNoSpace, "the host's disk is nearly full: %d MiB are free, %d are kept in reserve", free>>20, reserveMiB)
 	}
 	// File systems without a table of inodes say 0 of 0.
 	if st.Files > 0 && st.Ffree < reserveInodes {
@@ -288,7 +292,7 @@ func validBuild(b nacre.BuildID) bool {
 // diskError gives a full disk its code.
 func diskError(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return nacre.Wrap(nacre.CodeNoSpace, err, "the disk of the image store is full")
+		return nacre.Wrap(nacre.CodeNoSpace, err, "the host's disk is full; free some space, then try again")
 	}
 	return err
 }

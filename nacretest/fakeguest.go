@@ -19,6 +19,7 @@ type FakeGuest struct {
 	init      *nacre.AgentInit
 	inits     int
 	log       []nacre.LogEntry
+	forgotten int           // entries of the log that nobody is shown
 	more      chan struct{} // closed and replaced when the log grows or the guest ends
 	closed    bool
 	files     fakeFS
@@ -216,6 +217,9 @@ func (a *fakeAgent) Init(ctx context.Context, in nacre.AgentInit) error {
 	}
 	g.init = &in
 	g.inits++
+	if in.NewIdentity {
+		g.forgotten = len(g.log)
+	}
 	g.mu.Unlock()
 	return a.d.Step()
 }
@@ -244,6 +248,7 @@ func (a *fakeAgent) Logs(ctx context.Context, after int64, fn func(nacre.LogEntr
 	}
 	for {
 		g.mu.Lock()
+		after = max(after, int64(g.forgotten))
 		var news []nacre.LogEntry
 		if after < int64(len(g.log)) {
 			news = g.log[after:len(g.log):len(g.log)]

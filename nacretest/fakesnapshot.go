@@ -29,6 +29,7 @@ const (
 type fakeManifest struct {
 	Key, Sum, Image          string
 	CPUs, MemoryMiB, DiskMiB int
+	FilesOnly                bool
 }
 
 // fakeMemory is all of a guest that a snapshot keeps.
@@ -82,18 +83,22 @@ func (v fakeMachine) Snapshot(ctx context.Context, dir string, opt nacre.Snapsho
 	if len(entries) > 0 {
 		return info, nacre.Errorf(nacre.CodeConflict, "the snapshot's directory is not empty")
 	}
-	memory, err := json.Marshal(v.m.Guest.save())
+	saved := v.m.Guest.save()
+	if opt.FilesOnly {
+		saved = fakeMemory{Files: saved.Files}
+	}
+	memory, err := json.Marshal(saved)
 	if err != nil {
 		return info, err
 	}
 	sum := sha256.Sum256(memory)
 	s := v.m.Spec
 	manifest, err := json.Marshal(fakeManifest{Key: fakeRestoreKey, Sum: hex.EncodeToString(sum[:]), Image: s.Root.Image,
-		CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, DiskMiB: s.Root.UpperMiB})
+		CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, DiskMiB: s.Root.UpperMiB, FilesOnly: opt.FilesOnly})
 	if err != nil {
 		return info, err
 	}
-	info.RestoreKey = fakeRestoreKey
+	info.RestoreKey, info.FilesOnly = fakeRestoreKey, opt.FilesOnly
 	for _, f := range []struct {
 		name    string
 		content []byte
@@ -228,7 +233,12 @@ func (r fakeRuntime) Restore(ctx context.Context, spec nacre.MachineSpec, dir st
 	if is := fmt.Sprint(spec.Root.Image, spec.Resources.CPUs, spec.Resources.MemoryMiB, spec.Root.UpperMiB); is != was {
 		return nil, nacre.Errorf(nacre.CodeConflict, "the snapshot was taken with %s, not with %s", was, is)
 	}
-	return r.boot(ctx, spec, func(g *FakeGuest) { g.load(mem) })
+	return r.boot(ctx, spec, func(g *FakeGuest) {
+		if man.FilesOnly {
+			mem.NextPID = g.nextPID
+		}
+		g.load(mem)
+	})
 }
 
 // save copies what the guest has.

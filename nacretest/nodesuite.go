@@ -33,12 +33,14 @@ type NodeUnderTest struct {
 	Leaks func() []string
 }
 
+type nodeCase struct {
+	name string
+	fn   func(*testing.T, NodeUnderTest)
+}
+
 // TestNode is the contract of nacre.Node, Traffic and Telemetry.
 func TestNode(t *testing.T, make func(t *testing.T) NodeUnderTest) {
-	for _, c := range []struct {
-		name string
-		fn   func(*testing.T, NodeUnderTest)
-	}{
+	cases := []nodeCase{
 		{"a started sandbox runs commands with its environment", nodeRuns},
 		{"start twice is a conflict", nodeStartTwice},
 		{"an unknown build is not found and leaves nothing", nodeUnknownBuild},
@@ -54,7 +56,8 @@ func TestNode(t *testing.T, make func(t *testing.T) NodeUnderTest) {
 		{"machines outlive the daemon", nodeRestart},
 		{"an exit while the daemon is down is found", nodeExitWhileDown},
 		{"capacity counts", nodeCapacity},
-	} {
+	}
+	for _, c := range append(cases, nodeSnapshotCases()...) {
 		t.Run(c.name, func(t *testing.T) { c.fn(t, make(t)) })
 	}
 }

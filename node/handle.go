@@ -28,11 +28,17 @@ type handleFile struct {
 	Spec    *nacre.StartSpec `json:",omitempty"` // nil for a standby
 	Started time.Time
 	Exit    *nacre.Exit `json:",omitempty"`
+	Host    string      `json:",omitempty"` // the guest's name; "" is the machine's
+	From    *lineage    `json:",omitempty"`
 }
 
 // file describes the unit; u.mu is held.
 func (u *unit) file() handleFile {
-	h := handleFile{Version: handleVersion, Slot: u.slot, Policy: u.policy, Shape: u.shape, Started: u.started, Exit: u.exit}
+	h := handleFile{Version: handleVersion, Slot: u.slot, Policy: u.policy, Shape: u.shape, Started: u.started, Exit: u.exit, Host: u.host}
+	if u.from != nil {
+		from := *u.from
+		h.From = &from
+	}
 	h.Handle.Machine = u.id
 	if u.machine != nil {
 		h.Handle = u.machine.Handle()

@@ -61,6 +61,7 @@ type logTail struct {
 	store   *logStore
 	id      nacre.SandboxID
 	machine nacre.MachineID
+	from    *lineage // of a restored machine; not changed
 
 	mu     sync.Mutex
 	loaded bool
@@ -69,11 +70,14 @@ type logTail struct {
 	seq    int64     // of the machine's last entry on disk
 	last   time.Time // of the last entry on disk
 	wrote  time.Time // when that was
+	// known are entries of an earlier machine that the snapshot which this one goes on
+	// from has too, by Seq: their times in microseconds.
+	known map[int64]int64
 }
 
 // tail returns the writing end of a machine's log.
-func (s *logStore) tail(id nacre.SandboxID, m nacre.MachineID) *logTail {
-	return &logTail{store: s, id: id, machine: m, wrote: time.Now()}
+func (s *logStore) tail(id nacre.SandboxID, m nacre.MachineID, from *lineage) *logTail {
+	return &logTail{store: s, id: id, machine: m, from: from, wrote: time.Now()}
 }
 
 // position returns the Seq of the last entry that is kept.
@@ -88,6 +92,12 @@ func (t *logTail) position() (int64, error) {
 func (t *logTail) load() error {
 	if t.loaded {
 		return nil
+	}
+	if t.from != nil {
+		t.seq = t.from.LogSeq
+		if err := t.remember(); err != nil {
+			return err
+		}
 	}
 	data, err := t.store.root.ReadFile(logName(t.id))
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && len(data) == 0) {
@@ -120,6 +130,24 @@ func (t *logTail) load() error {
 	return nil
 }
 
+// remember notes what an earlier machine's log has of the time after LogSeq.
+func (t *logTail) remember() error {
+	t.known = map[int64]int64{}
+	for _, name := range []string{logOldName(t.id), logName(t.id)} {
+		data, err := t.store.root.ReadFile(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for line := range bytes.Lines(data) {
+			var l logLine
+			if json.Unmarshal(line, &l) == nil && l.Machine != t.machine && l.Seq > t.from.LogSeq {
+				t.known[l.Seq] = l.Time.UnixMicro()
+			}
+		}
+	}
+	return nil
+}
+
 func (t *logTail) resume(data []byte) {
 	data = bytes.TrimSuffix(data, []byte("\n"))
 	var l logLine
@@ -141,6 +169,10 @@ func (t *logTail) write(e nacre.LogEntry, now time.Time) (int, error) {
 	}
 	if e.Seq <= t.seq {
 		return 0, nil // known already
+	}
+	if at, ok := t.known[e.Seq]; ok && at == e.Time.UnixMicro() {
+		t.seq = e.Seq
+		return 0, nil
 	}
 	if e.Time.After(now) {
 		e.Time = now

@@ -35,12 +35,14 @@ type Config struct {
 	Runtime nacre.Runtime
 	Network nacre.Network
 	Images  nacre.ImageStore
+	// Artifacts keep snapshots; nil for a node without them.
+	Artifacts nacre.ArtifactStore
 
 	// NewAgent makes the client of a guest's agent, which it reaches with dial.
 	// It must not block. A client with Close() is closed when it is no longer
 	// needed; one with Tunnel(ctx, port) (net.Conn, error) serves the guest's loopback;
-	// one with WithAccessToken(token) nacre.Agent keeps its connections when the guest
-	// gets another token.
+	// one with WithTokens(hostToken, accessToken) nacre.Agent keeps its connections
+	// when the guest gets others.
 	NewAgent  func(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent
 	AgentPath string
 	TokenKey  nacre.TokenKey

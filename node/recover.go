@@ -23,12 +23,17 @@ func (n *Node) Recover(ctx context.Context) error {
 	for _, b := range bad {
 		n.log.Error("a machine's handle cannot be read and was set aside; its machine is swept", "handle", b)
 	}
+	paused, err := n.recoverSnapshots(ctx)
+	if err != nil {
+		return err
+	}
 	units := make([]*unit, len(files))
 	var g errgroup.Group
 	g.SetLimit(32)
 	for i, f := range files {
 		g.Go(func() error {
 			units[i] = n.takeBack(ctx, f)
+			n.goOn(ctx, units[i], paused)
 			return nil
 		})
 	}
@@ -46,8 +51,14 @@ func (n *Node) Recover(ctx context.Context) error {
 		return fmt.Errorf("recover the network: %w", err)
 	}
 	for _, u := range units {
-		n.adopt(u)
+		g.Go(func() error {
+			if !u.over || !n.clearOver(ctx, u) {
+				n.adopt(u)
+			}
+			return nil
+		})
 	}
+	_ = g.Wait()
 	n.spawn(func() { n.sweep(n.life) })
 	return nil
 }
@@ -56,6 +67,10 @@ func (n *Node) Recover(ctx context.Context) error {
 func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 	u := n.newUnit(f.Handle.Machine, f.Shape)
 	u.slot, u.policy, u.started = f.Slot, f.Policy, f.Started
+	u.anew, u.from = false, f.From
+	if f.Host != "" {
+		u.host = f.Host
+	}
 	if f.Spec != nil {
 		u.spec = *f.Spec
 	}
@@ -88,8 +103,30 @@ func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 	if u.spec.Secure {
 		token = n.cfg.TokenKey.AccessToken(u.spec.Sandbox, u.spec.TokenEpoch)
 	}
-	u.agent = n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), token)
+	u.agent = n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.knows()), token)
 	return u
+}
+
+// goOn lets a guest go on that stood still when the process before this one died,
+// unless its machine is to end: a pause of it was finished, or its restore was not.
+func (n *Node) goOn(ctx context.Context, u *unit, paused map[nacre.MachineID]bool) {
+	if u.spec.Sandbox != "" && (paused[u.id] || u.from != nil && u.from.Unmet) {
+		u.over = true
+		return
+	}
+	if u.machine != nil && !u.hasEnded() && n.cfg.Runtime.Capabilities().Snapshots {
+		n.letGoOn(ctx, u)
+	}
+}
+
+// clearOver takes down what goOn found to be over, and tells whether that is done.
+// Otherwise it stays, unreachable, until it is stopped.
+func (n *Node) clearOver(ctx context.Context, u *unit) bool {
+	if err := n.takeDown(ctx, u); err != nil {
+		n.log.Error("a machine that was to end could not be taken down entirely", "sandbox", u.spec.Sandbox, "machine", u.id, "err", err)
+		return false
+	}
+	return true
 }
 
 // endedAlready returns how a machine ended that was found dead, nil for one that
@@ -122,7 +159,7 @@ func (n *Node) adopt(u *unit) {
 		n.adoptStandby(u)
 		return
 	}
-	e := &entry{id: u.spec.Sandbox, memory: int64(u.spec.Resources.MemoryMiB) << 20, started: make(chan struct{}), unit: u}
+	e := &entry{id: u.spec.Sandbox, memory: int64(u.spec.Resources.MemoryMiB) << 20, started: make(chan struct{}), unit: u, left: u.over}
 	close(e.started)
 	n.mu.Lock()
 	if n.sandboxes[e.id] != nil {
@@ -134,8 +171,8 @@ func (n *Node) adopt(u *unit) {
 	n.sandboxes[e.id] = e
 	n.gate.adopt(e.memory)
 	ended := u.hasEnded()
-	if ended {
-		u.tail = n.logs.tail(u.spec.Sandbox, u.id)
+	if ended || e.left {
+		u.tail = n.logs.tail(u.spec.Sandbox, u.id, u.from)
 	} else {
 		n.observe(u)
 	}

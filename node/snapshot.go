@@ -2,17 +2,306 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"time"
 
 	"github.com/nacrehq/nacre"
 )
 
+// snapping is a snapshot of a sandbox under way.
+type snapping struct {
+	pause  bool // traffic has ended
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when it is over, well or not
+}
+
+var errNoSnapshots = nacre.Errorf(nacre.CodeUnsupported, "this node keeps no snapshots")
+
 // Snapshot keeps a running sandbox; see nacre.Node.
+//
+// The order makes a pause lossless: traffic ends, the guest stands still, its files
+// are made durable, the manifest is written, and only then the machine goes. Until
+// the manifest is there whoever comes lets the guest go on; from then on whoever
+// comes takes the machine down.
 func (n *Node) Snapshot(ctx context.Context, id nacre.SandboxID, spec nacre.SnapshotSpec) (nacre.SnapshotManifest, error) {
-	return nacre.SnapshotManifest{}, nacre.Errorf(nacre.CodeUnsupported, "snapshots are not available on this host")
+	if n.cfg.Artifacts == nil || !n.cfg.Runtime.Capabilities().Snapshots {
+		return nacre.SnapshotManifest{}, errNoSnapshots
+	}
+	if !spec.ID.Valid() {
+		return nacre.SnapshotManifest{}, nacre.Invalidf("ID", "the snapshot's id is not valid")
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	e, s, err := n.beginSnapshot(id, spec, cancel)
+	if err != nil {
+		return nacre.SnapshotManifest{}, err
+	}
+	defer n.wg.Done()
+	defer context.AfterFunc(n.life, func() { cancel(errClosed()) })()
+	m, err := n.keep(ctx, e.unit, spec)
+	if err == nil && spec.Pause {
+		n.leave(e)
+	}
+	n.mu.Lock()
+	e.snap = nil
+	close(s.done)
+	n.mu.Unlock()
+	if err != nil && context.Cause(ctx) == errStopped {
+		err = nacre.Errorf(nacre.CodeConflict, "sandbox %s was stopped while its snapshot was taken", id)
+	}
+	return m, err
+}
+
+// beginSnapshot marks the sandbox. With Pause its route is closed from then on.
+// The caller calls n.wg.Done.
+func (n *Node) beginSnapshot(id nacre.SandboxID, spec nacre.SnapshotSpec, cancel context.CancelCauseFunc) (*entry, *snapping, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.sandboxes[id]
+	switch {
+	case n.closed:
+		return nil, nil, errClosed()
+	case e != nil && e.snap != nil:
+		return nil, nil, nacre.Errorf(nacre.CodeConflict, "a snapshot of sandbox %s is being taken; try again when it is done", id)
+	case e == nil || !e.runs():
+		return nil, nil, errNoMachine(id)
+	}
+	s := &snapping{pause: spec.Pause, cancel: cancel, done: make(chan struct{})}
+	e.snap = s
+	n.wg.Add(1)
+	return e, s, nil
+}
+
+// keep takes the snapshot. When it fails, nothing of it is left and the guest goes on.
+func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec) (m nacre.SnapshotManifest, err error) {
+	if err := n.roomForSnapshot(ctx, u, spec); err != nil {
+		return m, err
+	}
+	if spec.Pause {
+		n.drainLog(u)
+	}
+	logged, err := u.tail.position()
+	if err != nil {
+		return m, hostError(err, "the sandbox's log could not be read")
+	}
+	m = nacre.SnapshotManifest{
+		ID: spec.ID, Sandbox: u.spec.Sandbox, Team: u.spec.Team, Machine: u.id, Pause: spec.Pause,
+		Build: u.spec.Build, Resources: u.spec.Resources, Hostname: u.host, LogSeq: logged, CreatedAt: n.cfg.Clock(),
+	}
+	dir, err := n.cfg.Artifacts.Create(ctx, spec.ID)
+	if err != nil {
+		return m, err
+	}
+	held := false
+	m.SnapshotInfo, err = u.machine.Snapshot(ctx, dir, nacre.SnapshotOptions{KeepRunning: !spec.Pause, FilesOnly: spec.FilesOnly})
+	if err == nil {
+		held = spec.Pause
+		m, err = n.cfg.Artifacts.Commit(ctx, m)
+	}
+	if err == nil {
+		return m, nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	// First what is written: a guest that goes on must not find a pause that exists.
+	if derr := n.cfg.Artifacts.Discard(ctx, spec.ID); derr != nil {
+		n.log.Error("a snapshot that failed left files behind; the next restart sweeps them", "snapshot", spec.ID, "err", derr)
+	}
+	if held {
+		n.letGoOn(ctx, u)
+	}
+	return nacre.SnapshotManifest{}, err
+}
+
+// roomForSnapshot refuses early what the disk would not hold: all that the machine
+// has in memory may have to be written.
+func (n *Node) roomForSnapshot(ctx context.Context, u *unit, spec nacre.SnapshotSpec) error {
+	var need int64
+	if !spec.FilesOnly {
+		usage, err := u.machine.Usage(ctx)
+		if err != nil {
+			return err
+		}
+		need = usage.MemoryBytes
+	}
+	g := n.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.read(); err != nil {
+		return nacre.Wrap(nacre.CodeUnavailable, err, "the host's disk could not be read; try again")
+	}
+	if left, reserve := g.stats.DiskFree-need, g.diskReserve(); left < reserve {
+		return nacre.Errorf(nacre.CodeNoSpace, "the host's disk has no room for the snapshot: %d MiB are free, it may take %d, and %d are kept in reserve; delete snapshots or try again later",
+			g.stats.DiskFree>>20, need>>20, reserve>>20)
+	}
+	return nil
+}
+
+// letGoOn resumes a guest that stands still. Where that does not work at once it is
+// tried again in the background: nobody else would.
+func (n *Node) letGoOn(ctx context.Context, u *unit) {
+	resume := func() bool {
+		err := u.machine.Resume(ctx)
+		if err == nil || nacre.IsCode(err, nacre.CodeNotFound) || nacre.IsCode(err, nacre.CodeUnsupported) {
+			return true
+		}
+		n.log.Error("a guest that stands still could not go on; it is tried again", "machine", u.id, "err", err)
+		return false
+	}
+	if resume() {
+		return
+	}
+	n.spawn(func() {
+		for sleep(u.life, time.Second) == nil && !resume() {
+		}
+	})
+}
+
+// leave ends the machine of a sandbox that is kept. What cannot be taken down stays
+// unreachable, and the next Stop or Start tries again.
+func (n *Node) leave(e *entry) {
+	n.mu.Lock()
+	s := &stopping{done: make(chan struct{})}
+	e.stop, e.left = s, true
+	n.mu.Unlock()
+	n.finish(e, s)
+	if s.err != nil {
+		n.log.Error("the machine of a paused sandbox could not be taken down entirely", "sandbox", e.id, "err", s.err)
+	}
+}
+
+// clearLeft takes down what an earlier pause of the sandbox has left.
+func (n *Node) clearLeft(ctx context.Context, id nacre.SandboxID) error {
+	n.mu.RLock()
+	e := n.sandboxes[id]
+	left := e != nil && e.left
+	n.mu.RUnlock()
+	if !left {
+		return nil
+	}
+	return n.Stop(ctx, id)
 }
 
 // Snapshots lists what exists here; see nacre.Node.
-func (n *Node) Snapshots(context.Context) ([]nacre.SnapshotManifest, error) { return nil, nil }
+func (n *Node) Snapshots(ctx context.Context) ([]nacre.SnapshotManifest, error) {
+	if n.cfg.Artifacts == nil {
+		return nil, nil
+	}
+	return n.cfg.Artifacts.Manifests(ctx)
+}
 
 // DeleteSnapshot removes a snapshot; see nacre.Node.
-func (n *Node) DeleteSnapshot(context.Context, nacre.SnapshotID) error { return nil }
+func (n *Node) DeleteSnapshot(ctx context.Context, id nacre.SnapshotID) error {
+	if n.cfg.Artifacts == nil {
+		return nil
+	}
+	return n.cfg.Artifacts.Delete(ctx, id)
+}
+
+// recoverSnapshots clears what a crash left of snapshots, and returns the machines
+// that were to end with one that exists.
+func (n *Node) recoverSnapshots(ctx context.Context) (map[nacre.MachineID]bool, error) {
+	if n.cfg.Artifacts == nil {
+		return nil, nil
+	}
+	if err := n.cfg.Artifacts.Sweep(ctx); err != nil {
+		n.log.Error("leftovers of snapshots could not all be cleared", "err", err)
+	}
+	list, err := n.cfg.Artifacts.Manifests(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	paused := map[nacre.MachineID]bool{}
+	for _, m := range list {
+		if m.Pause {
+			paused[m.Machine] = true
+		}
+	}
+	return paused, nil
+}
+
+// opened is a snapshot that a machine is about to be restored from.
+type opened struct {
+	dir     string
+	m       nacre.SnapshotManifest
+	same    bool // the sandbox that it is of goes on
+	release func()
+}
+
+func (o *opened) close() {
+	if o != nil {
+		o.release()
+	}
+}
+
+// open opens the shape's snapshot for the sandbox, "" for a standby, and refuses
+// what cannot be restored here. It returns nil for a shape that boots.
+func (n *Node) open(ctx context.Context, shape Shape, id nacre.SandboxID) (*opened, error) {
+	if shape.Snapshot == "" {
+		return nil, nil
+	}
+	caps := n.cfg.Runtime.Capabilities()
+	if n.cfg.Artifacts == nil || !caps.Snapshots {
+		return nil, errNoSnapshots
+	}
+	dir, m, release, err := n.cfg.Artifacts.Open(ctx, shape.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	o := &opened{dir: dir, m: m, same: id != "" && m.Sandbox == id, release: release}
+	if err := fits(m, shape, caps.RestoreKey); err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// fits tells whether the snapshot can be restored in that shape on this host. How
+// many tasks a machine may have is the host's affair.
+func fits(m nacre.SnapshotManifest, shape Shape, key string) error {
+	was, is := m.Resources, shape.Resources
+	was.MaxPIDs = is.MaxPIDs
+	switch {
+	case m.RestoreKey != key:
+		return nacre.Errorf(nacre.CodeUnsupported, "snapshot %s is bound to %s, this node is %s; restore it on a node like the one it was taken on", m.ID, m.RestoreKey, key)
+	case m.Build != shape.Build:
+		return nacre.Errorf(nacre.CodeConflict, "snapshot %s was taken over build %s; it cannot be restored over %s", m.ID, m.Build, shape.Build)
+	case was != is:
+		return nacre.Errorf(nacre.CodeConflict, "snapshot %s was taken with %d processors, %d MiB of memory and %d MiB of disk; it cannot be restored with others",
+			m.ID, was.CPUs, was.MemoryMiB, was.DiskMiB)
+	}
+	return nil
+}
+
+// launch boots the unit's machine, or restores it.
+func (n *Node) launch(ctx context.Context, u *unit, spec nacre.MachineSpec, snap *opened) (err error) {
+	if snap == nil {
+		u.machine, err = n.cfg.Runtime.Start(ctx, spec)
+		return err
+	}
+	u.machine, err = n.cfg.Runtime.Restore(ctx, spec, snap.dir)
+	var own *nacre.Error
+	if err != nil && ctx.Err() == nil && !errors.As(err, &own) {
+		err = nacre.Wrap(nacre.CodeInternal, err, fmt.Sprintf("snapshot %s could not be restored", snap.m.ID))
+	}
+	return err
+}
+
+// descend says what the unit has from the machine that the snapshot was taken of.
+func (u *unit) descend(snap *opened) {
+	u.anew = !snap.same
+	if snap.same {
+		u.host = snap.m.Hostname
+	}
+	if !snap.m.FilesOnly {
+		u.from = &lineage{Machine: snap.m.Machine, LogSeq: snap.m.LogSeq, Unmet: true}
+	}
+}
+
+// lineage is what a restored guest has from the machine before it. It is kept in
+// the handle.
+type lineage struct {
+	Machine nacre.MachineID
+	LogSeq  int64 // up to here the guest's log is known, or another sandbox's
+	Unmet   bool  // the guest was not introduced, and demands that machine's host token
+}

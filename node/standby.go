@@ -208,7 +208,12 @@ func (n *Node) refill(ctx context.Context, paused *time.Time) bool {
 
 // bootStandby makes a standby. Its slot is closed until a sandbox brings its policy.
 func (n *Node) bootStandby(ctx context.Context, shape Shape) (*unit, error) {
-	u, err := n.boot(ctx, shape, nacre.EgressPolicy{DenyAll: true})
+	snap, err := n.open(ctx, shape, "")
+	if err != nil {
+		return nil, err
+	}
+	defer snap.close()
+	u, err := n.boot(ctx, shape, nacre.EgressPolicy{DenyAll: true}, snap)
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,12 @@ type entry struct {
 	started chan struct{}           // closed when the start has ended, well or not
 	unit    *unit                   // set when the start went well
 	stop    *stopping               // set while it is stopped
+	snap    *snapping               // set while a snapshot of it is taken
+	left    bool                    // paused for good: what there is of the machine is to be stopped
 }
+
+// runs tells whether the sandbox has a machine that runs and is to run on.
+func (e *entry) runs() bool { return e.unit != nil && e.stop == nil && !e.left && !e.unit.hasEnded() }
 
 type stopping struct {
 	done chan struct{}
@@ -50,6 +55,9 @@ func (n *Node) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := n.clearLeft(ctx, spec.Sandbox); err != nil {
+		return nacre.Started{}, err
+	}
 	e, err := n.admit(ctx, spec, cancel)
 	if err != nil {
 		return nacre.Started{}, err
@@ -86,24 +94,33 @@ func outOfFiles(err error) error {
 // machineFor hands over a standby, or boots. The unit comes back with an error
 // too, when there is something to take down.
 func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacre.EgressPolicy) (*unit, nacre.BootPath, error) {
-	shape := Shape{Build: spec.Build, Resources: spec.Resources}
+	shape := Shape{Build: spec.Build, Resources: spec.Resources, Snapshot: spec.Snapshot}
 	if n.hasStandby(shape) {
 		if u, err := n.handStandby(ctx, shape, spec, policy); u != nil || err != nil {
 			return u, nacre.BootStandby, err
 		}
 	}
+	snap, err := n.open(ctx, shape, spec.Sandbox)
+	if err != nil {
+		return nil, "", err
+	}
+	defer snap.close()
 	done, err := n.gate.bootTurn(ctx)
 	if err != nil {
 		return nil, "", err
 	}
 	defer done()
-	u, err := n.boot(ctx, shape, policy)
+	u, err := n.boot(ctx, shape, policy, snap)
 	if err != nil {
 		return nil, "", err
 	}
+	path := nacre.BootCold
+	if u.from != nil {
+		path = nacre.BootWarm
+	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
 	defer cancel()
-	return u, nacre.BootCold, n.bind(ctx, u, spec, policy)
+	return u, path, n.bind(ctx, u, spec, policy)
 }
 
 // handStandby binds a standby to the sandbox. It returns nil when there is none
@@ -176,23 +193,34 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 	return g.Wait()
 }
 
-// renewer is a client that can change its access token and keep its connections:
-// a guest's first answer on a new one takes as long as several on an old.
+// renewer is a client that can change its tokens and keep its connections: a
+// guest's first answer on a new one takes as long as several on an old.
 type renewer interface {
-	WithAccessToken(token string) nacre.Agent
+	WithTokens(hostToken, accessToken string) nacre.Agent
 }
 
 // agentFor returns a client of the unit's guest that replaces the one that waited
 // for it to answer; u.mu is held.
 func (n *Node) agentFor(u *unit, token string) nacre.Agent {
+	host := n.cfg.TokenKey.HostToken(u.knows())
 	if r, ok := u.agent.(renewer); ok {
-		return r.WithAccessToken(token)
+		return r.WithTokens(host, token)
 	}
 	closeAgent(u.agent)
-	return n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), token)
+	return n.cfg.NewAgent(u.dial, host, token)
 }
 
-// introduce tells the guest who it is.
+// knows returns the machine whose host token the guest demands; u.mu is held, or
+// nobody else has the unit.
+func (u *unit) knows() nacre.MachineID {
+	if u.from != nil && u.from.Unmet {
+		return u.from.Machine
+	}
+	return u.id
+}
+
+// introduce tells the guest who it is. A restored one thinks until then that it is
+// the one that it was made from.
 func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token string, env map[string]string) error {
 	entropy := make([]byte, 64)
 	_, _ = rand.Read(entropy)
@@ -200,10 +228,28 @@ func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token 
 	if u.slot.Gateway.IsValid() {
 		dns = u.slot.Gateway.String()
 	}
-	return agent.Init(ctx, nacre.AgentInit{
-		Hostname: u.hostname(), Env: env, AccessToken: token, HostToken: n.cfg.TokenKey.HostToken(u.id),
-		Time: n.cfg.Clock(), Entropy: entropy, DNS: dns,
+	u.mu.Lock()
+	anew := u.anew
+	u.mu.Unlock()
+	err := agent.Init(ctx, nacre.AgentInit{
+		Hostname: u.host, Env: env, AccessToken: token, HostToken: n.cfg.TokenKey.HostToken(u.id),
+		Time: n.cfg.Clock(), Entropy: entropy, DNS: dns, NewIdentity: anew,
 	})
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.anew = false
+	if u.knows() == u.id {
+		return nil
+	}
+	u.from.Unmet = false
+	u.agent = n.agentFor(u, token)
+	if u.spec.Sandbox == "" || u.exit != nil {
+		return nil // a standby's handle is written when it is ready
+	}
+	return n.handles.save(u.file())
 }
 
 // publish makes the machine the sandbox's for everybody.
@@ -225,7 +271,7 @@ func (n *Node) publish(e *entry, u *unit) error {
 
 // observe starts to record the sandbox's log and metrics; n.mu is held.
 func (n *Node) observe(u *unit) {
-	u.tail = n.logs.tail(u.spec.Sandbox, u.id)
+	u.tail = n.logs.tail(u.spec.Sandbox, u.id, u.from)
 	n.wg.Go(func() { n.collect(u) })
 	n.wg.Go(func() { n.sample(u) })
 }
@@ -249,11 +295,10 @@ func (n *Node) Stop(ctx context.Context, id nacre.SandboxID) error {
 			n.mu.Unlock()
 			return nil
 		}
-		if e.unit == nil {
-			e.cancel(errStopped)
+		if over := e.callOff(); over != nil {
 			n.mu.Unlock()
 			select {
-			case <-e.started:
+			case <-over:
 				continue
 			case <-ctx.Done():
 				return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the sandbox is still being stopped")
@@ -279,11 +324,27 @@ func (n *Node) Stop(ctx context.Context, id nacre.SandboxID) error {
 	}
 }
 
+// callOff ends a start or a snapshot of the sandbox under way; nil when there is
+// none. Node.mu is held.
+func (e *entry) callOff() (over <-chan struct{}) {
+	switch {
+	case e.unit == nil:
+		e.cancel(errStopped)
+		return e.started
+	case e.snap != nil:
+		e.snap.cancel(errStopped)
+		return e.snap.done
+	}
+	return nil
+}
+
 // finish takes a sandbox's machine down, whoever still waits for it.
 func (n *Node) finish(e *entry, s *stopping) {
 	ctx := context.Background()
 	u := e.unit
-	n.drainLog(u)
+	if !e.left {
+		n.drainLog(u)
+	}
 	err := n.takeDown(ctx, u)
 	if err != nil {
 		err = nacre.Wrap(nacre.CodeUnavailable, err, "the sandbox's machine could not be taken down entirely; try again")

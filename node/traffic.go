@@ -18,7 +18,7 @@ func (n *Node) running(id nacre.SandboxID) (*unit, error) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	e := n.sandboxes[id]
-	if e == nil || e.unit == nil || e.stop != nil || e.unit.hasEnded() {
+	if e == nil || !e.runs() || e.snap != nil && e.snap.pause {
 		return nil, errNoMachine(id)
 	}
 	return e.unit, nil
@@ -38,7 +38,7 @@ func (n *Node) Routes(fn func(nacre.Route) bool) {
 	n.mu.RLock()
 	units := make([]*unit, 0, len(n.sandboxes))
 	for _, e := range n.sandboxes {
-		if e.unit != nil && e.stop == nil && !e.unit.hasEnded() {
+		if e.runs() && (e.snap == nil || !e.snap.pause) {
 			units = append(units, e.unit)
 		}
 	}
@@ -128,7 +128,7 @@ func (n *Node) WatchExits(ctx context.Context, fn func(nacre.SandboxID, nacre.Ex
 		var list []news
 		n.mu.RLock()
 		for _, e := range n.sandboxes {
-			if u := e.unit; u != nil && u.exitNo > seen && e.stop == nil {
+			if u := e.unit; u != nil && u.exitNo > seen && e.stop == nil && !e.left {
 				list = append(list, news{u.exitNo, e.id, *u.exit})
 			}
 		}

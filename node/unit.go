@@ -17,6 +17,7 @@ import (
 type Shape struct {
 	Build     nacre.BuildID
 	Resources nacre.Resources
+	Snapshot  nacre.SnapshotID `json:",omitempty"` // which they are restored from; "" boots
 }
 
 // unit is one machine here with all that belongs to it.
@@ -25,6 +26,7 @@ type unit struct {
 	shape   Shape
 	machine nacre.Machine // nil for one that was gone when this process came
 	slot    nacre.Slot
+	host    string     // the guest's name
 	down    undo.Stack // takes all of it away
 
 	life   context.Context // ends when the machine is taken down or the node closed
@@ -40,10 +42,13 @@ type unit struct {
 	exitNo  int64 // place in the order of exits, 0 while it runs
 	forgot  bool  // the handle is gone or going: write it no more
 	tail    *logTail
+	anew    bool     // the next Init gives the guest an identity of its own
+	from    *lineage // nil for one that booted
+	over    bool     // found to be taken down when it was taken back
 }
 
 func (n *Node) newUnit(id nacre.MachineID, shape Shape) *unit {
-	u := &unit{id: id, shape: shape, ended: make(chan struct{})}
+	u := &unit{id: id, shape: shape, host: string(id), anew: true, ended: make(chan struct{})}
 	u.life, u.cancel = context.WithCancel(n.life)
 	n.mu.Lock()
 	n.known[id] = struct{}{}
@@ -100,17 +105,20 @@ func (n *Node) takeDown(ctx context.Context, u *unit) error {
 	return u.down.Run(ctx)
 }
 
-// hostname is the machine's, and not the sandbox's: a standby has its name before
-// it has its sandbox, and gVisor lets only who boots a guest name it.
-func (u *unit) hostname() string { return string(u.id) }
-
-// boot makes a machine whose agent answers and which belongs to nobody yet. When
-// it fails nothing is left.
-func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy) (_ *unit, err error) {
+// boot makes a machine whose agent answers and which belongs to nobody yet, from a
+// snapshot when one is given. When it fails nothing is left.
+//
+// The guest is named after the machine, and not after the sandbox: a standby has its
+// name before it has its sandbox, and gVisor lets only who boots a guest name it. A
+// sandbox that goes on keeps the name that it had.
+func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy, snap *opened) (_ *unit, err error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
 	defer cancel()
 	u := n.newUnit(nacre.NewMachineID(), shape)
 	u.policy = policy
+	if snap != nil {
+		u.descend(snap)
+	}
 	n.pushFiles(u)
 	defer func() {
 		if err != nil {
@@ -127,10 +135,10 @@ func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy)
 	if err != nil {
 		return nil, err
 	}
-	u.machine, err = n.cfg.Runtime.Start(ctx, nacre.MachineSpec{
-		ID: u.id, Hostname: u.hostname(), Root: root, Slot: u.slot, Resources: shape.Resources,
+	err = n.launch(ctx, u, nacre.MachineSpec{
+		ID: u.id, Hostname: u.host, Root: root, Slot: u.slot, Resources: shape.Resources,
 		AgentPath: n.cfg.AgentPath, StateDir: n.stateDir(u.id),
-	})
+	}, snap)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +168,7 @@ func (n *Node) prepare(ctx context.Context, u *unit) (root nacre.RootFS, err err
 // awaitAgent returns when the guest's agent answers, which takes a few
 // milliseconds: so it asks often at first.
 func (n *Node) awaitAgent(ctx context.Context, u *unit) error {
-	agent := n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.id), "")
+	agent := n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.knows()), "")
 	u.mu.Lock()
 	u.agent = agent
 	u.mu.Unlock()

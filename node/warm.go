@@ -27,6 +27,9 @@ func (n *Node) warm(ctx context.Context, u *unit) error {
 	if err := n.introduce(ctx, agent, u, token, nil); err != nil {
 		return err
 	}
+	u.mu.Lock()
+	agent = u.agent // a restored guest has learnt another host token
+	u.mu.Unlock()
 	if err := runWarmUp(ctx, agent); err != nil {
 		n.log.Debug("a standby's first command failed; its sandbox's will be slower", "machine", u.id, "err", err)
 	}

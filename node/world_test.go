@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/image"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/node"
 )
@@ -32,6 +33,7 @@ type world struct {
 	unaccounted bool // standbys come and go: leaks are not looked for
 
 	fake *nacretest.FakeDaemon
+	arts *image.Artifacts
 	n    *node.Node
 	stop func()
 }
@@ -58,8 +60,15 @@ func (w *world) logged() string {
 func (w *world) start() *node.Node {
 	w.tb.Helper()
 	w.fake = w.host.Daemon()
+	fake := w.fake
+	arts, err := image.OpenArtifacts(image.ArtifactOptions{Dir: filepath.Join(w.dir, "snapshots"), ReserveMiB: -1,
+		Step: func(string) error { return fake.Step() }})
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	w.arts = arts
 	cfg := node.Config{
-		Dir: filepath.Join(w.dir, "node"), Runtime: w.fake.Runtime(), Network: w.fake.Network(), Images: w.fake.Images(),
+		Dir: filepath.Join(w.dir, "node"), Runtime: w.fake.Runtime(), Network: w.fake.Network(), Images: w.fake.Images(), Artifacts: arts,
 		NewAgent: w.fake.NewAgent, AgentPath: "/agent", Logger: slog.New(slog.NewTextHandler(w, nil)),
 		Host: func() (node.HostStats, error) { return *w.stats.Load(), nil },
 	}
@@ -73,7 +82,7 @@ func (w *world) start() *node.Node {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	var once sync.Once
-	w.n, w.stop = n, func() { once.Do(func() { cancel(); wg.Wait(); n.Close() }) }
+	w.n, w.stop = n, func() { once.Do(func() { cancel(); wg.Wait(); n.Close(); arts.Close() }) }
 	w.tb.Cleanup(w.stop)
 	if err := n.Recover(ctx); err != nil {
 		w.tb.Fatal(err)

@@ -95,14 +95,15 @@ func (s *Server) Run(ctx context.Context, ready func(Status)) error {
 
 // parts are the rooms of a running server, in the order in which they start.
 type parts struct {
-	db      *sqlstore.DB
-	net     *network.Network
-	runtime *gvisor.Runtime
-	node    *node.Node
-	images  nacre.ImageStore
-	control *control.Service
-	handler *entrance
-	tls     *tlsFiles
+	db        *sqlstore.DB
+	net       *network.Network
+	runtime   *gvisor.Runtime
+	node      *node.Node
+	images    nacre.ImageStore
+	artifacts *image.Artifacts
+	control   *control.Service
+	handler   *entrance
+	tls       *tlsFiles
 
 	key     string // of the default team
 	closers []func() error
@@ -205,9 +206,15 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	}
 	p.images = images
 	p.onClose(images.Close)
+	artifacts, err := image.OpenArtifacts(image.ArtifactOptions{Dir: snapshotsDir(s.cfg.DataDir), Blobs: blobs, Logger: s.log})
+	if err != nil {
+		return fmt.Errorf("snapshots: %w", err)
+	}
+	p.artifacts = artifacts
+	p.onClose(artifacts.Close)
 	p.node, err = node.New(node.Config{
 		ID: "local", Dir: nodeDir(s.cfg.DataDir), HandleDir: handleDir(sec.instance),
-		Runtime: p.runtime, Network: p.net, Images: images,
+		Runtime: p.runtime, Network: p.net, Images: images, Artifacts: artifacts,
 		NewAgent:  newAgent,
 		AgentPath: agentPath, TokenKey: sec.tokens,
 		Standby: node.Standby{Count: s.cfg.Standby},
@@ -222,8 +229,9 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	return p.node.Recover(ctx)
 }
 
-func imagesDir(dataDir string) string { return filepath.Join(dataDir, "images") }
-func nodeDir(dataDir string) string   { return filepath.Join(dataDir, "node") }
+func imagesDir(dataDir string) string    { return filepath.Join(dataDir, "images") }
+func snapshotsDir(dataDir string) string { return filepath.Join(dataDir, "snapshots") }
+func nodeDir(dataDir string) string      { return filepath.Join(dataDir, "node") }
 
 // handleDir is where the node keeps what finds its machines again: in memory, for
 // no machine outlives the kernel, and a disk would make each create wait for the

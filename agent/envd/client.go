@@ -81,11 +81,11 @@ func New(opts Options) *Client {
 	return newClient(opts, inner)
 }
 
-// WithAccessToken returns a client that sends another access token, over the
-// connections that c has: Close of either ends the idle ones of both.
-func (c *Client) WithAccessToken(token string) nacre.Agent {
+// WithTokens returns a client that sends other tokens, over the connections that c
+// has: Close of either ends the idle ones of both.
+func (c *Client) WithTokens(hostToken, accessToken string) nacre.Agent {
 	opts := c.opts
-	opts.AccessToken = token
+	opts.HostToken, opts.AccessToken = hostToken, accessToken
 	return newClient(opts, c.inner)
 }
 
@@ -176,6 +176,7 @@ func (c *Client) Init(ctx context.Context, in nacre.AgentInit) error {
 	body, err := json.Marshal(InitRequest{
 		EnvVars: in.Env, AccessToken: in.AccessToken, HostToken: in.HostToken, Timestamp: in.Time, Entropy: in.Entropy,
 		Hostname: in.Hostname, DNS: in.DNS, DefaultUser: in.DefaultUser, DefaultWorkdir: in.DefaultCwd,
+		NewIdentity: in.NewIdentity,
 	})
 	if err != nil {
 		return nacre.Wrap(nacre.CodeInvalid, err, "the guest's identity cannot be encoded")

@@ -44,6 +44,7 @@ type InitRequest struct {
 	DNS            string            `json:"dns"`
 	DefaultUser    string            `json:"defaultUser"`
 	DefaultWorkdir string            `json:"defaultWorkdir"`
+	NewIdentity    bool              `json:"newIdentity,omitempty"`
 }
 
 // MetricsResponse is the answer of GET /metrics. Sizes are bytes, CPUUsedPct is

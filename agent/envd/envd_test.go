@@ -175,9 +175,9 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// TestWithAccessToken: the client with another token speaks over the connection
-// that is there, and each sends its own.
-func TestWithAccessToken(t *testing.T) {
+// TestWithTokens: the client with other tokens speaks over the connection that is
+// there, and each sends its own.
+func TestWithTokens(t *testing.T) {
 	var mu sync.Mutex
 	var tokens []string
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -192,12 +192,12 @@ func TestWithAccessToken(t *testing.T) {
 		return new(net.Dialer).DialContext(ctx, "tcp", srv.Listener.Addr().String())
 	}})
 	defer first.Close()
-	for _, a := range []nacre.Agent{first, first.WithAccessToken("second"), first} {
+	for _, a := range []nacre.Agent{first, first.WithTokens("new", "second"), first} {
 		if err := a.Healthy(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if want := []string{"first/host", "second/host", "first/host"}; !slices.Equal(tokens, want) || dials != 1 {
+	if want := []string{"first/host", "second/new", "first/host"}; !slices.Equal(tokens, want) || dials != 1 {
 		t.Errorf("tokens %q over %d connections, want %q over one", tokens, dials, want)
 	}
 }

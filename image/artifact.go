@@ -1,0 +1,586 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+)
+
+// ArtifactOptions say where snapshots' files are and how many plain copies stay.
+type ArtifactOptions struct {
+	// Dir is best on the file system that machines have their files on.
+	Dir string
+	// Blobs keep the chunks. nil: there are none, and plain copies are never dropped.
+	Blobs nacre.BlobStore
+	// Prefix of the chunks' keys, which belong to this store alone; default "chunks/".
+	Prefix string
+	// ReserveMiB of the disk stay free: a snapshot that would begin below is refused.
+	// 0 means 512; negative keeps nothing.
+	ReserveMiB int64
+	// Plain copies of snapshots that have chunks go, the longest unused first, while
+	// all of them take more than PlainMiB (0: no limit) or less than LowWaterMiB of
+	// the disk is free (0: four times the reserve).
+	PlainMiB, LowWaterMiB int64
+	// Settle is how old a paused sandbox's snapshot is before it is cut into chunks:
+	// most go again within seconds. Default 30 s.
+	Settle time.Duration
+	// Quiet is how long the store must have been left alone before it works in the
+	// background. Default 1 s.
+	Quiet time.Duration
+	// Rest is how long the background work sleeps for each moment that it works.
+	// Default 2: it takes a third of one processor.
+	Rest float64
+	// Collect is how often chunks that nothing holds are looked for. Default 5 min.
+	Collect time.Duration
+
+	Clock  nacre.Clock  // default time.Now
+	Logger *slog.Logger // nil: nothing is logged
+	// Step is for tests: it is called before each change to the disk, and an error
+	// means that the process died there.
+	Step func(step string) error
+}
+
+func (o *ArtifactOptions) setDefaults() {
+	o.Prefix = cmp.Or(o.Prefix, "chunks/")
+	o.ReserveMiB = cmp.Or(o.ReserveMiB, 512)
+	o.LowWaterMiB = cmp.Or(o.LowWaterMiB, 4*max(o.ReserveMiB, 0))
+	o.Settle = cmp.Or(o.Settle, 30*time.Second)
+	o.Quiet = cmp.Or(o.Quiet, time.Second)
+	o.Rest = cmp.Or(o.Rest, 2)
+	o.Collect = cmp.Or(o.Collect, 5*time.Minute)
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Step == nil {
+		o.Step = func(string) error { return nil }
+	}
+}
+
+// Artifacts is a nacre.ArtifactStore. Below its directory "manifests" holds
+// <id>.json of each snapshot that exists, "plain" a directory <id> with its files as
+// they were written, and "index" <id>.json, which says of which chunks they can be
+// put together. Whatever else is there was left by a crash.
+type Artifacts struct {
+	o    ArtifactOptions
+	path string
+	root *os.Root
+	life context.Context // ends with Close
+	end  context.CancelFunc
+
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup // with mu: removals and fills
+	all     map[nacre.SnapshotID]*artifact
+	busy    int       // creates and opens under way
+	touched time.Time // when the last of them ended
+	garbage bool      // there may be chunks that nothing holds
+}
+
+// artifact is one snapshot's place in the store. Its fields are guarded by the
+// store's mu.
+type artifact struct {
+	m     nacre.SnapshotManifest
+	state artifactState
+	pins  int
+	plain bool // its directory in "plain" is whole
+	index bool // its chunks are all there
+	used  time.Time
+}
+
+type artifactState int
+
+const (
+	writing   artifactState = iota // made by Create
+	committed                      // it exists
+	deleted                        // gone for everybody but those who have it open
+)
+
+const manifestsDir, plainDir, indexDir = "manifests", "plain", "index"
+
+var _ nacre.ArtifactStore = (*Artifacts)(nil)
+
+// OpenArtifacts opens the store and makes its directories when there are none. A
+// manifest that cannot be read is set aside: it costs its snapshot, nothing else.
+func OpenArtifacts(o ArtifactOptions) (*Artifacts, error) {
+	o.setDefaults()
+	path, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, diskError(fmt.Errorf("make the snapshots' directory: %w", err))
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("open the snapshots' directory: %w", err)
+	}
+	s := &Artifacts{o: o, path: path, root: root, all: map[nacre.SnapshotID]*artifact{}, garbage: true}
+	for _, dir := range []string{manifestsDir, plainDir, indexDir} {
+		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			root.Close()
+			return nil, diskError(fmt.Errorf("make the snapshots' directory: %w", err))
+		}
+	}
+	if err := errors.Join(s.load(), s.sync(".")); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("read the snapshots: %w", err)
+	}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// load finds what exists.
+func (s *Artifacts) load() error {
+	entries, err := fs.ReadDir(s.root.FS(), manifestsDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		id, ok := jsonID(e.Name())
+		if !ok {
+			continue
+		}
+		a := &artifact{state: committed}
+		if err := s.readJSON(manifestPath(id), &a.m); err != nil || a.m.ID != id {
+			s.o.Logger.Error("a snapshot's manifest cannot be read and was set aside", "snapshot", id, "err", err)
+			if err := s.root.Rename(manifestPath(id), manifestPath(id)+".bad"); err != nil {
+				return err
+			}
+			continue
+		}
+		a.used = a.m.CreatedAt
+		if st, err := s.root.Stat(plainPath(id)); err == nil {
+			a.plain, a.used = true, st.ModTime()
+		}
+		if _, err := s.root.Stat(indexPath(id)); err == nil {
+			a.index = true
+		}
+		s.all[id] = a
+	}
+	return nil
+}
+
+// Close waits for what is under way in the background.
+func (s *Artifacts) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.end()
+	s.running.Wait()
+	return s.root.Close()
+}
+
+// Create implements nacre.ArtifactStore.
+func (s *Artifacts) Create(_ context.Context, id nacre.SnapshotID) (string, error) {
+	if !id.Valid() {
+		return "", nacre.Invalidf("snapshot", "the snapshot's id is not one")
+	}
+	if err := diskRoom(s.path, s.o.ReserveMiB, 0); err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	if s.closed || s.all[id] != nil {
+		s.mu.Unlock()
+		return "", nacre.Errorf(nacre.CodeConflict, "snapshot %s exists already", id)
+	}
+	s.all[id] = &artifact{state: writing}
+	s.busy++
+	s.mu.Unlock()
+	err := s.o.Step("create")
+	if err == nil {
+		err = s.root.Mkdir(plainPath(id), 0o700)
+	}
+	if err != nil {
+		s.forget(id)
+		return "", diskError(err)
+	}
+	return filepath.Join(s.path, plainPath(id)), nil
+}
+
+// forget drops one that was being written.
+func (s *Artifacts) forget(id nacre.SnapshotID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, id)
+	s.rest()
+}
+
+// rest notes that something of the foreground ended; s.mu is held.
+func (s *Artifacts) rest() {
+	s.busy--
+	s.touched = time.Now()
+}
+
+// Commit implements nacre.ArtifactStore. When it fails the snapshot does not exist.
+func (s *Artifacts) Commit(ctx context.Context, m nacre.SnapshotManifest) (nacre.SnapshotManifest, error) {
+	s.mu.Lock()
+	a := s.all[m.ID]
+	s.mu.Unlock()
+	if a == nil || a.state != writing {
+		return m, nacre.Errorf(nacre.CodeNotFound, "snapshot %s is not being written", m.ID)
+	}
+	if err := s.measure(&m); err != nil {
+		return m, err
+	}
+	if err := s.syncPlain(ctx, m); err != nil {
+		return m, diskError(err)
+	}
+	if err := ctx.Err(); err != nil {
+		return m, nacre.Wrap(nacre.CodeDeadline, err, "the snapshot took longer than it was given")
+	}
+	if err := s.writeJSON(manifestPath(m.ID), m, "commit"); err != nil {
+		if s.o.Step("commit undone") == nil {
+			err = errors.Join(err, s.remove(manifestPath(m.ID)))
+		}
+		return m, diskError(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.m, a.state, a.plain, a.used = m, committed, true, s.o.Clock()
+	s.rest()
+	return m, nil
+}
+
+// measure compares what the manifest names with what is there.
+func (s *Artifacts) measure(m *nacre.SnapshotManifest) error {
+	entries, err := fs.ReadDir(s.root.FS(), plainPath(m.ID))
+	if err != nil {
+		return err
+	}
+	sizes := map[string]int64{}
+	m.DiskBytes = 0
+	for _, e := range entries {
+		var st unix.Stat_t
+		path := filepath.Join(s.path, plainPath(m.ID), e.Name())
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return nacre.Errorf(nacre.CodeInternal, "the snapshot holds %s, which is no file", e.Name())
+		}
+		sizes[e.Name()] = st.Size
+		if st.Nlink == 1 {
+			m.DiskBytes += st.Blocks * 512
+		}
+	}
+	for _, f := range m.Files {
+		if size, ok := sizes[f.Name]; !ok || size != f.Size {
+			return nacre.Errorf(nacre.CodeInternal, "the snapshot's %s has not the size that was told", f.Name)
+		}
+		delete(sizes, f.Name)
+	}
+	for name := range sizes {
+		return nacre.Errorf(nacre.CodeInternal, "the snapshot holds %s, which was not told", name)
+	}
+	return nil
+}
+
+// syncPlain makes the files durable, side by side: the disk then has them all to
+// put in order at once.
+func (s *Artifacts) syncPlain(ctx context.Context, m nacre.SnapshotManifest) error {
+	if err := s.o.Step("sync files"); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, path := range append(filePaths(m), plainPath(m.ID), plainDir) {
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return s.sync(path)
+		})
+	}
+	return g.Wait()
+}
+
+func filePaths(m nacre.SnapshotManifest) []string {
+	out := make([]string, 0, len(m.Files)+2)
+	for _, f := range m.Files {
+		out = append(out, filepath.Join(plainPath(m.ID), f.Name))
+	}
+	return out
+}
+
+// Discard implements nacre.ArtifactStore. Of a snapshot that exists nothing is touched.
+func (s *Artifacts) Discard(_ context.Context, id nacre.SnapshotID) error {
+	s.mu.Lock()
+	a := s.all[id]
+	if a == nil || a.state != writing {
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.Unlock()
+	err := s.removePlain(id)
+	if err == nil {
+		s.forget(id)
+	}
+	return err
+}
+
+// Manifests implements nacre.ArtifactStore.
+func (s *Artifacts) Manifests(context.Context) ([]nacre.SnapshotManifest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]nacre.SnapshotManifest, 0, len(s.all))
+	for _, a := range s.all {
+		if a.state == committed {
+			out = append(out, a.m)
+		}
+	}
+	return out, nil
+}
+
+// Open implements nacre.ArtifactStore.
+func (s *Artifacts) Open(ctx context.Context, id nacre.SnapshotID) (string, nacre.SnapshotManifest, func(), error) {
+	s.mu.Lock()
+	a := s.all[id]
+	if a == nil || a.state != committed || s.closed {
+		s.mu.Unlock()
+		return "", nacre.SnapshotManifest{}, nil, nacre.Errorf(nacre.CodeNotFound, "snapshot %s does not exist on this host", id)
+	}
+	a.pins++
+	s.busy++
+	m, plain := a.m, a.plain
+	now := s.o.Clock()
+	a.used = now
+	s.mu.Unlock()
+	var once sync.Once
+	release := func() { once.Do(func() { s.release(a) }) }
+	if !plain {
+		release()
+		return "", nacre.SnapshotManifest{}, nil, nacre.Errorf(nacre.CodeConflict, "the files of snapshot %s are no longer there", id)
+	}
+	// For the order after a restart only, so an error does not matter.
+	_ = s.root.Chtimes(plainPath(id), now, now)
+	return filepath.Join(s.path, plainPath(id)), m, release, nil
+}
+
+func (s *Artifacts) release(a *artifact) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.pins--
+	s.rest()
+	if a.state == deleted && a.pins == 0 {
+		s.clear(a.m.ID)
+	}
+}
+
+// Delete implements nacre.ArtifactStore. Its files go in the background.
+func (s *Artifacts) Delete(_ context.Context, id nacre.SnapshotID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.all[id]
+	switch {
+	case a == nil || a.state == deleted:
+		return nil
+	case a.state == writing:
+		return nacre.Errorf(nacre.CodeConflict, "snapshot %s is being written", id)
+	}
+	if err := s.o.Step("delete"); err != nil {
+		return err
+	}
+	if err := s.root.Remove(manifestPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	a.state = deleted
+	if a.pins == 0 {
+		s.clear(id)
+	}
+	return nil
+}
+
+// clear removes the files of a deleted snapshot in the background; s.mu is held.
+// What it does not come to the next Sweep finds.
+func (s *Artifacts) clear(id nacre.SnapshotID) {
+	if s.closed {
+		return
+	}
+	s.running.Go(func() {
+		// Were the manifest to come back after a power cut, its files must be there.
+		err := s.sync(manifestsDir)
+		if err == nil {
+			err = s.removePlain(id)
+		}
+		if err == nil {
+			err = s.remove(indexPath(id))
+		}
+		if err != nil {
+			s.o.Logger.Error("a snapshot's files could not be deleted; the next start does", "snapshot", id, "err", err)
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.all, id)
+		s.garbage = true
+	})
+}
+
+// Sweep implements nacre.ArtifactStore.
+func (s *Artifacts) Sweep(ctx context.Context) error {
+	s.mu.Lock()
+	keep := map[nacre.SnapshotID]bool{}
+	for id := range s.all {
+		keep[id] = true
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, dir := range []string{manifestsDir, plainDir, indexDir} {
+		entries, err := fs.ReadDir(s.root.FS(), dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			name := e.Name()
+			if dir != plainDir {
+				name, _ = strings.CutSuffix(name, ".json")
+			}
+			if keep[nacre.SnapshotID(name)] || strings.HasSuffix(name, ".bad") || s.setAside(name) {
+				continue
+			}
+			s.o.Logger.Info("deleting what a snapshot that does not exist has left", "path", filepath.Join(dir, e.Name()))
+			if err := s.o.Step("sweep"); err != nil {
+				return err
+			}
+			errs = append(errs, s.root.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// setAside tells whether the snapshot's manifest was: its files may be worth
+// something to somebody who looks at it.
+func (s *Artifacts) setAside(name string) bool {
+	_, err := s.root.Stat(manifestPath(nacre.SnapshotID(name)) + ".bad")
+	return err == nil
+}
+
+// Use implements nacre.ArtifactStore. It asks the blob store for every chunk.
+func (s *Artifacts) Use(ctx context.Context) (use nacre.ArtifactUse, err error) {
+	s.mu.Lock()
+	for _, a := range s.all {
+		if a.state != committed {
+			continue
+		}
+		use.Snapshots++
+		use.Logical += a.m.Bytes()
+		if a.plain {
+			use.Plain += a.m.DiskBytes
+		}
+	}
+	s.mu.Unlock()
+	if s.o.Blobs == nil {
+		return use, nil
+	}
+	err = s.o.Blobs.List(ctx, s.o.Prefix, func(b nacre.Blob) error { use.Chunks += b.Size; return nil })
+	return use, err
+}
+
+// removePlain makes the plain copy no copy in one step, and then deletes it.
+func (s *Artifacts) removePlain(id nacre.SnapshotID) error {
+	path := plainPath(id)
+	if err := s.o.Step("remove files"); err != nil {
+		return err
+	}
+	if err := s.root.Rename(path, path+".gone"); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if err := s.o.Step("remove renamed files"); err != nil {
+		return err
+	}
+	return s.root.RemoveAll(path + ".gone")
+}
+
+func (s *Artifacts) remove(path string) error {
+	if err := s.o.Step("remove " + filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := s.root.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// writeJSON makes a small file that is there whole, and durably, or not at all.
+func (s *Artifacts) writeJSON(path string, v any, step string) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := s.o.Step(step + ": write"); err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	f, err := s.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = s.root.Remove(tmp)
+		return err
+	}
+	if err := s.o.Step(step + ": rename"); err != nil {
+		return err
+	}
+	if err := s.root.Rename(tmp, path); err != nil {
+		return err
+	}
+	if err := s.o.Step(step + ": sync"); err != nil {
+		return err
+	}
+	return s.sync(filepath.Dir(path))
+}
+
+func (s *Artifacts) readJSON(path string, v any) error {
+	data, err := s.root.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, v)
+}
+
+func (s *Artifacts) sync(path string) error {
+	f, err := s.root.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func manifestPath(id nacre.SnapshotID) string { return filepath.Join(manifestsDir, string(id)+".json") }
+func plainPath(id nacre.SnapshotID) string    { return filepath.Join(plainDir, string(id)) }
+func indexPath(id nacre.SnapshotID) string    { return filepath.Join(indexDir, string(id)+".json") }
+
+// jsonID returns the snapshot that a file is named after.
+func jsonID(name string) (nacre.SnapshotID, bool) {
+	name, ok := strings.CutSuffix(name, ".json")
+	id := nacre.SnapshotID(name)
+	return id, ok && id.Valid()
+}
