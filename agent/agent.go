@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/bulk"
 )
 
 // Config is what an Agent depends on. The zero value is a working agent that
@@ -105,7 +106,7 @@ func (a *Agent) Serve(ln net.Listener) error {
 	}
 	stop := context.AfterFunc(a.closing, func() { _ = srv.Close() })
 	defer stop()
-	err := srv.Serve(bulkListener{ln})
+	err := srv.Serve(bulk.Listener{Listener: ln})
 	if a.closing.Err() != nil {
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nacrehq/nacre/edge"
 	"github.com/nacrehq/nacre/internal/atomicfile"
+	"github.com/nacrehq/nacre/internal/bulk"
 	"github.com/nacrehq/nacre/internal/clientfile"
 	"github.com/nacrehq/nacre/internal/localca"
 )
@@ -48,7 +49,7 @@ func (e *entrance) listen(ctx context.Context, g *errgroup.Group, c Config, t *t
 			return at, fmt.Errorf("--http: %w; choose another address, or stop what listens there", err)
 		}
 		at.http = urlOf("http", l.Addr().String())
-		e.serve(ctx, g, l)
+		e.serve(ctx, g, bulk.Listener{Listener: l})
 	}
 	if c.HTTPS != "" {
 		l, err := net.Listen("tcp", c.HTTPS)
@@ -56,7 +57,7 @@ func (e *entrance) listen(ctx context.Context, g *errgroup.Group, c Config, t *t
 			return at, fmt.Errorf("--https: %w; choose another address, or stop what listens there", err)
 		}
 		at.https = urlOf("https", l.Addr().String())
-		e.serve(ctx, g, tls.NewListener(l, t.config))
+		e.serve(ctx, g, tls.NewListener(bulk.Listener{Listener: l}, t.config))
 	}
 	return at, nil
 }

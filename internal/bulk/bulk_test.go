@@ -1,4 +1,4 @@
-package agent
+package bulk
 
 import (
 	"bufio"
@@ -39,7 +39,7 @@ func TestBulkReads(t *testing.T) {
 	reset := errors.New("reset")
 	for _, end := range []error{io.EOF, reset} {
 		src := &burst{data: sent, end: end}
-		c := &bulkConn{Conn: src}
+		c := &conn{Conn: src}
 		r := bufio.NewReaderSize(c, 4<<10)
 		var got bytes.Buffer
 		var err error
@@ -52,7 +52,7 @@ func TestBulkReads(t *testing.T) {
 		if !bytes.Equal(got.Bytes(), sent) || !errors.Is(err, end) {
 			t.Errorf("%d of %d bytes came, then %v; want %v", got.Len(), len(sent), err, end)
 		}
-		if most := len(sent)/bulkRead + 8; src.reads > most {
+		if most := len(sent)/size + 8; src.reads > most {
 			t.Errorf("%d reads for %d bytes, want at most %d", src.reads, len(sent), most)
 		}
 		if c.buf != nil {
@@ -64,7 +64,7 @@ func TestBulkReads(t *testing.T) {
 // TestBulkLeavesSmallReads: requests that fit the reader are passed on as they come.
 func TestBulkLeavesSmallReads(t *testing.T) {
 	src := &burst{end: io.EOF}
-	c := &bulkConn{Conn: src}
+	c := &conn{Conn: src}
 	p := make([]byte, 4<<10)
 	for range 3 {
 		src.data = []byte("GET / HTTP/1.1\r\n\r\n")
