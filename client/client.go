@@ -56,16 +56,25 @@ type request struct {
 	method, path string
 	query        url.Values
 	in, out      any // JSON; nil for none
+	long         bool
 }
+
+// longRequest is how long a request may take that writes or reads a sandbox's
+// memory.
+const longRequest = 15 * time.Minute
 
 // retryPauses are the waits before the repeats of a GET that got no answer, or
 // one that says "later".
 var retryPauses = [...]time.Duration{50 * time.Millisecond, 250 * time.Millisecond}
 
-// do performs r and returns the answer's headers. It gives up after a minute
-// even when ctx does not.
+// do performs r and returns the answer's headers. It gives up after a minute, or
+// after longRequest, even when ctx does not.
 func (c *Client) do(ctx context.Context, r request) (http.Header, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.requestTimeout)
+	limit := c.cfg.requestTimeout
+	if r.long {
+		limit = longRequest
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var body []byte
 	if r.in != nil {

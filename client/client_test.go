@@ -61,6 +61,8 @@ func TestWire1_3_CreateBody(t *testing.T) {
 			`{"templateID":"base","timeout":300,"secure":true,"network":{"allowOut":["1.1.1.1","8.8.8.8/32"],"denyOut":["0.0.0.0/0"]}}`},
 		{"previews", []CreateOption{PrivateTraffic(), MaskRequestHost("x.test:${PORT}")},
 			`{"templateID":"base","timeout":300,"secure":true,"network":{"allowPublicTraffic":false,"maskRequestHost":"x.test:${PORT}"}}`},
+		{"files of a pause", []CreateOption{AutoPause(), FilesOnly()}, `{"templateID":"base","timeout":300,"autoPause":true,"autoPauseMemory":false,"secure":true}`},
+		{"waking", []CreateOption{AutoPause(), AutoResume()}, `{"templateID":"base","timeout":300,"autoPause":true,"autoResume":{"enabled":true},"secure":true}`},
 		{"the rest", []CreateOption{Insecure(), AutoPause(), Volume("vol_1", "/workspace/data")},
 			`{"templateID":"base","timeout":300,"autoPause":true,"secure":false,"volumeId":"vol_1","volumeMountPath":"/workspace/data"}`},
 	} {
@@ -123,8 +125,41 @@ func TestRequests(t *testing.T) {
 			func(ctx context.Context, c *Client) error { return c.SetTimeout(ctx, id, 10*time.Second) }},
 		{"kill", `DELETE /sandboxes/` + id + ` `, "", 204,
 			func(ctx context.Context, c *Client) error { return c.Kill(ctx, id) }},
-		{"pause", `POST /sandboxes/` + id + `/pause `, "", 204,
+		{"pause", `POST /sandboxes/` + id + `/pause {}`, "", 204,
 			func(ctx context.Context, c *Client) error { return c.Pause(ctx, id) }},
+		{"pause of the files", `POST /sandboxes/` + id + `/pause {"memory":false}`, "", 204,
+			func(ctx context.Context, c *Client) error { return c.Pause(ctx, id, FilesOnly()) }},
+		{"resume by booting", `POST /sandboxes/` + id + `/connect {"timeout":300,"memory":false}`, created, 201,
+			func(ctx context.Context, c *Client) error { return (&Sandbox{ID: id, client: c}).Resume(ctx, Reboot()) }},
+		{"snapshot", `POST /sandboxes/` + id + `/snapshots {"name":"n","comment":"c","memory":false,"expiresIn":60}`, `{"snapshotID":"x:default","names":[]}`, 201,
+			func(ctx context.Context, c *Client) error {
+				s, err := c.Snapshot(ctx, id, Name("n"), Comment("c"), FilesOnly(), Keep(time.Minute))
+				if err == nil && s.ID != "x:default" {
+					err = fmt.Errorf("of another server: %+v", s)
+				}
+				return err
+			}},
+		{"restore", `POST /sandboxes/` + id + `/restore {"snapshotID":"x"}`, created, 200,
+			func(ctx context.Context, c *Client) error { return c.Restore(ctx, id, "x") }},
+		{"fork", `POST /sandboxes/` + id + `/fork {"count":2,"timeout":60,"autoPause":true,"metadata":{"a":"b"},"envVars":{"C":"d"}}`,
+			`[{"sandbox":` + created + `},{"error":{"code":429,"message":"full"}}]`, 201,
+			func(ctx context.Context, c *Client) error {
+				out, err := c.Fork(ctx, id, 2, Timeout(time.Minute), AutoPause(), Metadata(map[string]string{"a": "b"}), Env(map[string]string{"C": "d"}))
+				if err == nil && (out[0].Sandbox == nil || !errors.Is(out[1].Err, ErrRateLimited)) {
+					err = fmt.Errorf("%+v", out)
+				}
+				return err
+			}},
+		{"fork of a snapshot", `POST /snapshots/team%2Fn:default/fork {"count":1}`, `[{"sandbox":` + created + `}]`, 201,
+			func(ctx context.Context, c *Client) error { _, err := c.Fork(ctx, "team/n:default", 1); return err }},
+		{"snapshots", `GET /snapshots?limit=100&name=n&sandboxID=` + id + ` `, "[]", 200,
+			func(ctx context.Context, c *Client) (err error) {
+				for _, err = range c.Snapshots(ctx, Name("n"), Of(id)) {
+				}
+				return err
+			}},
+		{"delete a snapshot", `DELETE /templates/team%2Fn:default `, "", 204,
+			func(ctx context.Context, c *Client) error { return c.DeleteSnapshot(ctx, "team/n:default") }},
 		{"network", `PUT /sandboxes/` + id + `/network {"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"]}`, "", 204,
 			func(ctx context.Context, c *Client) error {
 				sb := &Sandbox{ID: id, client: c}

@@ -99,32 +99,3 @@ func conformTimeout(t *testing.T, c *client.Client) {
 		t.Errorf("%v", err)
 	}
 }
-
-func conformPause(t *testing.T, c *client.Client) {
-	ctx := t.Context()
-	sb := sandbox(t, c)
-	p, err := sb.Start(ctx, "exec sleep 4717")
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = sb.Pause(ctx)
-	if errors.Is(err, client.ErrUnsupported) {
-		t.Skip("this server does not pause: ", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if up, err := sb.IsRunning(ctx); up || err != nil {
-		t.Errorf("running %v, %v while it is paused", up, err)
-	}
-	if err := sb.Pause(ctx); !errors.Is(err, client.ErrConflict) {
-		t.Errorf("a second Pause: %v", err)
-	}
-	again, err := c.Connect(ctx, sb.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := again.Attach(ctx, p.PID); err != nil {
-		t.Errorf("the process is gone: %v", err)
-	}
-}

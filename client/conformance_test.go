@@ -39,7 +39,12 @@ func TestConformance(t *testing.T) {
 	t.Run("metrics", func(t *testing.T) { needLive(t, live); conformMetrics(t, c) })
 	t.Run("network", func(t *testing.T) { needLive(t, live); conformNetwork(t, c) })
 	t.Run("time-out", func(t *testing.T) { needLive(t, live); conformTimeout(t, c) })
-	t.Run("pause", func(t *testing.T) { needLive(t, live); conformPause(t, c) })
+	t.Run("pause", func(t *testing.T) { conformPause(t, c) })
+	t.Run("snapshots", func(t *testing.T) { conformSnapshots(t, c) })
+	t.Run("forks", func(t *testing.T) { conformForks(t, c) })
+	t.Run("what a snapshot holds", func(t *testing.T) { needLive(t, live); conformState(t, c) })
+	t.Run("stream across a pause", func(t *testing.T) { needLive(t, live); conformStreamAcrossPause(t, c) })
+	t.Run("wake", func(t *testing.T) { needLive(t, live); conformWake(t, c) })
 }
 
 func conformLifecycle(t *testing.T, c *client.Client) {

@@ -23,6 +23,8 @@ type newSandbox struct {
 	TemplateID          string            `json:"templateID"`
 	Timeout             int               `json:"timeout"`
 	AutoPause           bool              `json:"autoPause,omitempty"`
+	AutoPauseMemory     *bool             `json:"autoPauseMemory,omitempty"`
+	AutoResume          *autoResume       `json:"autoResume,omitempty"`
 	Secure              bool              `json:"secure"`
 	AllowInternetAccess *bool             `json:"allow_internet_access,omitempty"`
 	Network             *network          `json:"network,omitempty"`
@@ -30,6 +32,10 @@ type newSandbox struct {
 	EnvVars             map[string]string `json:"envVars,omitempty"`
 	VolumeID            string            `json:"volumeId,omitempty"`
 	VolumeMountPath     string            `json:"volumeMountPath,omitempty"`
+}
+
+type autoResume struct {
+	Enabled bool `json:"enabled"`
 }
 
 type network struct {
@@ -40,7 +46,8 @@ type network struct {
 }
 
 type connectRequest struct {
-	Timeout int `json:"timeout"`
+	Timeout int   `json:"timeout"`
+	Memory  *bool `json:"memory,omitempty"`
 }
 
 type createOption func(*newSandbox)
@@ -55,8 +62,21 @@ func Template(nameOrID string) CreateOption {
 // Insecure lets whoever knows the sandbox's id call its guest without a token.
 func Insecure() CreateOption { return createOption(func(s *newSandbox) { s.Secure = false }) }
 
-// AutoPause pauses the sandbox at its deadline instead of ending it.
-func AutoPause() CreateOption { return createOption(func(s *newSandbox) { s.AutoPause = true }) }
+// AutoPauseOption is what AutoPause returns.
+type AutoPauseOption struct{}
+
+// AutoPause pauses a sandbox at its deadline instead of ending it, for Create and
+// Fork.
+func AutoPause() AutoPauseOption { return AutoPauseOption{} }
+
+func (AutoPauseOption) create(s *newSandbox) { s.AutoPause = true }
+func (AutoPauseOption) fork(f *forkRequest)  { yes := true; f.AutoPause = &yes }
+
+// AutoResume lets requests wake the sandbox when it is paused: those for its
+// ports, and calls of its guest. It excludes FilesOnly.
+func AutoResume() CreateOption {
+	return createOption(func(s *newSandbox) { s.AutoResume = &autoResume{Enabled: true} })
+}
 
 // Volume mounts a persistent volume.
 func Volume(id, mountPath string) CreateOption {
@@ -85,33 +105,36 @@ func (s *newSandbox) net() *network {
 // TimeoutOption is what Timeout returns.
 type TimeoutOption time.Duration
 
-// Timeout is how long from now a sandbox lives, for Create and Connect, or how
-// long a command may run before the guest kills it, for Run, Start and Terminal.
+// Timeout is how long from now a sandbox lives, for Create, Connect, Resume and
+// Fork, or how long a command may run before the guest kills it, for Run, Start and Terminal.
 // A sandbox's is rounded up to whole seconds.
 func Timeout(d time.Duration) TimeoutOption { return TimeoutOption(d) }
 
 func (o TimeoutOption) create(s *newSandbox)      { s.Timeout = seconds(time.Duration(o)) }
 func (o TimeoutOption) connect(r *connectRequest) { r.Timeout = seconds(time.Duration(o)) }
+func (o TimeoutOption) fork(f *forkRequest)       { f.Timeout = seconds(time.Duration(o)) }
 func (o TimeoutOption) command(c *command)        { c.spec.Timeout = time.Duration(o) }
 
 // EnvOption is what Env returns.
 type EnvOption map[string]string
 
-// Env sets environment variables: every command's, for Create, or one command's,
-// for Run, Start and Terminal. Several add up.
+// Env sets environment variables: every command's, for Create and Fork, or one
+// command's, for Run, Start and Terminal. Several add up.
 func Env(env map[string]string) EnvOption { return EnvOption(env) }
 
 func (o EnvOption) create(s *newSandbox) { s.EnvVars = merged(s.EnvVars, o) }
+func (o EnvOption) fork(f *forkRequest)  { f.EnvVars = merged(f.EnvVars, o) }
 func (o EnvOption) command(c *command)   { c.spec.Env = merged(c.spec.Env, o) }
 
 // MetadataOption is what Metadata returns.
 type MetadataOption map[string]string
 
-// Metadata marks a sandbox, for Create, or selects those that carry all of the
-// marks, for List. Several add up.
+// Metadata marks a sandbox, for Create and Fork, or selects those that carry all
+// of the marks, for List. Several add up.
 func Metadata(m map[string]string) MetadataOption { return MetadataOption(m) }
 
 func (o MetadataOption) create(s *newSandbox) { s.Metadata = merged(s.Metadata, o) }
+func (o MetadataOption) fork(f *forkRequest)  { f.Metadata = merged(f.Metadata, o) }
 func (o MetadataOption) list(q *listQuery)    { q.metadata = merged(q.metadata, o) }
 
 // A NetworkOption says what a sandbox may reach, for Create and SetNetwork.
@@ -160,7 +183,7 @@ func (c *Client) Create(ctx context.Context, opts ...CreateOption) (*Sandbox, er
 		o.create(&body)
 	}
 	var out sandboxAnswer
-	if _, err := c.do(ctx, request{http.MethodPost, "/sandboxes", nil, body, &out}); err != nil {
+	if _, err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes", in: body, out: &out}); err != nil {
 		return nil, err
 	}
 	return c.handle(out)
@@ -175,7 +198,8 @@ func (c *Client) Connect(ctx context.Context, id string, opts ...ConnectOption) 
 		o.connect(&body)
 	}
 	var out sandboxAnswer
-	if _, err := c.do(ctx, request{http.MethodPost, sandboxPath(id, "/connect"), nil, body, &out}); err != nil {
+	r := request{method: http.MethodPost, path: sandboxPath(id, "/connect"), in: body, out: &out, long: true}
+	if _, err := c.do(ctx, r); err != nil {
 		return nil, err
 	}
 	return c.handle(out)
@@ -185,7 +209,7 @@ func (c *Client) Connect(ctx context.Context, id string, opts ...ConnectOption) 
 // its deadline nor its state.
 func (c *Client) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
 	var out sandboxAnswer
-	if _, err := c.do(ctx, request{http.MethodGet, sandboxPath(id, ""), url.Values{}, nil, &out}); err != nil {
+	if _, err := c.do(ctx, request{method: http.MethodGet, path: sandboxPath(id, ""), query: url.Values{}, out: &out}); err != nil {
 		return nil, err
 	}
 	return c.handle(out)

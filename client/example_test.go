@@ -74,6 +74,79 @@ func ExampleClient_Connect() {
 	fmt.Println(sb.IsRunning(ctx))
 }
 
+// A paused sandbox costs nothing but disk, and goes on where it was.
+func ExampleSandbox_Pause() {
+	ctx := context.Background()
+	var sb *client.Sandbox // from Create
+
+	p, err := sb.Start(ctx, "python3 train.py")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := sb.Pause(ctx); err != nil && !errors.Is(err, client.ErrConflict) {
+		log.Fatal(err) // it runs on
+	}
+	// Later, perhaps in another program:
+	if err := sb.Resume(ctx, client.Timeout(time.Hour)); err != nil {
+		log.Fatal(err) // it is paused as before
+	}
+	if _, err := sb.Attach(ctx, p.PID, client.Stdout(os.Stdout)); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A snapshot is kept before something risky and gone back to when it failed.
+func ExampleSandbox_Restore() {
+	ctx := context.Background()
+	var sb *client.Sandbox // from Create
+
+	before, err := sb.Snapshot(ctx, client.Comment("before the upgrade"), client.Keep(24*time.Hour))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := sb.Run(ctx, "./upgrade.sh"); err != nil {
+		if err := sb.Restore(ctx, before.ID); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// Ten copies of one prepared sandbox try ten things.
+func ExampleClient_Fork() {
+	ctx := context.Background()
+	var c *client.Client   // from New
+	var sb *client.Sandbox // from Create
+
+	forks, err := c.Fork(ctx, sb.ID, 10, client.Timeout(10*time.Minute))
+	if err != nil {
+		log.Fatal(err) // none was made
+	}
+	for i, f := range forks {
+		if f.Err != nil {
+			log.Print("fork ", i, ": ", f.Err)
+			continue
+		}
+		go f.Sandbox.Run(ctx, fmt.Sprintf("./attempt.sh %d", i))
+	}
+}
+
+func ExampleClient_Snapshots() {
+	ctx := context.Background()
+	var c *client.Client // from New
+
+	for s, err := range c.Snapshots(ctx, client.Name("nightly")) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(s.ID, s.CreatedAt, s.DiskUsed)
+		if time.Since(s.CreatedAt) > 7*24*time.Hour {
+			if err := c.DeleteSnapshot(ctx, s.ID); err != nil && !errors.Is(err, client.ErrConflict) {
+				log.Fatal(err)
+			}
+		}
+	}
+}
+
 func ExampleClient_List() {
 	ctx := context.Background()
 	c, err := client.New()

@@ -70,8 +70,15 @@ func badGateway(id string, resp *http.Response) *Error {
 	if json.Unmarshal(raw, &body) == nil && body.Port != 0 {
 		return &Error{Code: nacre.CodeUnavailable, Status: resp.StatusCode, Message: body.Message}
 	}
-	return goneError(id, nil)
+	e := goneError(id, nil)
+	if body.Message != "" && body.Message != messageNotFound {
+		e.Message = body.Message // it is paused, and why it did not wake
+	}
+	return e
 }
+
+// messageNotFound is the edge's for a sandbox that does not run.
+const messageNotFound = "The sandbox was not found"
 
 func goneError(id string, cause error) *Error {
 	return &Error{Code: nacre.CodeUnavailable, Status: http.StatusBadGateway, gone: true, cause: cause,

@@ -168,7 +168,7 @@ func (c *Client) Templates(ctx context.Context) ([]TemplateInfo, error) {
 		CreatedAt  time.Time `json:"createdAt"`
 		UpdatedAt  time.Time `json:"updatedAt"`
 	}
-	if _, err := c.do(ctx, request{http.MethodGet, "/templates", nil, nil, &answer}); err != nil {
+	if _, err := c.do(ctx, request{method: http.MethodGet, path: "/templates", out: &answer}); err != nil {
 		return nil, err
 	}
 	out := make([]TemplateInfo, len(answer))
@@ -186,7 +186,7 @@ func pages[A, T any](ctx context.Context, c *Client, path string, query url.Valu
 		query := clone(query) // the sequence may be gone through again
 		for {
 			var answer []A
-			header, err := c.do(ctx, request{http.MethodGet, path, query, nil, &answer})
+			header, err := c.do(ctx, request{method: http.MethodGet, path: path, query: query, out: &answer})
 			if err != nil {
 				yield(zero, err)
 				return

@@ -124,7 +124,7 @@ func (c *Client) logPage(ctx context.Context, id string, q logQuery, ms int64) (
 			Fields    map[string]string `json:"fields"`
 		} `json:"logEntries"`
 	}
-	if _, err := c.do(ctx, request{http.MethodGet, sandboxPath(id, "/logs"), query, nil, &answer}); err != nil {
+	if _, err := c.do(ctx, request{method: http.MethodGet, path: sandboxPath(id, "/logs"), query: query, out: &answer}); err != nil {
 		return nil, err
 	}
 	out := make([]LogEntry, len(answer.LogEntries))

@@ -91,10 +91,6 @@ func (s *Sandbox) SetTimeout(ctx context.Context, d time.Duration) error {
 // is ErrNotFound.
 func (s *Sandbox) Kill(ctx context.Context) error { return s.client.Kill(ctx, s.ID) }
 
-// Pause keeps memory and files and stops everything; Client.Connect resumes it.
-// A sandbox that is paused already is ErrConflict.
-func (s *Sandbox) Pause(ctx context.Context) error { return s.client.Pause(ctx, s.ID) }
-
 // IsRunning asks the guest, not the control plane. False means ended or paused.
 func (s *Sandbox) IsRunning(ctx context.Context) (bool, error) {
 	err := s.guest.health(ctx)
@@ -115,7 +111,7 @@ func (s *Sandbox) SetNetwork(ctx context.Context, opts ...NetworkOption) error {
 		e.deny = append(e.deny, "0.0.0.0/0")
 	}
 	body := network{AllowOut: e.allow, DenyOut: e.deny}
-	_, err := s.client.do(ctx, request{http.MethodPut, sandboxPath(s.ID, "/network"), nil, body, nil})
+	_, err := s.client.do(ctx, request{method: http.MethodPut, path: sandboxPath(s.ID, "/network"), in: body})
 	return err
 }
 
@@ -142,7 +138,7 @@ func (s *Sandbox) Metrics(ctx context.Context, from, to time.Time) ([]Metric, er
 		DiskUsed   int64     `json:"diskUsed"`
 		DiskTotal  int64     `json:"diskTotal"`
 	}
-	if _, err := s.client.do(ctx, request{http.MethodGet, sandboxPath(s.ID, "/metrics"), query, nil, &answer}); err != nil {
+	if _, err := s.client.do(ctx, request{method: http.MethodGet, path: sandboxPath(s.ID, "/metrics"), query: query, out: &answer}); err != nil {
 		return nil, err
 	}
 	out := make([]Metric, len(answer))
@@ -156,7 +152,7 @@ func (s *Sandbox) Metrics(ctx context.Context, from, to time.Time) ([]Metric, er
 // Info reads a sandbox's record; one that has ended is ErrNotFound.
 func (c *Client) Info(ctx context.Context, id string) (Info, error) {
 	var out infoAnswer
-	_, err := c.do(ctx, request{http.MethodGet, sandboxPath(id, ""), nil, nil, &out})
+	_, err := c.do(ctx, request{method: http.MethodGet, path: sandboxPath(id, ""), out: &out})
 	return out.info(), err
 }
 
@@ -165,18 +161,12 @@ func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) err
 	if d <= 0 {
 		return &Error{Code: nacre.CodeInvalid, Message: fmt.Sprintf("a time-out must be longer than 0, not %s; Kill ends a sandbox now", d)}
 	}
-	_, err := c.do(ctx, request{http.MethodPost, sandboxPath(id, "/timeout"), nil, connectRequest{seconds(d)}, nil})
+	_, err := c.do(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/timeout"), in: connectRequest{Timeout: seconds(d)}})
 	return err
 }
 
 // Kill is Sandbox.Kill by id.
 func (c *Client) Kill(ctx context.Context, id string) error {
-	_, err := c.do(ctx, request{http.MethodDelete, sandboxPath(id, ""), nil, nil, nil})
-	return err
-}
-
-// Pause is Sandbox.Pause by id.
-func (c *Client) Pause(ctx context.Context, id string) error {
-	_, err := c.do(ctx, request{http.MethodPost, sandboxPath(id, "/pause"), nil, nil, nil})
+	_, err := c.do(ctx, request{method: http.MethodDelete, path: sandboxPath(id, "")})
 	return err
 }

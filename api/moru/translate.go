@@ -32,6 +32,9 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	); err != nil {
 		return out, err
 	}
+	if err := nacre.CheckUserMetadata(in.Metadata); err != nil {
+		return out, err
+	}
 	timeout, err := duration("timeout", in.Timeout, 0)
 	if err != nil {
 		return out, err
@@ -318,10 +321,6 @@ func bootOf(s nacre.Sandbox) boot {
 
 func (d *dialect) listed(s nacre.Sandbox) listedSandbox {
 	state, _ := publicState(s.State)
-	metadata := s.Metadata
-	if metadata == nil {
-		metadata = map[string]string{}
-	}
 	return listedSandbox{
 		TemplateID:  string(s.TemplateID),
 		SandboxID:   string(s.ID),
@@ -334,7 +333,7 @@ func (d *dialect) listed(s nacre.Sandbox) listedSandbox {
 		DiskSizeMB:  s.Resources.DiskMiB,
 		State:       state,
 		EnvdVersion: d.EnvdVersion,
-		Metadata:    metadata,
+		Metadata:    nacre.UserMetadata(s.Metadata),
 	}
 }
 

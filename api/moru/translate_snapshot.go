@@ -67,7 +67,7 @@ func forkRequest(of nacre.ForkRequest, in forkBody) (nacre.ForkRequest, error) {
 		}
 	}
 	of.Metadata, of.Env = in.Metadata, in.EnvVars
-	return of, nil
+	return of, nacre.CheckUserMetadata(in.Metadata)
 }
 
 // snapshotOf describes a snapshot; its id is its name when that means this one.
