@@ -73,7 +73,7 @@ type EventSignal interface {
 type EventWriter interface {
 	// AppendEvents writes them in one transaction. Team and sandbox must be set.
 	AppendEvents(ctx context.Context, events []Event) error
-	// TrimEvents deletes events of these kinds from before the time, at most limit of
-	// them, and returns how many.
-	TrimEvents(ctx context.Context, kinds []EventKind, before time.Time, limit int) (int, error)
+	// TrimEvents deletes ActivityEvents of before the time, at most limit of them, and
+	// returns how many.
+	TrimEvents(ctx context.Context, before time.Time, limit int) (int, error)
 }

@@ -7,6 +7,7 @@ import (
 
 // UsageSpan is one stretch of a sandbox's life that counts: it ran with these
 // resources, or was paused and kept its disk. A sandbox has at most one open span.
+// Times are whole milliseconds.
 type UsageSpan struct {
 	TeamID  TeamID
 	Sandbox SandboxID
@@ -36,17 +37,16 @@ type UsageMark struct {
 	Boot   string
 }
 
-// UsageSum is what the spans of one group amount to within a period. The products
-// are exact: microseconds times units.
+// UsageSum is what the spans of one group amount to within a period, exactly.
 type UsageSum struct {
 	Group     string // the label's value, or the sandbox's id
-	Sandboxes int
-	Spans     int // runs
+	Sandboxes int    // one whose label changed counts in both groups
+	Runs      int    // spans of UsageRunning
 	Running   time.Duration
 	Paused    time.Duration
-	VCPUMicro int64 // processors x µs, while running
-	MiBMicro  int64 // MiB of memory x µs, while running
-	DiskMicro int64 // MiB of disk x µs, while paused
+	VCPUMs    int64 // processors x milliseconds, while running
+	MemoryMs  int64 // MiB x milliseconds, while running
+	DiskMs    int64 // MiB x milliseconds, while paused
 }
 
 // UsageFilter selects a team's spans and cuts them to [From, To); an open one counts

@@ -18,7 +18,8 @@ import (
 type dialect struct {
 	postgres  bool
 	forUpdate string // at the end of a SELECT whose row will be written
-	skipBusy  string // the same, passing over rows that others hold
+	forShare  string // of one that must stay as it is until the transaction ends
+	skipBusy  string // as forUpdate, passing over rows that others hold
 	rowKey    string // the quickest way to a record that an index entry knows
 	jsonList  string // a SELECT of the elements of a JSON array, a parameter
 	eventCols string // what an event's seq is made with
@@ -37,6 +38,7 @@ var (
 		postgres:  true,
 		rowKey:    `s.id`,
 		forUpdate: ` FOR UPDATE`,
+		forShare:  ` FOR SHARE`,
 		skipBusy:  ` FOR UPDATE SKIP LOCKED`,
 		jsonList:  `SELECT value FROM json_array_elements_text(?::json) AS j (value)`,
 		eventCols: `seq, `,
@@ -81,6 +83,7 @@ type conn struct {
 	d     dialect
 	on    runner
 	stmts *stmtCache // nil where the driver keeps prepared statements itself
+	wrote *bool      // set when events are written; nil outside of a write
 }
 
 type runner interface {

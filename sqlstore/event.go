@@ -12,8 +12,16 @@ import (
 // insertEvents writes the events of a change of s. An event without a time gets
 // the clock's; team and sandbox are always the record's.
 func (db *DB) insertEvents(ctx context.Context, c conn, s *nacre.Sandbox, events []nacre.Event) error {
-	if len(events) > maxEvents {
+	return db.insertEventsFrom(ctx, c, s, 0, events...)
+}
+
+// insertEventsFrom is insertEvents in a transaction that has written n before.
+func (db *DB) insertEventsFrom(ctx context.Context, c conn, s *nacre.Sandbox, n int, events ...nacre.Event) error {
+	if n+len(events) > maxEvents {
 		return nacre.Errorf(nacre.CodeInvalid, "a change may write %d events, not %d", maxEvents, len(events))
+	}
+	if len(events) > 0 && c.wrote != nil {
+		*c.wrote = true
 	}
 	values := `?, ?, ?, ?, ?)`
 	query := `INSERT INTO events (` + db.d.eventCols + `at, team_id, sandbox_id, kind, data) VALUES (` + db.d.eventSeq + values
@@ -33,7 +41,7 @@ func (db *DB) insertEvents(ctx context.Context, c conn, s *nacre.Sandbox, events
 		}
 		var args []any
 		if db.d.postgres {
-			args = append(args, i)
+			args = append(args, n+i)
 		}
 		args = append(args, e.Time.UnixMicro(), string(s.TeamID), string(s.ID), string(e.Kind), string(data))
 		if _, err := c.exec(ctx, query, args...); err != nil {

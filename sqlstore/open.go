@@ -1,6 +1,6 @@
 // Package sqlstore keeps all records on SQLite or PostgreSQL, with one set of
 // queries. One DB is every store that the root package names: SandboxStore,
-// EventLog, TeamStore and TemplateStore.
+// SnapshotStore, EventLog, TeamStore and TemplateStore.
 //
 // On SQLite all writes go through one connection that commits whatever queued up
 // while the previous commit ran (group commit): many callers share one fsync, and
@@ -42,8 +42,8 @@ type Options struct {
 	BusyTimeout time.Duration
 }
 
-// DB implements nacre.SandboxStore, EventLog, TeamStore and TemplateStore. All
-// methods may run at once.
+// DB implements nacre.SandboxStore, SnapshotStore, EventLog, TeamStore and
+// TemplateStore. All methods may run at once.
 type DB struct {
 	log    *slog.Logger
 	clock  nacre.Clock
@@ -54,6 +54,7 @@ type DB struct {
 	reads  conn
 	writer *writer // SQLite only
 	closed atomic.Bool
+	signal signal
 }
 
 var (
@@ -61,6 +62,17 @@ var (
 	_ nacre.EventLog      = (*DB)(nil)
 	_ nacre.TeamStore     = (*DB)(nil)
 	_ nacre.TemplateStore = (*DB)(nil)
+	_ nacre.SnapshotStore = (*DB)(nil)
+
+	_ nacre.EventSignal     = (*DB)(nil)
+	_ nacre.EventWriter     = (*DB)(nil)
+	_ nacre.RequestStore    = (*DB)(nil)
+	_ nacre.SecretStore     = (*DB)(nil)
+	_ nacre.PreviewStore    = (*DB)(nil)
+	_ nacre.PreviewRoutes   = (*DB)(nil)
+	_ nacre.DomainStore     = (*DB)(nil)
+	_ nacre.UsageStore      = (*DB)(nil)
+	_ nacre.DeploymentStore = (*DB)(nil)
 )
 
 // Open opens the database, makes it when there is none, and brings its tables up
