@@ -1,0 +1,219 @@
+package guesttest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// keeper holds one of everything that a pause must not lose, and tells on demand
+// whether it is there.
+const keeper = `
+import os, socket, sys, threading, random
+block = random.randbytes(64 << 20)
+total = hash(block)
+deleted = open('/tmp/deleted', 'w+b'); deleted.write(b'still here'); deleted.flush(); os.unlink('/tmp/deleted')
+r, w = os.pipe(); os.write(w, b'in the pipe')
+a, b = socket.socketpair(socket.AF_UNIX); a.send(b'in the socket')
+un = socket.socket(socket.AF_UNIX); un.bind('/tmp/unix'); un.listen()
+tcp = socket.create_server(('0.0.0.0', 8000))
+def serve():
+    while True:
+        c, _ = tcp.accept(); c.send(b'hello\n'); c.close()
+threading.Thread(target=serve, daemon=True).start()
+print('ready', flush=True)
+for line in sys.stdin:
+    peer = socket.socket(socket.AF_UNIX); peer.connect('/tmp/unix'); end, _ = un.accept(); end.send(b'anew')
+    deleted.seek(0)
+    print('kept', hash(block) == total, deleted.read(), os.read(r, 99), b.recv(99), peer.recv(99), 'over', flush=True)
+    os.write(w, b'in the pipe'); a.send(b'in the socket')
+`
+
+const kept = "kept True b'still here' b'in the pipe' b'in the socket' b'anew' over"
+
+// TestPauseKeeps: what a user has running is there after a pause, under another
+// daemon and on another machine.
+func TestPauseKeeps(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	spec := w.spec()
+	w.begin(spec)
+	procs := w.guest(spec.Sandbox).Processes()
+	launch := func(s nacre.ProcessSpec) nacre.ProcessStream {
+		t.Helper()
+		p, err := procs.Start(t.Context(), s)
+		w.check(err)
+		return p
+	}
+	keep := launch(nacre.ProcessSpec{Cmd: "/usr/bin/python3", Args: []string{"-uc", keeper}, Stdin: true, User: "root", Tag: "keeper"})
+	w.until(keep, "ready")
+	term := launch(nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"--norc", "-i"}, Term: &nacre.TermSize{Cols: 80, Rows: 24}})
+	nap := launch(nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", "sleep 4; echo slept"}})
+	_ = nap.Close()
+	asleep := time.Now()
+	names := w.shell(spec.Sandbox, "hostname; cat /etc/hostname /etc/machine-id; echo $WHO; echo -n last > /root/last")
+
+	begin := time.Now()
+	m, err := w.n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: true})
+	w.check(err)
+	t.Logf("paused in %v, stood still for %v, %.1f MiB", time.Since(begin), m.Stopped, float64(m.DiskBytes)/(1<<20))
+	// Streams that were open end with a clear error, at once.
+	for _, p := range []nacre.ProcessStream{keep, term} {
+		ended := make(chan error, 1)
+		go func() {
+			for {
+				if _, err := p.Next(); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+		select {
+		case err := <-ended:
+			if !nacre.IsCode(err, nacre.CodeUnavailable) {
+				t.Errorf("an open stream ended with %v", err)
+			}
+		case <-time.After(2 * time.Second):
+			t.Error("an open stream hangs")
+		}
+		_ = p.Close()
+	}
+
+	w.restart()
+	spec.Snapshot = m.ID
+	begin = time.Now()
+	st := w.begin(spec)
+	t.Logf("resumed in %v: %+v", time.Since(begin), st)
+	if got := w.shell(spec.Sandbox, "hostname; cat /etc/hostname /etc/machine-id; echo $WHO; cat /root/last >&2"); got != names+"\nlast" {
+		t.Errorf("it was %q and is %q", names, got)
+	}
+	procs = w.guest(spec.Sandbox).Processes()
+	list, err := procs.List(t.Context())
+	w.check(err)
+	for _, p := range []nacre.ProcessStream{keep, term, nap} {
+		if !slices.ContainsFunc(list, func(i nacre.ProcessInfo) bool { return i.PID == p.PID() }) {
+			t.Errorf("process %d is not in the list", p.PID())
+		}
+	}
+	again, err := procs.Connect(t.Context(), keep.PID())
+	w.check(err)
+	defer again.Close()
+	w.check(procs.Input(t.Context(), keep.PID(), []byte("?\n")))
+	w.until(again, kept)
+	shell, err := procs.Connect(t.Context(), term.PID())
+	w.check(err)
+	defer shell.Close()
+	w.check(procs.Input(t.Context(), term.PID(), []byte("echo $((6*7))th\n")))
+	w.until(shell, "42th")
+	c, err := w.n.Dial(t.Context(), spec.Sandbox, 8000)
+	w.check(err)
+	if line, err := bufio.NewReader(c).ReadString('\n'); line != "hello\n" {
+		t.Errorf("the listening socket says %q, %v", line, err)
+	}
+	c.Close()
+	w.clock(spec.Sandbox)
+	slept, err := procs.Connect(t.Context(), nap.PID())
+	if err == nil {
+		out, exit := w.drain(slept)
+		if !strings.Contains(out, "slept") || exit == nil || exit.Code != 0 {
+			t.Errorf("the sleep ended with %q, %+v", out, exit)
+		}
+	} else if time.Since(asleep) < 4*time.Second {
+		t.Errorf("the sleep is gone after %v: %v", time.Since(asleep), err)
+	}
+	// Again and again.
+	for range 3 {
+		m, err = w.n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: true})
+		w.check(err)
+		old := spec.Snapshot
+		spec.Snapshot = m.ID
+		w.begin(spec)
+		w.check(w.n.DeleteSnapshot(t.Context(), old))
+		procs = w.guest(spec.Sandbox).Processes()
+		again, err := procs.Connect(t.Context(), keep.PID())
+		w.check(err)
+		w.check(procs.Input(t.Context(), keep.PID(), []byte("?\n")))
+		w.until(again, kept)
+		again.Close()
+	}
+}
+
+// clock compares the guest's wall clock with the host's.
+func (w *world) clock(id nacre.SandboxID) {
+	w.t.Helper()
+	before := time.Now()
+	text := w.shell(id, "date +%s.%N")
+	after := time.Now()
+	sec, err := strconv.ParseFloat(text, 64)
+	w.check(err)
+	at := time.UnixMicro(int64(sec * 1e6))
+	if at.Before(before.Add(-50*time.Millisecond)) || at.After(after.Add(50*time.Millisecond)) {
+		w.t.Errorf("the guest's clock says %v between %v and %v", at, before, after)
+	}
+}
+
+// TestFault23_ForksShareNothing: forks of a running sandbox have no random stream,
+// name, machine-id, environment or log line in common.
+func TestFault23_ForksShareNothing(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	parent := w.spec()
+	parent.Env = map[string]string{"SECRET": "the parent's"}
+	w.begin(parent)
+	ask := `hostname; cat /etc/machine-id; head -c16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; python3 -c 'import random,uuid,secrets; print(random.random()); print(uuid.uuid4()); print(secrets.token_hex())'`
+	w.shell(parent.Sandbox, "echo from the parent")
+	m, err := w.n.Snapshot(t.Context(), parent.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID()})
+	w.check(err)
+	t.Logf("stood still for %v, %.1f MiB", m.Stopped, float64(m.DiskBytes)/(1<<20))
+	const forks = 10
+	var mu sync.Mutex
+	seen := map[string]string{}
+	note := func(who, out string) {
+		mu.Lock()
+		defer mu.Unlock()
+		for line := range strings.Lines(out) {
+			if other, ok := seen[line]; ok {
+				t.Errorf("%s and %s both have %q", who, other, line)
+			}
+			seen[line] = who
+		}
+	}
+	note("the parent", w.shell(parent.Sandbox, ask))
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for i := range forks {
+		wg.Go(func() {
+			s := w.spec()
+			s.Snapshot, s.Env = m.ID, map[string]string{"MINE": "yes"}
+			if _, err := w.n.Start(t.Context(), s); err != nil {
+				t.Error(err)
+				return
+			}
+			note(fmt.Sprint("fork ", i), w.shell(s.Sandbox, ask))
+			if got := w.shell(s.Sandbox, "echo $MINE$SECRET"); got != "yes" {
+				t.Errorf("the environment is %q", got)
+			}
+			w.clock(s.Sandbox)
+			logs, err := w.n.Logs(context.Background(), s.Sandbox, nacre.LogQuery{Type: nacre.LogStdout})
+			if err != nil {
+				t.Error(err)
+			}
+			for _, e := range logs {
+				if strings.Contains(e.Message, "from the parent") {
+					t.Error("a fork's log has its parent's line")
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d forks and their first commands took %v", forks, time.Since(begin))
+	w.shell(parent.Sandbox, "true")
+}
