@@ -67,7 +67,7 @@ type LogType string
 const (
 	LogStdout       LogType = "stdout"
 	LogStderr       LogType = "stderr"
-	LogProcessStart LogType = "process_start" // Fields: pid, command
+	LogProcessStart LogType = "process_start" // Fields: pid, command, tag
 	LogProcessEnd   LogType = "process_end"   // Fields: pid, process_result {"exit_code","error"}
 )
 

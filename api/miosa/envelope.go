@@ -1,0 +1,53 @@
+package miosa
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/api"
+)
+
+// one answers with an object whose fields stand at the top and once more below
+// "data": some clients take the one, some the other.
+func one(c *api.Call, status int, v any) error {
+	body, err := superset(v)
+	if err != nil {
+		return err
+	}
+	return c.JSON(status, body)
+}
+
+// superset returns {...v, "data": v}. v must encode as an object without "data".
+func superset(v any) (json.RawMessage, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, nacre.Wrap(nacre.CodeInternal, err, "the answer could not be encoded")
+	}
+	inner := bytes.TrimSpace(buf.Bytes())
+	out := make([]byte, 0, 2*len(inner)+10)
+	out = append(out, inner[:len(inner)-1]...)
+	if len(inner) > 2 {
+		out = append(out, ',')
+	}
+	out = append(out, `"data":`...)
+	out = append(out, inner...)
+	return append(out, '}'), nil
+}
+
+// list answers with all of a list.
+func list[T any](c *api.Call, items []T) error {
+	if items == nil {
+		items = []T{}
+	}
+	return c.JSON(http.StatusOK, map[string]any{"data": items})
+}
+
+// read decodes a body; none at all, and null, leave v as it is.
+func read(c *api.Call, v any) error {
+	_, err := c.Read(v)
+	return err
+}

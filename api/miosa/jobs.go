@@ -1,0 +1,403 @@
+package miosa
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// Jobs are processes that nobody waits for: detached commands and terminals. They
+// live in the guest, marked with a tag; what is kept here is what they said lately
+// and how they ended. After a restart of this server the running ones are found
+// by their tags, and what they said before in the sandbox's log.
+const (
+	jobTag      = "miosa-job:"
+	terminalTag = "miosa-terminal:"
+
+	jobsBytes   = 4 << 20 // of output that is kept for one sandbox's jobs
+	endedKept   = 64      // jobs of one sandbox that have ended
+	retryFirst  = 50 * time.Millisecond
+	retryMost   = 15 * time.Second
+	stopGrace   = 3 * time.Second
+	sweepPeriod = time.Minute
+)
+
+// jobs is the table of all sandboxes.
+type jobs struct {
+	api    *API
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	tables map[nacre.SandboxID]*jobTable
+}
+
+func newJobs(a *API) *jobs {
+	ctx, cancel := context.WithCancel(context.Background())
+	js := &jobs{api: a, ctx: ctx, cancel: cancel, tables: map[nacre.SandboxID]*jobTable{}}
+	js.wg.Go(js.sweep)
+	return js
+}
+
+func (js *jobs) close() error {
+	js.cancel()
+	js.wg.Wait()
+	return nil
+}
+
+// jobTable holds one sandbox's jobs by pid.
+type jobTable struct {
+	size   atomic.Int64 // of byPID
+	mu     sync.Mutex
+	loaded bool
+	byPID  map[int]*job
+}
+
+// job is one process.
+type job struct {
+	table   *jobTable
+	pid     int
+	tag     string
+	name    string
+	command string
+	cwd     string
+	started time.Time
+	limited bool // it has a time limit
+
+	mu      sync.Mutex
+	entries []jobEntry // oldest first
+	first   int64      // position of entries[0]
+	bytes   int
+	done    bool
+	code    int
+	killed  bool
+	ended   time.Time
+	changed chan struct{} // closed and replaced on each entry and at the end
+}
+
+// jobEntry is a line of output, or a piece of a terminal's.
+type jobEntry struct {
+	kind string // stdout, stderr, terminal
+	text string
+}
+
+type startJob struct {
+	name, command string
+	tag           string // "" means jobTag
+	spec          nacre.ProcessSpec
+}
+
+// start runs a process and follows it.
+func (js *jobs) start(ctx context.Context, g *guest, r startJob) (*job, error) {
+	t := js.table(g.id)
+	if err := t.load(ctx, js, g); err != nil {
+		return nil, err
+	}
+	if r.tag == "" {
+		r.tag = jobTag
+	}
+	js.api.touch(g.id)
+	r.spec.Tag = r.tag + r.name
+	j := &job{table: t, tag: r.spec.Tag, name: r.name, command: r.command, cwd: r.spec.Cwd, started: js.api.Clock(),
+		limited: r.spec.Timeout > 0, changed: make(chan struct{})}
+	if j.cwd == "" {
+		j.cwd = workspace
+	}
+	// The stream outlives the request.
+	stream, err := g.start(js.ctx, r.spec)
+	if err != nil {
+		return nil, err
+	}
+	j.pid = stream.PID()
+	t.put(j)
+	js.wg.Go(func() { js.follow(g, j, stream) })
+	return j, nil
+}
+
+func (js *jobs) table(id nacre.SandboxID) *jobTable {
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	t := js.tables[id]
+	if t == nil {
+		t = &jobTable{byPID: map[int]*job{}}
+		js.tables[id] = t
+	}
+	return t
+}
+
+// get finds a job by its pid; tag is the beginning that its tag must have.
+func (js *jobs) get(ctx context.Context, g *guest, pid, tag string) (*job, error) {
+	t := js.table(g.id)
+	if err := t.load(ctx, js, g); err != nil {
+		return nil, err
+	}
+	n, err := strconv.Atoi(pid)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	j := t.byPID[n]
+	if err != nil || j == nil || !strings.HasPrefix(j.tag, tag) {
+		return nil, nacre.Errorf(nacre.CodeNotFound, "sandbox %s has no process %.40q", g.id, pid)
+	}
+	return j, nil
+}
+
+// list returns the jobs of a kind, oldest first.
+func (js *jobs) list(ctx context.Context, g *guest, tag string) ([]*job, error) {
+	t := js.table(g.id)
+	if err := t.load(ctx, js, g); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []*job
+	for _, j := range t.byPID {
+		if strings.HasPrefix(j.tag, tag) {
+			out = append(out, j)
+		}
+	}
+	slices.SortFunc(out, func(a, b *job) int { return a.started.Compare(b.started) })
+	return out, nil
+}
+
+// put adds a job and forgets the oldest of those that have ended.
+func (t *jobTable) put(j *job) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byPID[j.pid] = j
+	var ended []*job
+	for _, x := range t.byPID {
+		if x.isDone() {
+			ended = append(ended, x)
+		}
+	}
+	slices.SortFunc(ended, func(a, b *job) int { return a.started.Compare(b.started) })
+	for _, x := range ended[:max(0, len(ended)-endedKept)] {
+		delete(t.byPID, x.pid)
+	}
+	t.size.Store(int64(len(t.byPID)))
+}
+
+// share is how much output one job may keep.
+func (t *jobTable) share() int { return jobsBytes / max(8, int(t.size.Load())) }
+
+// follow reads a job's output until it ends. A sandbox that is paused takes the
+// stream away and not the job: then it is connected to again.
+func (js *jobs) follow(g *guest, j *job, stream nacre.ProcessStream) {
+	pause := retryFirst
+	for {
+		if stream != nil {
+			if j.read(stream) {
+				return
+			}
+			pause = retryFirst
+		}
+		select {
+		case <-js.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, retryMost)
+		var gone bool
+		if stream, gone = js.again(g, j); gone {
+			j.end(-1, true)
+			return
+		}
+	}
+}
+
+// again connects to a job; gone tells that there is nothing to connect to any more.
+func (js *jobs) again(g *guest, j *job) (stream nacre.ProcessStream, gone bool) {
+	s, err := js.api.Service.Get(js.ctx, g.team, g.id)
+	if err == nil && !s.Alive() || nacre.IsCode(err, nacre.CodeNotFound) {
+		return nil, true
+	}
+	agent, err := js.api.Traffic.Agent(js.ctx, g.id)
+	if err != nil {
+		return nil, false
+	}
+	stream, err = agent.Processes().Connect(js.ctx, j.pid)
+	if err != nil {
+		return nil, nacre.IsCode(err, nacre.CodeNotFound)
+	}
+	return stream, false
+}
+
+// read takes up what a process says, and returns true when it has ended.
+func (j *job) read(stream nacre.ProcessStream) bool {
+	defer stream.Close()
+	out, errs := lines{kind: "stdout"}, lines{kind: "stderr"}
+	keep := func(e streamEvent) error {
+		j.add(jobEntry{e.Type, *e.Line})
+		return nil
+	}
+	flush := func() { _, _ = out.flush(keep), errs.flush(keep) } // keep does not fail
+	for {
+		e, err := stream.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return true
+		case nacre.IsCode(err, nacre.CodeDeadline) && j.limited:
+			flush()
+			j.end(exitTimedOut, true)
+			return true
+		case err != nil:
+			flush()
+			return false
+		case e.Exit != nil:
+			flush()
+			j.end(exitCode(*e.Exit), !e.Exit.Exited)
+			return true
+		case e.Term != nil:
+			j.add(jobEntry{"terminal", string(e.Term)})
+		default:
+			_, _ = out.add(e.Stdout, keep), errs.add(e.Stderr, keep)
+		}
+	}
+}
+
+func (j *job) add(e jobEntry) {
+	most := j.table.share()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.entries = append(j.entries, e)
+	j.bytes += len(e.text) + 32
+	drop := 0
+	for j.bytes > most && drop < len(j.entries)-1 {
+		j.bytes -= len(j.entries[drop].text) + 32
+		j.entries[drop] = jobEntry{}
+		drop++
+	}
+	j.entries = j.entries[drop:]
+	j.first += int64(drop)
+	j.tell()
+}
+
+func (j *job) end(code int, killed bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.done {
+		return
+	}
+	j.done, j.code, j.killed, j.ended = true, code, killed, time.Now()
+	j.tell()
+}
+
+// tell wakes who waits; j.mu is held.
+func (j *job) tell() {
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+func (j *job) isDone() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.done
+}
+
+// after returns the entries from a position on, the next position, and what to wait
+// on when there are none; done tells that no more will come.
+func (j *job) after(at int64) (entries []jobEntry, next int64, done bool, changed <-chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	at = max(at, j.first)
+	entries = slices.Clone(j.entries[min(int(at-j.first), len(j.entries)):])
+	return entries, j.first + int64(len(j.entries)), j.done, j.changed
+}
+
+// object is what a client sees of a job.
+func (j *job) object() process {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	pid := strconv.Itoa(j.pid)
+	out := process{PID: pid, ID: pid, JobID: pid, CommandID: pid, Name: j.name, Command: j.command, Cwd: j.cwd,
+		Status: "running", StartedAt: *timestamp(j.started)}
+	if j.done {
+		code := j.code
+		ms := j.ended.Sub(j.started).Milliseconds()
+		out.Status, out.ExitCode, out.EndedAt, out.DurationMS = "exited", &code, timestamp(j.ended), &ms
+		if j.killed {
+			out.Status = "killed"
+		}
+	}
+	out.State = out.Status
+	return out
+}
+
+// stop ends a job: SIGTERM, and SIGKILL when that was not enough.
+func (j *job) stop(ctx context.Context, g *guest) error {
+	if j.isDone() {
+		return nil
+	}
+	err := g.agent.Processes().Signal(ctx, j.pid, 15)
+	if nacre.IsCode(err, nacre.CodeNotFound) {
+		err = nil
+	}
+	if err == nil && !j.wait(ctx, stopGrace) {
+		if err = g.agent.Processes().Signal(ctx, j.pid, 9); err == nil {
+			j.wait(ctx, stopGrace)
+		}
+	}
+	if nacre.IsCode(err, nacre.CodeNotFound) {
+		return nil
+	}
+	return err
+}
+
+// wait tells whether the job ended in time.
+func (j *job) wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		_, _, done, changed := j.after(1 << 62)
+		if done {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// sweep forgets the tables of sandboxes that are gone.
+func (js *jobs) sweep() {
+	tick := time.NewTicker(sweepPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-js.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		js.mu.Lock()
+		for id, t := range js.tables {
+			if _, ok := js.api.Traffic.Route(id); !ok && t.allDone() {
+				delete(js.tables, id)
+			}
+		}
+		js.mu.Unlock()
+	}
+}
+
+func (t *jobTable) allDone() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, j := range t.byPID {
+		if !j.isDone() {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,266 @@
+package miosa
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/api"
+)
+
+const (
+	terminalTime  = 24 * time.Hour // how long a session's token opens its socket
+	maxTermInput  = 1 << 20        // bytes of one frame
+	terminalWrite = 30 * time.Second
+	pingEvery     = 20 * time.Second
+)
+
+// createTerminal starts a shell on a terminal. The session is the guest's: it outlives
+// its sockets and this process.
+func (a *API) createTerminal(c *api.Call) error {
+	var in terminalBody
+	if err := read(c, &in); err != nil {
+		return err
+	}
+	cols, err := number("cols", in.Cols, 80, 1, 1000)
+	if err != nil {
+		return err
+	}
+	rows, err := number("rows", in.Rows, 24, 1, 1000)
+	if err != nil {
+		return err
+	}
+	g, err := a.guest(c)
+	if err != nil {
+		return err
+	}
+	if in.Shell == "" {
+		in.Shell = "/bin/bash"
+	}
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	session := hex.EncodeToString(b[:])
+	spec := nacre.ProcessSpec{Cmd: in.Shell, Args: []string{"-l"}, Env: in.Env, Cwd: in.Cwd, Term: &nacre.TermSize{Cols: cols, Rows: rows}}
+	j, err := a.jobs.start(c.R.Context(), g, startJob{name: session, command: in.Shell, tag: terminalTag, spec: spec})
+	if err != nil {
+		return err
+	}
+	expires := a.Clock().Add(terminalTime)
+	token := a.terminalToken(g.id, session, expires)
+	path := Prefix + "/sandboxes/" + string(g.id) + "/terminal/" + session + "/ws"
+	url := strings.Replace(baseURL(c.R), "http", "ws", 1) + path
+	return one(c, http.StatusCreated, terminalSession{
+		SessionID: session, ID: session, WSURL: url + "?token=" + token, URL: url + "?token=" + token, Token: token,
+		ExpiresAt: *timestamp(expires), Cols: cols, Rows: rows, Shell: in.Shell, PID: strconv.Itoa(j.pid),
+	})
+}
+
+// terminalToken opens one session's socket until it expires: "<unix>.<mac>". It is
+// derived from the sandbox's traffic token, so it is worthless elsewhere.
+func (a *API) terminalToken(id nacre.SandboxID, session string, expires time.Time) string {
+	until := strconv.FormatInt(expires.Unix(), 10)
+	m := hmac.New(sha256.New, []byte(a.TokenKey.TrafficToken(id, 0)))
+	m.Write([]byte("terminal\x00" + session + "\x00" + until))
+	return until + "." + hex.EncodeToString(m.Sum(nil)[:20])
+}
+
+func (a *API) goodTerminalToken(id nacre.SandboxID, session, token string) bool {
+	until, _, _ := strings.Cut(token, ".")
+	n, err := strconv.ParseInt(until, 10, 64)
+	return err == nil && n > a.Clock().Unix() &&
+		hmac.Equal([]byte(token), []byte(a.terminalToken(id, session, time.Unix(n, 0))))
+}
+
+// session finds the path's terminal.
+func (a *API) session(c *api.Call) (*guest, *job, error) {
+	g, err := a.guest(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	name := c.R.PathValue("session")
+	all, err := a.jobs.list(c.R.Context(), g, terminalTag)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, j := range all {
+		if j.tag == terminalTag+name {
+			return g, j, nil
+		}
+	}
+	return nil, nil, nacre.Errorf(nacre.CodeNotFound, "sandbox %s has no terminal %.40q", g.id, name)
+}
+
+func (a *API) deleteTerminal(c *api.Call) error {
+	g, j, err := a.session(c)
+	if err != nil {
+		return err
+	}
+	// A shell on a terminal ignores SIGTERM.
+	if err := g.agent.Processes().Signal(c.R.Context(), j.pid, 9); err != nil && !nacre.IsCode(err, nacre.CodeNotFound) {
+		return err
+	}
+	j.wait(c.R.Context(), stopGrace)
+	return c.NoContent()
+}
+
+func (a *API) resizeTerminal(c *api.Call) error {
+	var in terminalBody
+	if err := read(c, &in); err != nil {
+		return err
+	}
+	g, j, err := a.session(c)
+	if err != nil {
+		return err
+	}
+	if err := g.resize(c.R.Context(), j, in); err != nil {
+		return err
+	}
+	return c.NoContent()
+}
+
+func (g *guest) resize(ctx context.Context, j *job, in terminalBody) error {
+	cols, err := number("cols", in.Cols, 80, 1, 1000)
+	if err != nil {
+		return err
+	}
+	rows, err := number("rows", in.Rows, 24, 1, 1000)
+	if err != nil {
+		return err
+	}
+	return g.agent.Processes().Resize(ctx, j.pid, nacre.TermSize{Cols: cols, Rows: rows})
+}
+
+// terminalSocket is a public route: a browser's socket has no header, so a token in
+// the query will do.
+func (a *API) terminalSocket(c *api.Call) error {
+	if c.Team == "" {
+		if err := a.socketTeam(c); err != nil {
+			return err
+		}
+	}
+	g, j, err := a.session(c)
+	if err != nil {
+		return err
+	}
+	conn, err := websocket.Accept(c.W, c.R, &websocket.AcceptOptions{
+		InsecureSkipVerify: true, // the token is what counts, not the page's origin
+	})
+	if err != nil {
+		return nil // Accept has answered
+	}
+	defer conn.CloseNow()
+	conn.SetReadLimit(maxTermInput)
+	ctx, cancel := context.WithCancel(c.R.Context())
+	defer cancel()
+	input := make(chan struct{})
+	go func() {
+		defer close(input)
+		defer cancel()
+		g.typed(ctx, j, conn)
+	}()
+	err = g.shown(ctx, j, conn)
+	if err == nil {
+		_ = conn.Close(websocket.StatusNormalClosure, "the shell has ended")
+	}
+	cancel()
+	<-input
+	return nil
+}
+
+// socketTeam lets a session's token in, else the API key.
+func (a *API) socketTeam(c *api.Call) error {
+	id, err := sandboxID(c)
+	if err != nil {
+		return err
+	}
+	token := c.R.URL.Query().Get("token")
+	if a.goodTerminalToken(id, c.R.PathValue("session"), token) {
+		if route, ok := a.Traffic.Route(id); ok {
+			c.Team = route.Team
+			return nil
+		}
+		return as("SANDBOX_NOT_FOUND", nacre.Errorf(nacre.CodeNotFound, "sandbox %s is not running", id))
+	}
+	credential := api.Credential(c.R)
+	if credential == "" {
+		credential = token
+	}
+	key, err := a.Auth.Key(c.R.Context(), credential)
+	c.Key, c.Team = key, key.TeamID
+	return err
+}
+
+// shown sends what the terminal showed lately and what it shows, as binary frames,
+// then one text frame with the exit.
+func (g *guest) shown(ctx context.Context, j *job, conn *websocket.Conn) error {
+	send := func(kind websocket.MessageType, data []byte) error {
+		ctx, cancel := context.WithTimeout(ctx, terminalWrite)
+		defer cancel()
+		return conn.Write(ctx, kind, data)
+	}
+	pings := make(chan struct{})
+	pctx, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(pings)
+		tick := time.NewTicker(pingEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-pctx.Done():
+				return
+			case <-tick.C:
+				_ = conn.Ping(pctx) // a dead peer ends the reader
+			}
+		}
+	}()
+	defer func() { stop(); <-pings }()
+	err := j.replayTo(ctx, func(e jobEntry) error { return send(websocket.MessageBinary, []byte(e.text)) })
+	if err != nil {
+		return err
+	}
+	return send(websocket.MessageText, encode(streamEvent{Type: "exit", ExitCode: j.object().ExitCode}))
+}
+
+// typed passes on what the client types: binary frames are bytes, text frames are
+// requests.
+func (g *guest) typed(ctx context.Context, j *job, conn *websocket.Conn) {
+	for {
+		kind, data, err := conn.Read(ctx)
+		if err != nil {
+			return
+		}
+		g.api.touch(g.id)
+		if kind == websocket.MessageText {
+			var in struct {
+				Type string `json:"type"`
+				Data string `json:"data"`
+				terminalBody
+			}
+			if json.Unmarshal(data, &in) != nil {
+				continue
+			}
+			switch in.Type {
+			case "resize":
+				err = g.resize(ctx, j, in.terminalBody)
+			case "stdin", "input":
+				err = g.agent.Processes().Input(ctx, j.pid, []byte(in.Data))
+			}
+		} else {
+			err = g.agent.Processes().Input(ctx, j.pid, data)
+		}
+		if nacre.IsCode(err, nacre.CodeNotFound) || errors.Is(err, context.Canceled) {
+			return // it has ended
+		}
+	}
+}

@@ -1,0 +1,424 @@
+package miosa
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nacrehq/nacre"
+)
+
+// What a create may ask for, and what it gets when it does not.
+const (
+	defaultTemplate = "miosa-sandbox"
+
+	defaultTimeout = 300
+	maxTimeout     = 86400
+
+	maxCPUs      = 8
+	maxMemoryMB  = 8192
+	maxDiskMB    = 10240
+	defaultCPUs  = 1
+	defaultMemMB = 1024
+	defaultDisk  = 3072
+
+	// A machine does not work with less; a smaller size is within the range and gets this.
+	leastMemoryMB = 128
+	leastDiskMB   = 64
+)
+
+// Keys of reserved metadata that only this dialect reads; the others are nacre's labels.
+const (
+	keySlug       = nacre.ReservedMetadata + "slug"
+	keySize       = nacre.ReservedMetadata + "size"
+	keyPersistent = nacre.ReservedMetadata + "persistent"
+	keyTag        = nacre.ReservedMetadata + "tag:"  // and a tag: a list filters by it
+	keyTyped      = nacre.ReservedMetadata + "typed" // names of metadata that are no strings, as a JSON list
+
+	keyWorkspaceSlug = nacre.ReservedMetadata + "workspace_slug"
+	keyWorkspaceName = nacre.ReservedMetadata + "workspace_name"
+	keyProjectSlug   = nacre.ReservedMetadata + "project_slug"
+	keyProjectName   = nacre.ReservedMetadata + "project_name"
+)
+
+const (
+	maxTags = 32
+	maxWord = 255 // bytes of a name, a slug, a tag, an external id
+)
+
+func createRequest(in newSandbox) (nacre.CreateRequest, error) {
+	if err := in.refuse(); err != nil {
+		return nacre.CreateRequest{}, err
+	}
+	timeout, err := number("timeout_sec", in.TimeoutSec, defaultTimeout, 1, maxTimeout)
+	if err != nil {
+		return nacre.CreateRequest{}, err
+	}
+	idle, err := number("idle_timeout_sec", in.IdleTimeoutSec, 0, 0, maxTimeout)
+	if err != nil {
+		return nacre.CreateRequest{}, err
+	}
+	res, err := in.resources()
+	if err != nil {
+		return nacre.CreateRequest{}, err
+	}
+	meta, err := in.reserved()
+	if err != nil {
+		return nacre.CreateRequest{}, err
+	}
+	if err := addMetadata(meta, in.Metadata); err != nil {
+		return nacre.CreateRequest{}, err
+	}
+	out := nacre.CreateRequest{
+		Template: defaultTemplate, Timeout: seconds(timeout), IdleTimeout: seconds(idle), AlwaysOn: in.AlwaysOn,
+		Resources: res, Env: in.Env, Metadata: meta, Secure: true,
+	}
+	if in.TemplateID != "" {
+		out.Template = in.TemplateID
+	}
+	if in.SnapshotID != "" {
+		out.Template, out.Resources = in.SnapshotID, nacre.Resources{}
+	}
+	if in.Name != nil {
+		if out.Name, err = word("name", *in.Name); err != nil {
+			return out, err
+		}
+	}
+	if in.Persistent {
+		out.OnTimeout = nacre.TimeoutPause
+		meta[keyPersistent] = "true"
+	}
+	return out, nil
+}
+
+func (in *newSandbox) refuse() error {
+	for _, f := range []struct {
+		name string
+		raw  json.RawMessage
+	}{
+		{"services", in.Services}, {"readiness_probe", in.ReadinessProbe}, {"database", in.Database}, {"source", in.Source},
+		{"github_repo_url", in.GithubRepoURL}, {"setup_file", in.SetupFile}, {"environment", in.Environment},
+		{"environment_id", in.EnvironmentID}, {"env_id", in.EnvID}, {"runtime_profile", in.RuntimeProfile},
+		{"agent_runtime_profile_id", in.AgentProfile}, {"compute_placement_request", in.Placement},
+	} {
+		switch string(f.raw) {
+		case "", "null", "[]", "{}", `""`, "false":
+			continue
+		}
+		return &nacre.Error{Code: nacre.CodeUnsupported, Field: f.name, Message: f.name + " is not offered by this server; leave the field out"}
+	}
+	return nil
+}
+
+// tier is a named size.
+type tier struct{ cpus, memory, disk int }
+
+// tiers are the clients' named sizes as far as they are within the ranges.
+var tiers = map[string]tier{
+	"xs": {1, 2048, 10240}, "small": {2, 4096, 10240}, "medium": {4, 8192, maxDiskMB},
+}
+
+func (in *newSandbox) resources() (nacre.Resources, error) {
+	t := tier{defaultCPUs, defaultMemMB, defaultDisk}
+	if in.Size != "" {
+		named, ok := tiers[in.Size]
+		if !ok {
+			return nacre.Resources{}, nacre.Invalidf("size", "size must be xs, small or medium: larger ones are beyond %d vCPU, %d MiB of memory and %d MiB of disk", maxCPUs, maxMemoryMB, maxDiskMB)
+		}
+		t = named
+	}
+	disk, name := in.DiskSizeMB, "disk_size_mb"
+	if disk == nil && in.DiskMB != nil {
+		disk, name = in.DiskMB, "disk_mb"
+	}
+	var out nacre.Resources
+	var err error
+	if out.CPUs, err = number("cpu_count", in.CPUCount, t.cpus, 1, maxCPUs); err != nil {
+		return out, err
+	}
+	if out.MemoryMiB, err = number("memory_mb", in.MemoryMB, t.memory, 1, maxMemoryMB); err != nil {
+		return out, err
+	}
+	if out.DiskMiB, err = number(name, disk, t.disk, 1, maxDiskMB); err != nil {
+		return out, err
+	}
+	out.MemoryMiB, out.DiskMiB = max(out.MemoryMiB, leastMemoryMB), max(out.DiskMiB, leastDiskMB)
+	return out, nil
+}
+
+// number checks a whole number; absent is def.
+func number(field string, n *int, def, lo, hi int) (int, error) {
+	if n == nil {
+		return def, nil
+	}
+	if *n < lo || *n > hi {
+		return 0, nacre.Invalidf(field, "%s must be between %d and %d, not %d", field, lo, hi, *n)
+	}
+	return *n, nil
+}
+
+func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+
+// word checks a short text.
+func word(field, s string) (string, error) {
+	if len(s) > maxWord || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return "", nacre.Invalidf(field, "%s must have at most %d bytes and no control characters", field, maxWord)
+	}
+	return s, nil
+}
+
+// labels pairs the fields of an attribution with their keys.
+func (a *attribution) labels() []struct {
+	field, key string
+	value      **string
+} {
+	return []struct {
+		field, key string
+		value      **string
+	}{
+		{"workspace_id", nacre.LabelWorkspace, &a.WorkspaceID},
+		{"workspace_slug", keyWorkspaceSlug, &a.WorkspaceSlug},
+		{"workspace_name", keyWorkspaceName, &a.WorkspaceName},
+		{"project_id", nacre.LabelProject, &a.ProjectID},
+		{"project_slug", keyProjectSlug, &a.ProjectSlug},
+		{"project_name", keyProjectName, &a.ProjectName},
+		{"external_workspace_id", nacre.LabelExternalSpace, &a.ExternalSpaceID},
+		{"external_user_id", nacre.LabelExternalUser, &a.ExternalUserID},
+		{"external_project_id", nacre.LabelExternalProject, &a.ExternalProjectID},
+	}
+}
+
+// store puts what is given into reserved metadata.
+func (a *attribution) store(meta map[string]string) error {
+	for _, l := range a.labels() {
+		if *l.value == nil || **l.value == "" {
+			continue
+		}
+		v, err := word(l.field, **l.value)
+		if err != nil {
+			return err
+		}
+		meta[l.key] = v
+	}
+	return nil
+}
+
+// reserved makes the metadata that keeps what the domain does not know.
+func (in *newSandbox) reserved() (map[string]string, error) {
+	meta := map[string]string{}
+	if err := in.store(meta); err != nil {
+		return nil, err
+	}
+	if in.Size != "" {
+		meta[keySize] = in.Size
+	}
+	if err := setSlug(meta, in.Slug); err != nil {
+		return nil, err
+	}
+	return meta, setTags(meta, in.Tags)
+}
+
+func setSlug(meta map[string]string, slug *string) error {
+	if slug == nil {
+		return nil
+	}
+	v, err := word("slug", *slug)
+	if err != nil {
+		return err
+	}
+	meta[keySlug] = v
+	if v == "" {
+		delete(meta, keySlug)
+	}
+	return nil
+}
+
+// setTags replaces the tags.
+func setTags(meta map[string]string, list tags) error {
+	if len(list) > maxTags {
+		return nacre.Invalidf("tags", "tags: at most %d are allowed", maxTags)
+	}
+	maps.DeleteFunc(meta, func(k, _ string) bool { return strings.HasPrefix(k, keyTag) })
+	for _, t := range list {
+		t, err := word("tags", t)
+		if err != nil {
+			return err
+		}
+		if t == "" || strings.Contains(t, ",") || len(keyTag)+len(t) > maxWord {
+			return nacre.Invalidf("tags", "tags: a tag has 1 to %d bytes and no comma", maxWord-len(keyTag))
+		}
+		meta[keyTag+t] = "1"
+	}
+	return nil
+}
+
+func tagsOf(pairs map[string]string) tags {
+	out := tags{}
+	for _, k := range slices.Sorted(maps.Keys(pairs)) {
+		if v := pairs[k]; v != "" {
+			k += "=" + v
+		}
+		out = append(out, k)
+	}
+	return out
+}
+
+// addMetadata adds a user's metadata to reserved one. A value that is no string is
+// kept as JSON, and its name noted, so that it comes back as it was.
+func addMetadata(meta map[string]string, user map[string]json.RawMessage) error {
+	maps.DeleteFunc(meta, func(k, _ string) bool { return !strings.HasPrefix(k, nacre.ReservedMetadata) })
+	delete(meta, keyTyped)
+	var typed []string
+	for k, raw := range user {
+		if strings.HasPrefix(k, nacre.ReservedMetadata) {
+			return nacre.CheckUserMetadata(map[string]string{k: ""})
+		}
+		var s string
+		if len(raw) > 0 && raw[0] == '"' && json.Unmarshal(raw, &s) == nil {
+			meta[k] = s
+			continue
+		}
+		meta[k] = string(raw)
+		typed = append(typed, k)
+	}
+	if len(typed) > 0 {
+		slices.Sort(typed)
+		meta[keyTyped] = string(encode(typed))
+	}
+	return nil
+}
+
+// userMetadata is the opposite of addMetadata.
+func userMetadata(meta map[string]string) map[string]json.RawMessage {
+	var typed []string
+	_ = json.Unmarshal([]byte(meta[keyTyped]), &typed) // ours; absent: none
+	out := map[string]json.RawMessage{}
+	for k, v := range nacre.UserMetadata(meta) {
+		if slices.Contains(typed, k) && json.Valid([]byte(v)) {
+			out[k] = json.RawMessage(v)
+		} else {
+			out[k] = encode(v)
+		}
+	}
+	return out
+}
+
+// The words for a sandbox's state.
+const (
+	stateProvisioning = "provisioning"
+	stateRunning      = "running"
+	statePaused       = "paused"
+	stateDestroyed    = "destroyed"
+	stateError        = "error"
+)
+
+func stateOf(s nacre.Sandbox) string {
+	switch s.State {
+	case nacre.StateCreating:
+		return stateProvisioning
+	case nacre.StateRunning, nacre.StatePausing:
+		return stateRunning
+	case nacre.StatePaused, nacre.StateResuming:
+		return statePaused
+	}
+	if failed(s.EndReason) {
+		return stateError
+	}
+	return stateDestroyed
+}
+
+// failed tells an end that nobody asked for.
+func failed(r nacre.EndReason) bool {
+	switch r {
+	case nacre.EndFailed, nacre.EndCrash, nacre.EndOOM, nacre.EndNodeLost:
+		return true
+	}
+	return false
+}
+
+// states expands the wire's words for a filter.
+var states = map[string][]nacre.State{
+	stateProvisioning: {nacre.StateCreating},
+	stateRunning:      {nacre.StateRunning, nacre.StatePausing},
+	statePaused:       {nacre.StatePaused, nacre.StateResuming},
+	stateDestroyed:    {nacre.StateStopping, nacre.StateEnded},
+	stateError:        {nacre.StateStopping, nacre.StateEnded},
+}
+
+// reasons are the wire's words for why a sandbox was destroyed.
+var reasons = map[nacre.EndReason]string{
+	nacre.EndKilled: "api", nacre.EndTimeout: "timeout", nacre.EndIdle: "idle",
+	nacre.EndOOM: "oom", nacre.EndCrash: "crash", nacre.EndFailed: "failed", nacre.EndNodeLost: "node_lost",
+}
+
+// timestamp is empty, hence null, for the zero time.
+func timestamp(t time.Time) *string {
+	if t.IsZero() {
+		return nil
+	}
+	s := t.UTC().Format("2006-01-02T15:04:05.000Z")
+	return &s
+}
+
+func filled(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// sandbox is the object of a record.
+func (a *API) sandbox(s nacre.Sandbox) sandbox {
+	now := a.Clock()
+	out := sandbox{
+		ID: string(s.ID), State: stateOf(s), Name: filled(s.Name), Slug: filled(s.Metadata[keySlug]),
+		TemplateID: s.Template, ImageID: string(s.BuildID), ParentID: filled(string(s.Parent)),
+		Size: filled(s.Metadata[keySize]), CPUCount: s.Resources.CPUs, MemoryMB: s.Resources.MemoryMiB, DiskSizeMB: s.Resources.DiskMiB,
+		TimeoutSec: int(s.Timeout / time.Second), IdleTimeoutSec: int(s.IdleTimeout / time.Second),
+		AlwaysOn: s.AlwaysOn, Persistent: s.Metadata[keyPersistent] != "",
+		PreviewDomain: filled(a.Domain), Metadata: userMetadata(s.Metadata), TenantID: string(s.TeamID),
+		CreatedAt: *timestamp(s.CreatedAt), PausedAt: timestamp(s.PausedAt),
+	}
+	out.Status, out.Ready = out.State, out.State == stateRunning
+	for k := range s.Metadata {
+		if t, ok := strings.CutPrefix(k, keyTag); ok {
+			out.Tags = append(out.Tags, t)
+		}
+	}
+	slices.Sort(out.Tags)
+	for _, l := range out.labels() {
+		*l.value = filled(s.Metadata[l.key])
+	}
+	if s.State == nacre.StateCreating {
+		return out
+	}
+	if s.BootPath != "" {
+		ms := s.BootTime.Milliseconds()
+		out.BootPath, out.BootMS = filled(string(s.BootPath)), &ms
+		out.StartedAt, out.ReadyAt = timestamp(s.StartedAt), timestamp(s.StartedAt)
+	}
+	switch out.State {
+	case stateRunning:
+		if !s.AlwaysOn && !s.Deadline.IsZero() {
+			left := max(0, s.Deadline.Sub(now).Milliseconds())
+			out.TimeoutRemainingMS = &left
+		}
+	case stateDestroyed, stateError:
+		out.DestroyedAt = timestamp(s.EndedAt)
+		out.DestroyReason = filled(reasons[s.EndReason])
+	}
+	if out.State == stateError {
+		out.Metadata["last_error"] = encode(lastError(s))
+	}
+	return out
+}
+
+func lastError(s nacre.Sandbox) string {
+	if s.Detail == "" {
+		return string(s.EndReason)
+	}
+	return string(s.EndReason) + ": " + s.Detail
+}
