@@ -51,7 +51,8 @@ func commandLine() *cobra.Command {
 	root := &cobra.Command{Use: "nacre", SilenceUsage: true, SilenceErrors: true}
 	g.flags(root)
 	root.AddCommand(newKeyCommand(g), newRunCommand(g), newExecCommand(g), newShellCommand(g), newCpCommand(g),
-		newPsCommand(g), newLogsCommand(g), newKillCommand(g), newTemplatesCommand(g))
+		newPsCommand(g), newLogsCommand(g), newPauseCommand(g), newResumeCommand(g), newSnapshotCommand(g), newRestoreCommand(g),
+		newForkCommand(g), newSnapshotsCommand(g), newKillCommand(g), newTemplatesCommand(g))
 	return root
 }
 

@@ -54,7 +54,8 @@ func newRoot() *cobra.Command {
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{newRunCommand(g), newExecCommand(g), newShellCommand(g), newCpCommand(g),
-		newPsCommand(g), newLogsCommand(g), newKillCommand(g), newTemplatesCommand(g)} {
+		newPsCommand(g), newLogsCommand(g), newPauseCommand(g), newResumeCommand(g), newSnapshotCommand(g), newRestoreCommand(g),
+		newForkCommand(g), newSnapshotsCommand(g), newKillCommand(g), newTemplatesCommand(g)} {
 		c.GroupID = "sandbox"
 		root.AddCommand(c)
 	}

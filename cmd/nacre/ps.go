@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/client"
 )
 
@@ -49,8 +50,12 @@ func (g *globals) listSandboxes(cmd *cobra.Command, c *client.Client, metadata m
 			return err
 		}
 		out = append(out, info)
+		expires := in(info.EndAt, now)
+		if info.State == nacre.StatePaused {
+			expires = "-" // not while it is paused
+		}
 		rows = append(rows, []string{info.ID, or(info.Template, info.TemplateID), string(info.State),
-			ago(info.StartedAt, now), in(info.EndAt, now), pairs(info.Metadata)})
+			ago(info.StartedAt, now), expires, pairs(info.Metadata)})
 	}
 	return g.printList(cmd, "ID TEMPLATE STATE STARTED EXPIRES METADATA", rows, out, quiet)
 }

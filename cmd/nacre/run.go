@@ -19,8 +19,9 @@ type runFlags struct {
 	metadata   []string
 	rm, detach bool
 
-	noInternet, private bool
-	allowOut, denyOut   []string
+	noInternet, private   bool
+	autoPause, autoResume bool
+	allowOut, denyOut     []string
 }
 
 func newRunCommand(g *globals) *cobra.Command {
@@ -77,7 +78,7 @@ func newRunCommand(g *globals) *cobra.Command {
 	}
 	f.commandFlags.flags(cmd)
 	fs := cmd.Flags()
-	fs.StringVar(&f.template, "template", "base", "what to make the sandbox from; `nacre templates` lists them")
+	fs.StringVar(&f.template, "template", "base", "what to make the sandbox from: a template, or a snapshot; `nacre templates` and `nacre snapshots` list them")
 	fs.DurationVar(&f.timeout, "timeout", client.DefaultTimeout, "how long the sandbox lives, such as 1h")
 	fs.StringArrayVar(&f.metadata, "metadata", nil, "mark the sandbox with NAME=VALUE; may be repeated")
 	fs.BoolVar(&f.rm, "rm", false, "end the sandbox when the command has ended")
@@ -86,6 +87,8 @@ func newRunCommand(g *globals) *cobra.Command {
 	fs.StringSliceVar(&f.allowOut, "allow-out", nil, "addresses or prefixes that the sandbox may reach whatever is denied")
 	fs.StringSliceVar(&f.denyOut, "deny-out", nil, "addresses or prefixes that the sandbox may not reach")
 	fs.BoolVar(&f.private, "private", false, "answer requests to the sandbox's ports only with its traffic token")
+	fs.BoolVar(&f.autoPause, "auto-pause", false, "pause the sandbox at its time-out instead of ending it")
+	fs.BoolVar(&f.autoResume, "auto-resume", false, "resume the sandbox when a request comes for it while it is paused")
 	cmd.MarkFlagsMutuallyExclusive("rm", "detach")
 	cmd.MarkFlagsMutuallyExclusive("tty", "detach")
 	return cmd
@@ -102,6 +105,12 @@ func (f *runFlags) createOptions() ([]client.CreateOption, error) {
 	}
 	opts := []client.CreateOption{client.Template(f.template), client.Timeout(f.timeout), client.Env(env),
 		client.Metadata(metadata), client.AllowOut(f.allowOut...), client.DenyOut(f.denyOut...)}
+	if f.autoPause {
+		opts = append(opts, client.AutoPause())
+	}
+	if f.autoResume {
+		opts = append(opts, client.AutoResume())
+	}
 	if f.noInternet {
 		opts = append(opts, client.Internet(false))
 	}
@@ -137,7 +146,7 @@ func (g *globals) printStarted(cmd *cobra.Command, id string, pid int) error {
 // templateError says where templates are listed.
 func templateError(name string, err error) error {
 	if errors.Is(err, client.ErrNotFound) {
-		return fmt.Errorf("there is no template %q; `nacre templates` lists them", name)
+		return fmt.Errorf("there is no template and no snapshot %q; `nacre templates` and `nacre snapshots` list them", name)
 	}
 	return err
 }

@@ -67,6 +67,55 @@ func (b *Bar) line(percent int) string {
 	return fmt.Sprintf("  %-34s [%s%s] %3d%%", b.step, strings.Repeat("=", full), strings.Repeat(" ", width-full), percent)
 }
 
+// patience is how long work goes on in silence, and every how long a log is told
+// that it still does.
+const (
+	patience = 300 * time.Millisecond
+	logEvery = 10 * time.Second
+)
+
+// Wait shows a step of which only the beginning and the end are known, with the
+// time that it takes, until stop is called. One that is over at once shows nothing.
+func (b *Bar) Wait(step string) (stop func()) {
+	quit, ended := make(chan struct{}), make(chan struct{})
+	begin := time.Now()
+	go func() {
+		defer close(ended)
+		every := logEvery
+		if b.tty {
+			every = time.Second
+		}
+		for wait := patience; ; wait = every {
+			select {
+			case <-quit:
+				return
+			case <-time.After(wait):
+				b.elapsed(step, time.Since(begin))
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-ended
+		b.Done()
+	}
+}
+
+func (b *Bar) elapsed(step string, d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	line := "  " + step + " ..."
+	if d >= time.Second {
+		line += fmt.Sprintf(" %ds", int(d.Seconds()))
+	}
+	if b.tty {
+		b.drawn = true
+		fmt.Fprint(b.w, "\r\x1b[K"+line)
+		return
+	}
+	fmt.Fprintln(b.w, line)
+}
+
 // Done ends the current line. The bar may be used again.
 func (b *Bar) Done() {
 	b.mu.Lock()
