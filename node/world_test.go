@@ -14,6 +14,7 @@ import (
 	"github.com/nacrehq/nacre/image"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/node"
+	"golang.org/x/sys/unix"
 )
 
 const build = nacre.BuildID("b0000000000000000001")
@@ -30,7 +31,8 @@ type world struct {
 	log   strings.Builder
 	logMu sync.Mutex
 
-	unaccounted bool // standbys come and go: leaks are not looked for
+	failAt      string // a step of the snapshots' store that fails
+	unaccounted bool   // standbys come and go: leaks are not looked for
 
 	fake *nacretest.FakeDaemon
 	arts *image.Artifacts
@@ -62,7 +64,12 @@ func (w *world) start() *node.Node {
 	w.fake = w.host.Daemon()
 	fake := w.fake
 	arts, err := image.OpenArtifacts(image.ArtifactOptions{Dir: filepath.Join(w.dir, "snapshots"), ReserveMiB: -1,
-		Step: func(string) error { return fake.Step() }})
+		Step: func(step string) error {
+			if step == w.failAt {
+				return unix.ENOSPC
+			}
+			return fake.Step()
+		}})
 	if err != nil {
 		w.tb.Fatal(err)
 	}
