@@ -85,7 +85,7 @@ func TestPeerIsOurGVisor(t *testing.T) {
 func TestNoise(t *testing.T) {
 	var a, b bytes.Buffer
 	for _, w := range []*bytes.Buffer{&a, &b} {
-		if n, err := io.CopyBuffer(struct{ io.Writer }{w}, io.LimitReader(newNoise(), 3<<20+7), make([]byte, 1000+w.Len())); err != nil || n != 3<<20+7 {
+		if n, err := io.CopyBuffer(struct{ io.Writer }{w}, &noise{block: noiseBlock(), left: 3<<20 + 7}, make([]byte, 1000+w.Len())); err != nil || n != 3<<20+7 {
 			t.Fatalf("%d bytes, %v", n, err)
 		}
 	}

@@ -18,7 +18,7 @@ func benchFiles(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	size := b.size(1 << 30)
+	size, block := b.size(1<<30), noiseBlock()
 	return d.with(ctx, func(s box) error {
 		direct, err := d.direct(s)
 		if err != nil {
@@ -32,7 +32,7 @@ func benchFiles(ctx context.Context, b *bench) error {
 		watch := rss(d.cmd.Process.Pid)
 		for range b.samples(3) {
 			for i, w := range ways {
-				u, v, err := transfer(ctx, w.agent, size)
+				u, v, err := transfer(ctx, w.agent, block, size)
 				if err != nil {
 					return fmt.Errorf("%s: %w", w.name, err)
 				}
@@ -68,10 +68,10 @@ func benchFiles(ctx context.Context, b *bench) error {
 }
 
 // transfer writes a file and reads it again, and returns the rates in MB/s.
-func transfer(ctx context.Context, a nacre.Agent, size int64) (up, down float64, err error) {
+func transfer(ctx context.Context, a nacre.Agent, block []byte, size int64) (up, down float64, err error) {
 	const path = "/home/user/large"
 	begin := time.Now()
-	if _, err := a.Files().Write(ctx, "user", path, io.LimitReader(newNoise(), size)); err != nil {
+	if _, err := a.Files().Write(ctx, "user", path, &noise{block: block, left: int(size)}); err != nil {
 		return 0, 0, err
 	}
 	up = perSecond(size, begin)
@@ -88,21 +88,26 @@ func transfer(ctx context.Context, a nacre.Agent, size int64) (up, down float64,
 	return up, perSecond(size, begin), err
 }
 
-// noise repeats a mebibyte of random bytes, which costs no more than a copy.
+// noise is a file's content: a mebibyte of random bytes again and again, which
+// costs no more than a copy. As that of a file its length is known.
 type noise struct {
-	block []byte
-	at    int
+	block    []byte
+	at, left int
 }
 
-func newNoise() *noise {
-	n := &noise{block: make([]byte, 1<<20)}
-	rng := rand.NewChaCha8([32]byte{})
-	_, _ = rng.Read(n.block)
-	return n
+func noiseBlock() []byte {
+	block := make([]byte, 1<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(block)
+	return block
 }
+
+func (n *noise) Len() int { return n.left }
 
 func (n *noise) Read(p []byte) (int, error) {
-	k := copy(p, n.block[n.at:])
-	n.at = (n.at + k) % len(n.block)
+	if n.left == 0 {
+		return 0, io.EOF
+	}
+	k := copy(p[:min(len(p), n.left)], n.block[n.at:])
+	n.at, n.left = (n.at+k)%len(n.block), n.left-k
 	return k, nil
 }

@@ -328,6 +328,9 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 	if err != nil {
 		return nil, nacre.Wrap(nacre.CodeInvalid, err, "the request to the guest cannot be made")
 	}
+	if src, ok := body.(*source); ok {
+		req.ContentLength = src.size
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/octet-stream")
 	}

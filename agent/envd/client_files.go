@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 
 	"connectrpc.com/connect"
 	"github.com/nacrehq/nacre"
@@ -49,7 +50,7 @@ func (c *content) Read(p []byte) (int, error) {
 func (c *content) Close() error { return c.body.Close() }
 
 func (f *files) Write(ctx context.Context, user, path string, r io.Reader) (nacre.FileInfo, error) {
-	src := &source{r: r}
+	src := newSource(r)
 	resp, err := f.c.do(ctx, http.MethodPost, PathFiles, fileQuery(user, path), src)
 	if err != nil {
 		if src.err != nil {
@@ -65,8 +66,29 @@ func (f *files) Write(ctx context.Context, user, path string, r io.Reader) (nacr
 // source remembers why reading the caller's content failed. It is more than a
 // bytes.Reader to the HTTP client, so a failed upload is never sent twice.
 type source struct {
-	r   io.Reader
-	err error
+	r    io.Reader
+	size int64 // 0 when it is not known
+	err  error
+}
+
+// newSource finds out how much there is: what has a length is sent in larger
+// steps than what has none, and refused at once when it does not fit the disk.
+func newSource(r io.Reader) *source {
+	var size int64
+	switch r := r.(type) {
+	case interface{ Len() int }: // bytes.Reader and its like
+		size = int64(r.Len())
+	case *os.File:
+		fi, err := r.Stat()
+		if err == nil && fi.Mode().IsRegular() { // the kernel's files say 0: not known
+			at, _ := r.Seek(0, io.SeekCurrent)
+			size = max(0, fi.Size()-at)
+		}
+	}
+	if size > 0 {
+		r = io.LimitReader(r, size) // a file may grow meanwhile
+	}
+	return &source{r: r, size: size}
 }
 
 func (s *source) Read(p []byte) (int, error) {
