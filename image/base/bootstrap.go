@@ -48,13 +48,16 @@ func (b *bootstrap) install(ctx context.Context) error {
 			return diskError(err)
 		}
 	}
-	err = b.command(ctx, "mmdebstrap", []string{
+	args := []string{
 		"--verbose", "--mode=root", "--variant=apt", "--format=directory",
 		"--architectures=" + b.recipe.Arch,
 		"--aptopt=" + apt, "--dpkgopt=" + dpkg,
 		"--include=" + strings.Join(b.recipe.Packages, ","),
-		b.recipe.Codename, b.root, sources,
-	}, nil)
+	}
+	for _, command := range b.recipe.Commands {
+		args = append(args, "--customize-hook=chroot \"$1\" /bin/sh -ec '"+command+"'")
+	}
+	err = b.command(ctx, "mmdebstrap", append(args, b.recipe.Codename, b.root, sources), nil)
 	if err == nil || ctx.Err() != nil || nacre.IsCode(err, nacre.CodeNoSpace) {
 		return err
 	}

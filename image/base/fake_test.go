@@ -146,7 +146,7 @@ func TestContents(t *testing.T) {
 		}
 		return string(text)
 	}
-	if got := read("etc/passwd"); !strings.HasSuffix(got, "\nuser:x:1000:1000::/home/user:/bin/bash\n") {
+	if got := read("etc/passwd"); !strings.HasSuffix(got, "\nuser:x:1000:1000::/home/user:/bin/bash\nsandbox:x:1000:1000::/home/sandbox:/bin/bash\n") {
 		t.Errorf("passwd: %q", got)
 	}
 	if got := read("etc/apt/sources.list.d/debian.sources"); !strings.Contains(got, "URIs: http://mirror.test/debian\n") {

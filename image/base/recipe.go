@@ -16,7 +16,7 @@ import (
 
 // recipeVersion goes up when the code of a build changes what comes out; the data
 // of the recipe counts by itself.
-const recipeVersion = 1
+const recipeVersion = 2
 
 // host is where the recipe reads the host's configuration.
 type host struct {
@@ -32,7 +32,8 @@ type recipe struct {
 	Codename string
 	Packages []string
 	Sources  []source
-	Files    []file // of ours, written last
+	Commands []string // run by a shell in the root, once the packages are there
+	Files    []file   // of ours, written last
 	Users    []account
 }
 
@@ -107,6 +108,24 @@ done
 unset i
 `
 
+// virtualEnv makes the Python environment that "sandbox" works in. Its compiled
+// modules do not name the times of their sources, which are settled afterwards.
+const virtualEnv = `python3 -m venv /opt/venv &&
+find /opt/venv -name __pycache__ -prune -exec rm -rf {} + &&
+python3 -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib &&
+chown -R 1000:1000 /opt/venv`
+
+// venvProfile puts that environment first on the PATH of "sandbox", unless the PATH
+// was chosen. A shell that is no login shell reads it when BASH_ENV says so.
+const venvProfile = `if [ "$HOME" = /home/sandbox ] && [ -d /opt/venv/bin ]; then
+  case "$PATH" in
+    /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin|/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games)
+      export PATH="/opt/venv/bin:$PATH" VIRTUAL_ENV=/opt/venv ;;
+  esac
+fi
+unset BASH_ENV
+`
+
 // newRecipe reads what the host's own system is.
 func newRecipe(h host) (recipe, error) {
 	text, err := os.ReadFile(filepath.Join(h.etc, "os-release"))
@@ -127,7 +146,10 @@ func newRecipe(h host) (recipe, error) {
 		return recipe{}, nacre.Errorf(nacre.CodeUnsupported,
 			"no apt source of %s %s was found on this host; add the distribution's own, or import a finished image", r.ID, r.Codename)
 	}
-	r.Users = []account{{Name: "user", ID: 1000, Home: "/home/user"}}
+	// One user with two names and homes: the clients of one service expect the one,
+	// those of another the other, and what either makes is both's.
+	r.Users = []account{{Name: "user", ID: 1000, Home: "/home/user"}, {Name: "sandbox", ID: 1000, Home: "/home/sandbox"}}
+	r.Commands = []string{virtualEnv, "mkdir -p /workspace && chown 1000:1000 /workspace"}
 	r.Files = guestFiles(r)
 	return r, nil
 }
@@ -144,6 +166,7 @@ func guestFiles(r recipe) []file {
 		{"etc/default/locale", 0o644, "LANG=C.UTF-8\n"},
 		{"etc/profile", 0o644, profile},
 		{"etc/profile.d/locale.sh", 0o644, "export LANG=\"${LANG:-C.UTF-8}\"\n"},
+		{"etc/profile.d/venv.sh", 0o644, venvProfile},
 		{"etc/sudoers.d/user", 0o440, "user ALL=(ALL:ALL) NOPASSWD:ALL\n"},
 		{"etc/dpkg/dpkg.cfg.d/nacre", 0o644, dpkgOptions},
 		{"etc/apt/apt.conf.d/90nacre", 0o644, "Acquire::Languages \"none\";\n"},
