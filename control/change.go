@@ -25,7 +25,7 @@ func (s *Service) end(r *nacre.Sandbox, reason nacre.EndReason, detail string) (
 	if err := r.Move(nacre.StateEnded); err != nil {
 		return nil, err
 	}
-	r.EndReason, r.Detail, r.EndedAt = reason, detail, s.now()
+	r.EndReason, r.Detail, r.EndedAt, r.Snapshot = reason, detail, s.now(), ""
 	return []nacre.Event{event(*r, nacre.EventEnded, r.EndedAt, map[string]string{"reason": string(reason), "detail": detail})}, nil
 }
 
@@ -56,8 +56,8 @@ func (s *Service) stop(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 	return s.finish(ctx, rec)
 }
 
-// finish takes the machine of a stopping sandbox down, then says that it ended.
-// Several may do it at once.
+// finish takes the machine of a stopping sandbox down, then says that it ended, and
+// lets go of what it would have gone on from. Several may do it at once.
 func (s *Service) finish(ctx context.Context, rec nacre.Sandbox) error {
 	if node := s.nodeOf(rec.Node); node != nil {
 		if err := node.Stop(ctx, rec.ID); err != nil {
@@ -71,7 +71,10 @@ func (s *Service) finish(ctx context.Context, rec nacre.Sandbox) error {
 		return s.end(r, r.EndReason, r.Detail)
 	})
 	if errors.Is(err, errNothing) || nacre.IsCode(err, nacre.CodeNotFound) {
-		return nil
+		err = nil
+	}
+	if err == nil {
+		s.letGo(ctx, rec.TeamID, rec.Snapshot)
 	}
 	return err
 }
@@ -82,8 +85,11 @@ func (s *Service) exited(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
 	rec, err := s.cfg.Store.Update(ctx, team, id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
-		if !r.Alive() {
-			return nil, errNothing // whoever is ending it goes on
+		if !r.Alive() || r.State == nacre.StatePaused {
+			return nil, errNothing // whoever is ending it goes on; a paused one needs no machine
+		}
+		if r.Machine != "" && exit.Machine != "" && r.Machine != exit.Machine {
+			return nil, errNothing // it has another one by now
 		}
 		return s.end(r, exitReason(exit), exit.Detail)
 	})
@@ -129,7 +135,7 @@ func (s *Service) SetDeadline(ctx context.Context, team nacre.TeamID, id nacre.S
 		}
 		now := s.now()
 		until := now.Add(d)
-		if extendOnly && !r.Deadline.Before(until) {
+		if r.AlwaysOn || extendOnly && !r.Deadline.Before(until) {
 			kept = *r
 			return nil, errNothing
 		}

@@ -6,6 +6,11 @@
 // While this process runs it keeps each as a moment of the monotonic clock, so that
 // a step of the wall clock neither ends a sandbox early nor keeps it alive; after a
 // step the stored deadlines are moved along with the clock.
+//
+// What keeps a sandbox (pause, snapshot, fork) goes through one order: the record of
+// the snapshot, the sandbox's record that names it, the files on the node, and back.
+// A snapshot lives while a sandbox's record names it or its owner keeps it; what
+// neither does is deleted, by whoever made it or by the reconciler.
 package control
 
 import (
@@ -18,13 +23,17 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"golang.org/x/sync/singleflight"
 )
 
 // Config is what the service is made of. Store, Templates, Node and Telemetry are
-// required.
+// required. Without Snapshots nothing can be paused or kept, without Traffic no
+// template be made warm.
 type Config struct {
 	Store     nacre.SandboxStore
+	Snapshots nacre.SnapshotStore
 	Templates nacre.TemplateStore
+	Traffic   nacre.Traffic
 	Node      nacre.Node
 	Telemetry nacre.Telemetry
 	Limits    Limits
@@ -37,20 +46,29 @@ type Config struct {
 
 // Limits bound what a team may ask for. Zero fields mean the defaults.
 type Limits struct {
-	DefaultTimeout time.Duration   // 5 minutes
-	MaxTimeout     time.Duration   // 24 hours
-	MaxPerTeam     int             // alive sandboxes of one team; 0 = no limit
-	Default        nacre.Resources // where neither request nor template says: 2 processors, 1024 MiB, 10 GiB, 4096 tasks
-	Max            nacre.Resources // 32 processors, 64 GiB, 1 TiB, 32768 tasks
+	DefaultTimeout time.Duration // 5 minutes
+	MaxTimeout     time.Duration // 24 hours
+	MaxPerTeam     int           // sandboxes of one team that are alive and not paused; 0 = no limit
+	MaxPaused      int           // paused ones of one team; 0 = no limit
+	// MaxSnapshotBytes is what a team's snapshots and paused sandboxes may occupy on
+	// disk; 0 = no limit. It is compared before one is taken, so the last may exceed
+	// it, as may a sandbox that is paused because its time is over.
+	MaxSnapshotBytes int64
+	Default          nacre.Resources // where neither request nor template says: 2 processors, 1024 MiB, 10 GiB, 4096 tasks
+	Max              nacre.Resources // 32 processors, 64 GiB, 1 TiB, 32768 tasks
 }
 
-// Service implements nacre.Service.
+// Service implements nacre.Service, SnapshotService, Waker and Activity.
 type Service struct {
 	cfg    Config
 	log    *slog.Logger
 	nodes  []nacre.Node
 	roster *roster
 	flight *flight
+	hand   *inHand
+
+	resumes singleflight.Group // by sandbox
+	warming singleflight.Group // by template
 
 	lastFull atomic.Int64 // when a node last had no room, UnixNano
 	seed     maphash.Seed
@@ -73,7 +91,7 @@ func New(cfg Config) (*Service, error) {
 	cfg.Limits.setDefaults()
 	return &Service{
 		cfg: cfg, log: cfg.Logger, nodes: []nacre.Node{cfg.Node},
-		roster: newRoster(), flight: newFlight(), seed: maphash.MakeSeed(),
+		roster: newRoster(), flight: newFlight(), hand: &inHand{ids: map[nacre.SnapshotID]bool{}}, seed: maphash.MakeSeed(),
 	}, nil
 }
 

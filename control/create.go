@@ -3,8 +3,6 @@ package control
 import (
 	"context"
 	"errors"
-	"maps"
-	"slices"
 	"strconv"
 	"time"
 
@@ -25,15 +23,40 @@ const fullFor = time.Second
 // once. A crash between the two leaves a record without a machine, or a machine
 // without a record, and the reconciler ends either.
 func (s *Service) Create(ctx context.Context, team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbox, error) {
-	rec, err := s.draft(ctx, team, r)
+	rec, warm, err := s.draft(ctx, team, r)
 	if err != nil {
 		return nacre.Sandbox{}, err
 	}
 	if err := s.load(ctx); err != nil {
 		return nacre.Sandbox{}, err
 	}
-	if max := s.cfg.Limits.MaxPerTeam; !s.roster.enter(team, rec.ID, max) {
-		return nacre.Sandbox{}, nacre.Errorf(nacre.CodeExhausted, "the team has %d sandboxes already, as many as it may; end one, then try again", max)
+	if r.OnTimeout == nacre.TimeoutPause { // it will be, whatever the quota says then
+		if err := s.mayKeep(ctx, team, true); err != nil {
+			return nacre.Sandbox{}, err
+		}
+	}
+	out, err := s.launch(ctx, rec)
+	if err != nil && warm && unusable(err) {
+		s.log.Warn("the warm snapshot of a template cannot be used; a sandbox of it boots", "template", rec.TemplateID, "snapshot", rec.Snapshot, "err", err)
+		rec.Snapshot = ""
+		return s.launch(ctx, s.newborn(rec))
+	}
+	return out, err
+}
+
+// unusable tells a start that failed for want of a good snapshot.
+func unusable(err error) bool {
+	return nacre.IsCode(err, nacre.CodeNotFound) || nacre.IsCode(err, nacre.CodeUnsupported) || nacre.IsCode(err, nacre.CodeConflict)
+}
+
+// launch makes one sandbox of its record, within its team's quota.
+func (s *Service) launch(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, error) {
+	max := s.cfg.Limits.MaxPerTeam
+	if rec.TeamID == nacre.SystemTeam {
+		max = 0
+	}
+	if !s.roster.enter(rec.TeamID, rec.ID, max) {
+		return nacre.Sandbox{}, s.errFull()
 	}
 	s.flight.begin(rec.ID)
 	out, err := s.make(ctx, rec)
@@ -43,46 +66,97 @@ func (s *Service) Create(ctx context.Context, team nacre.TeamID, r nacre.CreateR
 		return nacre.Sandbox{}, err
 	}
 	if exit != nil {
-		s.exited(context.WithoutCancel(ctx), team, rec.ID, *exit)
+		s.exited(context.WithoutCancel(ctx), rec.TeamID, rec.ID, *exit)
 	}
 	return out, nil
 }
 
-// draft checks the request and makes the record of it.
-func (s *Service) draft(ctx context.Context, team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbox, error) {
+// draft checks the request and makes the record of it. warm tells that the sandbox
+// goes on from its template's warm snapshot, and could boot as well.
+func (s *Service) draft(ctx context.Context, team nacre.TeamID, r nacre.CreateRequest) (rec nacre.Sandbox, warm bool, err error) {
 	if team == "" {
-		return nacre.Sandbox{}, nacre.Errorf(nacre.CodeUnauthenticated, "a create needs a team")
+		return rec, false, nacre.Errorf(nacre.CodeUnauthenticated, "a create needs a team")
 	}
 	if err := s.cfg.Limits.validate(&r); err != nil {
-		return nacre.Sandbox{}, err
+		return rec, false, err
+	}
+	if r.OnTimeout == nacre.TimeoutPause {
+		if err := s.keeps(); err != nil {
+			return rec, false, err
+		}
+	}
+	seed := nacre.Sandbox{
+		TeamID: team, Template: r.Template, Node: s.place().ID(), Name: r.Name,
+		Metadata: r.Metadata, Env: r.Env, Network: r.Network, Secure: r.Secure,
+		Timeout: r.Timeout, OnTimeout: r.OnTimeout, AutoResume: r.AutoResume, FilesOnly: r.FilesOnly,
+		IdleTimeout: r.IdleTimeout, AlwaysOn: r.AlwaysOn,
 	}
 	tpl, err := s.cfg.Templates.ResolveTemplate(ctx, team, r.Template)
-	if nacre.IsCode(err, nacre.CodeNotFound) || (err == nil && tpl.Build == "") {
-		return nacre.Sandbox{}, &nacre.Error{Code: nacre.CodeNotFound, Field: "Template", Message: "template '" + r.Template + "' not found"}
+	switch {
+	case nacre.IsCode(err, nacre.CodeNotFound) || (err == nil && tpl.Build == ""):
+		err = s.ofSnapshot(ctx, &seed, r)
+	case err == nil:
+		warm, err = s.ofTemplate(&seed, tpl, r.Resources)
 	}
 	if err != nil {
-		return nacre.Sandbox{}, err
+		return rec, false, err
 	}
-	res, err := s.cfg.Limits.resources(r.Resources, tpl.Resources)
+	return s.newborn(seed), warm, nil
+}
+
+// ofTemplate makes the record one of the template.
+func (s *Service) ofTemplate(rec *nacre.Sandbox, tpl nacre.Template, asked nacre.Resources) (warm bool, err error) {
+	rec.TemplateID, rec.BuildID = tpl.ID, tpl.Build
+	if rec.Resources, err = s.cfg.Limits.resources(asked, tpl.Resources); err != nil {
+		return false, err
+	}
+	if tpl.Warm == "" || s.cfg.Snapshots == nil {
+		return false, nil
+	}
+	if own, err := s.cfg.Limits.resources(nacre.Resources{}, tpl.Resources); err != nil || own != rec.Resources {
+		return false, nil // its memory is of another size
+	}
+	rec.Snapshot = tpl.Warm
+	return true, nil
+}
+
+// ofSnapshot makes the record one that goes on from the snapshot that the create
+// names instead of a template.
+func (s *Service) ofSnapshot(ctx context.Context, rec *nacre.Sandbox, r nacre.CreateRequest) error {
+	missing := &nacre.Error{Code: nacre.CodeNotFound, Field: "Template", Message: "template '" + r.Template + "' not found"}
+	if s.cfg.Snapshots == nil {
+		return missing
+	}
+	n, err := s.cfg.Snapshots.FindSnapshot(ctx, rec.TeamID, r.Template)
+	if nacre.IsCode(err, nacre.CodeNotFound) {
+		return missing
+	}
 	if err != nil {
-		return nacre.Sandbox{}, err
+		return err
 	}
-	now := s.now()
-	r.Network.AllowOut, r.Network.DenyOut = slices.Clone(r.Network.AllowOut), slices.Clone(r.Network.DenyOut)
-	return nacre.Sandbox{
-		ID: nacre.NewSandboxID(), TeamID: team,
-		Template: r.Template, TemplateID: tpl.ID, BuildID: tpl.Build,
-		Node: s.place().ID(), State: nacre.StateCreating, Resources: res,
-		Metadata: maps.Clone(r.Metadata), Env: maps.Clone(r.Env), Network: r.Network, Secure: r.Secure,
-		Timeout: r.Timeout, OnTimeout: r.OnTimeout,
-		CreatedAt: now, StartedAt: now, Deadline: now.Add(r.Timeout),
-	}, nil
+	if asked := fill(r.Resources, n.Resources); asked != n.Resources {
+		return nacre.Invalidf("Resources", "a sandbox made from a snapshot has its resources: %d CPUs, %d MiB of memory, %d MiB of disk", n.Resources.CPUs, n.Resources.MemoryMiB, n.Resources.DiskMiB)
+	}
+	if err := s.mayStart(ctx, n); err != nil {
+		return err
+	}
+	s.used(ctx, n)
+	rec.TemplateID, rec.BuildID, rec.Resources = n.TemplateID, n.BuildID, n.Resources
+	rec.Node, rec.Parent, rec.Snapshot = n.Node, n.Sandbox, n.ID
+	rec.Env = merged(n.Env, r.Env)
+	if r.Metadata == nil {
+		rec.Metadata = n.Metadata
+	}
+	return nil
 }
 
 // make writes the record and makes the machine side by side, then joins the two.
 // When it fails it has taken back what it did.
 func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, error) {
 	node := s.nodeOf(rec.Node)
+	if node == nil {
+		return nacre.Sandbox{}, errNoHost(rec.ID)
+	}
 	bg, cancelBG := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
 	defer cancelBG()
 	startCtx, cancel := context.WithCancel(ctx)
@@ -137,14 +211,17 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 
 // join makes the record a running one.
 func (s *Service) join(ctx context.Context, rec nacre.Sandbox, st nacre.Started) (nacre.Sandbox, error) {
-	s.roster.ends(rec.ID, rec.Timeout) // before anybody else can know the sandbox and move it
+	s.roster.run(rec, rec.Timeout) // before anybody else can know the sandbox and move it
 	return s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 		if err := r.Move(nacre.StateRunning); err != nil {
 			return nil, err
 		}
 		now := s.now()
 		r.Machine, r.BootPath, r.BootTime = st.Machine, st.BootPath, st.BootTime
-		r.StartedAt, r.Deadline = now, now.Add(r.Timeout)
+		r.StartedAt, r.Origin, r.Snapshot = now, r.Snapshot, ""
+		if !r.AlwaysOn {
+			r.Deadline = now.Add(r.Timeout)
+		}
 		return []nacre.Event{event(*r, nacre.EventRunning, now, map[string]string{
 			"boot_path": string(st.BootPath), "boot_ms": strconv.FormatInt(st.BootTime.Milliseconds(), 10),
 		})}, nil
@@ -181,6 +258,7 @@ func specOf(rec nacre.Sandbox) nacre.StartSpec {
 	return nacre.StartSpec{
 		Sandbox: rec.ID, Team: rec.TeamID, Build: rec.BuildID, Resources: rec.Resources, Env: rec.Env,
 		Network: rec.Network, Secure: rec.Secure, TokenEpoch: rec.TokenEpoch,
+		Snapshot: rec.Snapshot,
 	}
 }
 

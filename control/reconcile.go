@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"errors"
-	"slices"
 
 	"github.com/nacrehq/nacre"
 	"golang.org/x/sync/errgroup"
@@ -26,32 +25,51 @@ type verdict struct {
 	reason nacre.EndReason
 	detail string
 	stop   bool // what there is of a machine
+	man    nacre.SnapshotManifest
 }
 
-// decide compares a record's state ("" for none) with its machine: the node is
-// believed over the store.
-func decide(state nacre.State, p presence, exit nacre.Exit) verdict {
+// decide compares a record's state ("" for none) with its machine, and tells what to
+// do when the snapshot that it names exists (kept) or does not: the node is believed
+// over the store.
+func decide(state nacre.State, p presence, kept bool, exit nacre.Exit) verdict {
 	v := verdict{stop: p != absent}
+	end := func(reason nacre.EndReason, detail string) {
+		v.to, v.reason, v.detail = nacre.StateEnded, reason, detail
+	}
 	switch state {
 	case nacre.StateCreating: // nobody waits for it any more
-		v.to, v.reason, v.detail = nacre.StateEnded, nacre.EndFailed, "the server was restarted while the sandbox was created"
-	case nacre.StateRunning, nacre.StatePausing:
+		end(nacre.EndFailed, "the server was restarted while the sandbox was created")
+	case nacre.StateRunning:
 		switch p {
 		case present:
 			v.stop = false
-			if state == nacre.StatePausing {
-				v.to = nacre.StateRunning // the pause did not come to its end
-			}
 		case absent:
-			v.to, v.reason, v.detail = nacre.StateEnded, nacre.EndNodeLost, "its machine is no longer on its host"
+			end(nacre.EndNodeLost, "its machine is no longer on its host")
 		case exited:
-			v.to, v.reason, v.detail = nacre.StateEnded, exitReason(exit), exit.Detail
+			end(exitReason(exit), exit.Detail)
 		}
-	case nacre.StateResuming: // what was paused is still kept
-		v.to = nacre.StatePaused
+	case nacre.StatePausing:
+		switch {
+		case p == present: // the pause did not come to its end
+			v.to, v.stop = nacre.StateRunning, false
+		case kept:
+			v.to = nacre.StatePaused
+		case p == exited:
+			end(exitReason(exit), exit.Detail)
+		default:
+			end(nacre.EndNodeLost, "its machine is no longer on its host, and no snapshot of it")
+		}
+	case nacre.StateResuming: // nobody was told that it runs
+		if v.to = nacre.StatePaused; !kept {
+			end(nacre.EndNodeLost, "the snapshot that it went on from is no longer on its host")
+		}
+	case nacre.StatePaused:
+		if !kept {
+			end(nacre.EndNodeLost, "the snapshot that it would go on from is no longer on its host")
+		}
 	case nacre.StateStopping:
 		v.to = nacre.StateEnded // for the reason that was decided
-	case nacre.StatePaused, nacre.StateEnded, "":
+	case nacre.StateEnded, "":
 	}
 	return v
 }
@@ -67,14 +85,24 @@ func (s *Service) keepReconciled(ctx context.Context) {
 	}
 }
 
-// reconcile compares every record that is alive with the machines.
+// reconcile compares every record that is alive with the machines and the snapshots.
 //
 // The records are read before the machines: a sandbox that comes to life between
 // the two shows as a machine without a record, and is looked up again; one that
-// ends shows as a record that has changed since, and is left alone.
+// ends shows as a record that has changed since, and is left alone. Snapshots are
+// listed before the records, to find those without one, and after, to find records
+// without theirs.
 func (s *Service) reconcile(ctx context.Context) error {
 	members := s.settled()
+	before, err := s.artifacts(ctx)
+	if err != nil {
+		return err
+	}
 	records, err := s.aliveRecords(ctx)
+	if err != nil {
+		return err
+	}
+	rows, err := s.snapshotRecords(ctx)
 	if err != nil {
 		return err
 	}
@@ -82,33 +110,89 @@ func (s *Service) reconcile(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(atOnce)
 	for _, node := range s.nodes {
-		machines, err := node.Machines(ctx)
-		if err != nil {
+		if err := s.compare(ctx, node, records, &g); err != nil {
 			return errors.Join(err, g.Wait())
 		}
-		byID := make(map[nacre.SandboxID]nacre.MachineStatus, len(machines))
-		for _, m := range machines {
-			byID[m.Sandbox] = m
-			if _, ok := records[m.Sandbox]; !ok {
-				g.Go(func() error { return s.settleStray(ctx, node, m) })
-			}
-		}
-		for _, rec := range records {
-			if rec.Node != node.ID() {
-				continue
-			}
-			p, exit := absent, nacre.Exit{}
-			if m, ok := byID[rec.ID]; ok {
-				if p = present; m.Exit != nil {
-					p, exit = exited, *m.Exit
-				}
-			}
-			if v := decide(rec.State, p, exit); (v.to != "" || v.stop) && !s.flight.has(rec.ID) {
-				g.Go(func() error { return s.settle(ctx, node, rec, v) })
-			}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return s.reconcileSnapshots(ctx, before, rows, records)
+}
+
+// compare finds what differs on one node, and has g put it right.
+func (s *Service) compare(ctx context.Context, node nacre.Node, records map[nacre.SandboxID]nacre.Sandbox, g *errgroup.Group) error {
+	seen, err := s.look(ctx, node)
+	if err != nil {
+		return err
+	}
+	for id, m := range seen.machines {
+		if _, ok := records[id]; !ok {
+			g.Go(func() error { return s.settleStray(ctx, node, m) })
 		}
 	}
-	return g.Wait()
+	for _, rec := range records {
+		if rec.Node != node.ID() {
+			continue
+		}
+		if v := seen.verdict(rec); (v.to != "" || v.stop) && !s.flight.has(rec.ID) {
+			g.Go(func() error { return s.settle(ctx, node, rec, v) })
+		}
+	}
+	return nil
+}
+
+// sight is what a node says that there is.
+type sight struct {
+	machines  map[nacre.SandboxID]nacre.MachineStatus
+	snapshots map[nacre.SnapshotID]nacre.SnapshotManifest
+}
+
+func (s *Service) look(ctx context.Context, node nacre.Node) (sight, error) {
+	machines, err := node.Machines(ctx)
+	if err != nil {
+		return sight{}, err
+	}
+	manifests, err := node.Snapshots(ctx)
+	if err != nil {
+		return sight{}, err
+	}
+	out := sight{map[nacre.SandboxID]nacre.MachineStatus{}, map[nacre.SnapshotID]nacre.SnapshotManifest{}}
+	for _, m := range machines {
+		out.machines[m.Sandbox] = m
+	}
+	for _, m := range manifests {
+		out.snapshots[m.ID] = m
+	}
+	return out, nil
+}
+
+// verdict decides on a record.
+func (w sight) verdict(rec nacre.Sandbox) verdict {
+	p, exit := absent, nacre.Exit{}
+	if m, ok := w.machines[rec.ID]; ok {
+		if p = present; m.Exit != nil {
+			p, exit = exited, *m.Exit
+		}
+	}
+	man, kept := w.snapshots[rec.Snapshot]
+	v := decide(rec.State, p, kept, exit)
+	v.man = man
+	return v
+}
+
+// settleOne brings what is half done of one sandbox to its end. The caller has it in
+// hand.
+func (s *Service) settleOne(ctx context.Context, rec nacre.Sandbox) error {
+	node := s.nodeOf(rec.Node)
+	if node == nil {
+		return errNoHost(rec.ID)
+	}
+	seen, err := s.look(ctx, node)
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, node, rec, seen.verdict(rec))
 }
 
 // settle carries a verdict out, unless the record changed since it was read.
@@ -117,13 +201,22 @@ func (s *Service) settle(ctx context.Context, node nacre.Node, rec nacre.Sandbox
 		return s.finish(ctx, rec)
 	}
 	if v.to != "" {
-		_, err := s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
+		if v.to == nacre.StatePaused && rec.State == nacre.StatePausing {
+			if _, err := s.kept(ctx, rec.TeamID, v.man); err != nil {
+				return err
+			}
+		}
+		out, err := s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 			if r.Version != rec.Version {
 				return nil, errNothing
 			}
-			if v.to == nacre.StateEnded {
+			switch v.to {
+			case nacre.StateEnded:
 				return s.end(r, v.reason, v.detail)
+			case nacre.StatePaused:
+				return s.toPaused(r, "")
 			}
+			r.Snapshot = ""
 			return nil, r.Move(v.to)
 		})
 		if errors.Is(err, errNothing) || nacre.IsCode(err, nacre.CodeNotFound) {
@@ -133,14 +226,30 @@ func (s *Service) settle(ctx context.Context, node nacre.Node, rec nacre.Sandbox
 			return err
 		}
 		s.log.Warn("record and machine differed", "sandbox", rec.ID, "team", rec.TeamID, "was", rec.State, "is", v.to, "reason", v.reason, "detail", v.detail)
-		if v.to == nacre.StateEnded {
-			s.roster.leave(rec.ID)
-		}
+		s.settledAs(ctx, rec, out)
 	}
 	if v.stop {
 		return node.Stop(ctx, rec.ID)
 	}
 	return nil
+}
+
+// settledAs brings the roster and the snapshots in line with a record that was settled.
+func (s *Service) settledAs(ctx context.Context, rec, out nacre.Sandbox) {
+	switch out.State {
+	case nacre.StateEnded:
+		s.roster.leave(rec.ID)
+	case nacre.StatePaused:
+		s.roster.sleep(out)
+		return
+	case nacre.StateRunning:
+		s.roster.run(out, out.Deadline.Sub(s.now()))
+	}
+	if rec.Snapshot != "" && s.cfg.Snapshots != nil {
+		if n, err := s.cfg.Snapshots.GetSnapshot(ctx, rec.TeamID, rec.Snapshot); err == nil && transient(n.Kind) {
+			s.discard(ctx, n)
+		}
+	}
 }
 
 // settleStray stops a machine that no living record claims.
@@ -205,8 +314,11 @@ func (s *Service) enroll(before []nacre.SandboxID, records map[nacre.SandboxID]n
 			continue
 		}
 		s.roster.enter(rec.TeamID, rec.ID, 0)
-		if rec.State == nacre.StateRunning {
-			s.roster.ends(rec.ID, max(0, rec.Deadline.Sub(now)))
+		switch rec.State {
+		case nacre.StateRunning:
+			s.roster.run(rec, max(0, rec.Deadline.Sub(now)))
+		case nacre.StatePaused:
+			s.roster.sleep(rec)
 		}
 	}
 	for _, id := range before {
@@ -215,35 +327,6 @@ func (s *Service) enroll(before []nacre.SandboxID, records map[nacre.SandboxID]n
 		}
 	}
 	s.roster.setLoaded()
-}
-
-// settled returns who is on the roster and not being created: the place in the
-// order of records of these no longer changes, so no page of a list misses them.
-func (s *Service) settled() []nacre.SandboxID {
-	return slices.DeleteFunc(s.roster.ids(), s.flight.has)
-}
-
-// ids returns who is on the roster.
-func (r *roster) ids() []nacre.SandboxID {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := make([]nacre.SandboxID, 0, len(r.alive))
-	for id := range r.alive {
-		out = append(out, id)
-	}
-	return out
-}
-
-func (r *roster) isLoaded() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.loaded
-}
-
-func (r *roster) setLoaded() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.loaded = true
 }
 
 var _ nacre.Service = (*Service)(nil)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"container/heap"
+	"slices"
 	"sync"
 	"time"
 
@@ -9,39 +10,95 @@ import (
 )
 
 // roster is what this process knows of the sandboxes that are alive: how many each
-// team has, and when their time is over by the monotonic clock.
+// team has, when their time is over by the monotonic clock, and which of them
+// traffic wakes.
 type roster struct {
 	mu     sync.Mutex
 	loaded bool // the store's records are in
 	alive  map[nacre.SandboxID]*member
-	teams  map[nacre.TeamID]int
+	teams  map[nacre.TeamID]*tally
 	queue  deadlines
 	wake   chan struct{} // the earliest deadline changed
 }
 
+// tally counts a team's sandboxes. Those that are not paused are active.
+type tally struct{ active, paused int }
+
 type member struct {
-	id    nacre.SandboxID
-	team  nacre.TeamID
-	until time.Time // with a monotonic reading; zero while it has no deadline
+	id     nacre.SandboxID
+	team   nacre.TeamID
+	paused bool // else it counts as active
+
+	running bool
+	until   time.Time     // its deadline, with a monotonic reading; zero for none
+	idle    time.Duration // 0 for never
+	active  time.Time     // when it was used last
+	tries   int           // how often the pause at its deadline failed
+
+	route *nacre.Route // of one that traffic wakes
+
 	index int       // in the queue; -1 when not
+	at    time.Time // its place there: not after due
+}
+
+// due is when its time is over, as things are; zero for never.
+func (m *member) due() time.Time {
+	at := m.until
+	if m.idle > 0 {
+		if i := m.active.Add(m.idle); at.IsZero() || i.Before(at) {
+			at = i
+		}
+	}
+	return at
 }
 
 func newRoster() *roster {
-	return &roster{alive: map[nacre.SandboxID]*member{}, teams: map[nacre.TeamID]int{}, wake: make(chan struct{}, 1)}
+	return &roster{alive: map[nacre.SandboxID]*member{}, teams: map[nacre.TeamID]*tally{}, wake: make(chan struct{}, 1)}
 }
 
-// enter adds a sandbox that has no deadline yet; false when the team has max already.
+// count is called with mu held.
+func (r *roster) count(team nacre.TeamID) *tally {
+	t := r.teams[team]
+	if t == nil {
+		t = &tally{}
+		r.teams[team] = t
+	}
+	return t
+}
+
+// enter adds a sandbox that does not run yet; false when the team has max active
+// ones already.
 func (r *roster) enter(team nacre.TeamID, id nacre.SandboxID, max int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.alive[id] != nil {
 		return true
 	}
-	if max > 0 && r.teams[team] >= max {
+	t := r.count(team)
+	if max > 0 && t.active >= max {
 		return false
 	}
 	r.alive[id] = &member{id: id, team: team, index: -1}
-	r.teams[team]++
+	t.active++
+	return true
+}
+
+// rouse counts a paused sandbox as an active one; false when the team has max of
+// these already.
+func (r *roster) rouse(id nacre.SandboxID, max int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.alive[id]
+	if m == nil || !m.paused {
+		return true
+	}
+	t := r.count(m.team)
+	if max > 0 && t.active >= max {
+		return false
+	}
+	m.paused = false
+	t.paused--
+	t.active++
 	return true
 }
 
@@ -54,24 +111,170 @@ func (r *roster) leave(id nacre.SandboxID) {
 		return
 	}
 	delete(r.alive, id)
-	if r.teams[m.team]--; r.teams[m.team] == 0 {
+	t := r.count(m.team)
+	if m.paused {
+		t.paused--
+	} else {
+		t.active--
+	}
+	if *t == (tally{}) {
 		delete(r.teams, m.team)
 	}
-	if m.index >= 0 {
-		heap.Remove(&r.queue, m.index)
+	r.unqueue(m)
+}
+
+// run says that a sandbox runs, for d from now unless it is always on.
+func (r *roster) run(rec nacre.Sandbox, d time.Duration) {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.alive[rec.ID]
+	if m == nil {
+		return
+	}
+	m.running, m.until, m.idle, m.active = true, now.Add(d), rec.IdleTimeout, now
+	if rec.AlwaysOn {
+		m.until = time.Time{}
+	}
+	m.route = wakeRoute(rec)
+	r.requeue(m)
+}
+
+// halt takes the time off a sandbox that is about to be paused or restored.
+func (r *roster) halt(id nacre.SandboxID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.alive[id]; m != nil {
+		m.running = false
+		r.unqueue(m)
 	}
 }
 
-// ends sets a sandbox's deadline to d from now.
-func (r *roster) ends(id nacre.SandboxID, d time.Duration) {
-	until := time.Now().Add(d)
+// sleep says that a sandbox is paused.
+func (r *roster) sleep(rec nacre.Sandbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.alive[rec.ID]
+	if m == nil {
+		return
+	}
+	r.unqueue(m)
+	m.running, m.route, m.tries = false, wakeRoute(rec), 0
+	if !m.paused {
+		m.paused = true
+		t := r.count(m.team)
+		t.active--
+		t.paused++
+	}
+}
+
+// again sets a sandbox that could not be paused at its deadline going until the
+// next attempt, d from now, and returns the number of attempts.
+func (r *roster) again(id nacre.SandboxID, wait func(tries int) time.Duration) (d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.alive[id]
 	if m == nil {
+		return 0
+	}
+	m.tries++
+	d = wait(m.tries)
+	m.running, m.until = true, time.Now().Add(d)
+	if m.idle > 0 {
+		m.active = time.Now()
+	}
+	r.requeue(m)
+	return d
+}
+
+// wakeRoute is the route of a sandbox that traffic wakes, nil for another.
+func wakeRoute(rec nacre.Sandbox) *nacre.Route {
+	if !rec.AutoResume {
+		return nil
+	}
+	return &nacre.Route{Sandbox: rec.ID, Team: rec.TeamID, TokenEpoch: rec.TokenEpoch, Secure: rec.Secure, Network: rec.Network}
+}
+
+// asleep returns the route of a sandbox that traffic wakes and that does not run.
+func (r *roster) asleep(id nacre.SandboxID) (nacre.Route, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.alive[id]
+	if m == nil || m.running || m.route == nil {
+		return nacre.Route{}, false
+	}
+	return *m.route, true
+}
+
+// sleepers returns the routes of all that asleep knows.
+func (r *roster) sleepers() []nacre.Route {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []nacre.Route
+	for _, m := range r.alive {
+		if !m.running && m.route != nil {
+			out = append(out, *m.route)
+		}
+	}
+	return out
+}
+
+// touch says that a sandbox was used just now.
+func (r *roster) touch(id nacre.SandboxID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.alive[id]; m != nil && m.idle > 0 {
+		m.active = time.Now() // its place in the queue is put right when it comes up
+	}
+}
+
+// ends sets a running sandbox's deadline to d from now.
+func (r *roster) ends(id nacre.SandboxID, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.alive[id]; m != nil && m.running {
+		m.until, m.tries = time.Now().Add(d), 0
+		r.requeue(m)
+	}
+}
+
+// idles sets after how long without use a sandbox ends, beginning now.
+func (r *roster) idles(id nacre.SandboxID, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.alive[id]; m != nil {
+		m.idle, m.active = d, time.Now()
+		if m.running {
+			r.requeue(m)
+		}
+	}
+}
+
+// stays takes a sandbox's deadline away.
+func (r *roster) stays(id nacre.SandboxID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.alive[id]; m != nil && m.running {
+		m.until = time.Time{}
+		r.requeue(m)
+	}
+}
+
+// back puts one that due took out back into the queue.
+func (r *roster) back(id nacre.SandboxID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.alive[id]; m != nil && m.running && m.index < 0 {
+		r.requeue(m)
+	}
+}
+
+// requeue puts a member where it belongs in the queue; mu is held.
+func (r *roster) requeue(m *member) {
+	if m.at = m.due(); m.at.IsZero() {
+		r.unqueue(m)
 		return
 	}
-	m.until = until
 	if m.index >= 0 {
 		heap.Fix(&r.queue, m.index)
 	} else {
@@ -85,6 +288,12 @@ func (r *roster) ends(id nacre.SandboxID, d time.Duration) {
 	}
 }
 
+func (r *roster) unqueue(m *member) {
+	if m.index >= 0 {
+		heap.Remove(&r.queue, m.index)
+	}
+}
+
 // due takes those out of the queue whose time is over, and returns when the next is.
 func (r *roster) due() (over []member, next time.Time) {
 	r.mu.Lock()
@@ -92,8 +301,13 @@ func (r *roster) due() (over []member, next time.Time) {
 	now := time.Now()
 	for len(r.queue) > 0 {
 		m := r.queue[0]
-		if m.until.After(now) {
-			return over, m.until
+		if m.at.After(now) {
+			return over, m.at
+		}
+		if at := m.due(); at.After(now) { // it was used meanwhile
+			m.at = at
+			heap.Fix(&r.queue, 0)
+			continue
 		}
 		heap.Pop(&r.queue)
 		over = append(over, *m)
@@ -111,7 +325,17 @@ func (r *roster) get(id nacre.SandboxID) (member, bool) {
 	return member{}, false
 }
 
-// all returns everything that has a deadline.
+// tally returns how many a team has.
+func (r *roster) tally(team nacre.TeamID) tally {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t := r.teams[team]; t != nil {
+		return *t
+	}
+	return tally{}
+}
+
+// all returns everything that runs out.
 func (r *roster) all() []member {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,11 +346,41 @@ func (r *roster) all() []member {
 	return out
 }
 
+// ids returns who is on the roster.
+func (r *roster) ids() []nacre.SandboxID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]nacre.SandboxID, 0, len(r.alive))
+	for id := range r.alive {
+		out = append(out, id)
+	}
+	return out
+}
+
+func (r *roster) isLoaded() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.loaded
+}
+
+func (r *roster) setLoaded() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.loaded = true
+}
+
+// settled returns who is on the roster and not in the hands of this process: the
+// place in the order of records of these no longer changes, so no page of a list
+// misses them.
+func (s *Service) settled() []nacre.SandboxID {
+	return slices.DeleteFunc(s.roster.ids(), s.flight.has)
+}
+
 // deadlines is a heap, the earliest first.
 type deadlines []*member
 
 func (q deadlines) Len() int           { return len(q) }
-func (q deadlines) Less(i, j int) bool { return q[i].until.Before(q[j].until) }
+func (q deadlines) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
 func (q deadlines) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
 	q[i].index, q[j].index = i, j
@@ -143,46 +397,4 @@ func (q *deadlines) Pop() any {
 	*q = old[:len(old)-1]
 	m.index = -1
 	return m
-}
-
-// flight is the set of creates that this process has under way. The reconciler and
-// the watcher of exits leave them alone: their create deals with them.
-type flight struct {
-	mu  sync.Mutex
-	ids map[nacre.SandboxID]*nacre.Exit
-}
-
-func newFlight() *flight { return &flight{ids: map[nacre.SandboxID]*nacre.Exit{}} }
-
-func (f *flight) begin(id nacre.SandboxID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ids[id] = nil
-}
-
-// end returns the exit that came meanwhile, nil when none did.
-func (f *flight) end(id nacre.SandboxID) *nacre.Exit {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	exit := f.ids[id]
-	delete(f.ids, id)
-	return exit
-}
-
-func (f *flight) has(id nacre.SandboxID) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	_, ok := f.ids[id]
-	return ok
-}
-
-// note keeps an exit for the create to find; false when there is no such create.
-func (f *flight) note(id nacre.SandboxID, exit nacre.Exit) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if _, ok := f.ids[id]; !ok {
-		return false
-	}
-	f.ids[id] = &exit
-	return true
 }

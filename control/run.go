@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -16,13 +17,15 @@ const (
 	clockStep  = 2 * time.Second // from which on a difference is a step
 	purgeEvery = time.Hour
 	purgeBatch = 500
+
+	expireEvery = 5 * time.Second // between looks at snapshots' ends
 )
 
 // Run holds the loops: deadlines, exits, reconciliation, the watch on the clock and
 // the deletion of old records. It returns when ctx has ended and all of them have.
 func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for _, loop := range []func(context.Context){s.holdDeadlines, s.watchExits, s.keepReconciled, s.watchClock, s.purge} {
+	for _, loop := range []func(context.Context){s.holdDeadlines, s.watchExits, s.keepReconciled, s.watchClock, s.purge, s.expireSnapshots} {
 		wg.Go(func() { loop(ctx) })
 	}
 	wg.Wait()
@@ -67,33 +70,51 @@ func (s *Service) holdDeadlines(ctx context.Context) {
 	}
 }
 
-// expire ends a sandbox whose time is over, unless it was given more meanwhile.
+// errPause leaves an update because the sandbox is to be paused instead.
+var errPause = errors.New("to be paused")
+
+// expire ends or pauses a sandbox whose time is over, unless it was given more
+// meanwhile.
 func (s *Service) expire(ctx context.Context, m member) {
+	life := ctx
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
 	rec, err := func() (nacre.Sandbox, error) {
 		unlock := s.lock(m.id)
 		defer unlock()
-		if cur, ok := s.roster.get(m.id); !ok || cur.until.After(time.Now()) {
+		cur, ok := s.roster.get(m.id)
+		now := time.Now()
+		if at := cur.due(); !ok || !cur.running || at.IsZero() || at.After(now) {
 			return nacre.Sandbox{}, errNothing
 		}
+		idle := cur.until.IsZero() || cur.until.After(now)
 		return s.cfg.Store.Update(ctx, m.team, m.id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 			if !r.Alive() {
 				return nil, errGone(m.id)
 			}
+			if r.OnTimeout == nacre.TimeoutPause && s.cfg.Snapshots != nil {
+				return nil, errPause
+			}
 			r.EndReason, r.Detail = nacre.EndTimeout, "its time of "+r.Timeout.String()+" was over"
+			if idle {
+				r.EndReason, r.Detail = nacre.EndIdle, "it was not used for "+r.IdleTimeout.String()
+			}
 			return nil, r.Move(nacre.StateStopping)
 		})
 	}()
 	switch {
 	case err == errNothing:
+		s.roster.back(m.id)
+		return
+	case err == errPause:
+		s.pauseDue(life, m)
 		return
 	case nacre.IsCode(err, nacre.CodeNotFound):
 		s.roster.leave(m.id)
 		return
 	case err != nil:
 		s.log.Error("a sandbox whose time is over could not be ended; it is tried again", "sandbox", m.id, "err", err)
-		s.roster.ends(m.id, retryAfter)
+		s.roster.again(m.id, func(int) time.Duration { return retryAfter })
 		return
 	}
 	s.roster.leave(m.id)
@@ -154,7 +175,7 @@ func (s *Service) restamp(ctx context.Context, id nacre.SandboxID) error {
 	unlock := s.lock(id)
 	defer unlock()
 	m, ok := s.roster.get(id)
-	if !ok || m.until.IsZero() {
+	if !ok || !m.running || m.until.IsZero() {
 		return nil
 	}
 	_, err := s.cfg.Store.Update(ctx, m.team, id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
@@ -168,6 +189,30 @@ func (s *Service) restamp(ctx context.Context, id nacre.SandboxID) error {
 		return nil
 	}
 	return err
+}
+
+// expireSnapshots deletes snapshots whose time is over. One that a paused sandbox
+// would go on from stays until that has gone.
+func (s *Service) expireSnapshots(ctx context.Context) {
+	if s.cfg.Snapshots == nil {
+		return
+	}
+	for ok := true; ok; ok = wait(ctx, expireEvery) {
+		f := nacre.SnapshotFilter{AllTeams: true, States: []nacre.SnapshotState{nacre.SnapshotReady}, ExpiresBefore: s.now(), Limit: 1000}
+		for {
+			page, err := s.cfg.Snapshots.ListSnapshots(ctx, f)
+			if err != nil && ctx.Err() == nil {
+				s.log.Warn("expired snapshots could not be looked up", "err", err)
+			}
+			for _, n := range page.Snapshots {
+				s.discard(ctx, n)
+			}
+			if err != nil || page.Next == "" || ctx.Err() != nil {
+				break
+			}
+			f.Cursor = page.Next
+		}
+	}
 }
 
 // purge deletes records that ended long ago, a batch at a time.

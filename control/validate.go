@@ -22,6 +22,7 @@ const (
 	maxEnvValue      = 96 << 10 // Linux takes 128 KiB for one string
 	maxEnvTotal      = 256 << 10
 	maxRules         = 256 // entries of AllowOut, and of DenyOut
+	maxIdle          = 24 * time.Hour
 )
 
 // validate checks everything that can be known without asking anybody, and names
@@ -42,12 +43,18 @@ func (l *Limits) validate(r *nacre.CreateRequest) error {
 	switch r.OnTimeout {
 	case "":
 		r.OnTimeout = nacre.TimeoutKill
-	case nacre.TimeoutKill:
-	case nacre.TimeoutPause:
-		return &nacre.Error{Code: nacre.CodeUnsupported, Field: "OnTimeout",
-			Message: "this server cannot pause sandboxes, so it cannot pause one when its time is over; create it without autoPause"}
+	case nacre.TimeoutKill, nacre.TimeoutPause:
 	default:
 		return nacre.Invalidf("OnTimeout", "OnTimeout must be %q or %q", nacre.TimeoutKill, nacre.TimeoutPause)
+	}
+	if r.AutoResume && r.FilesOnly {
+		return nacre.Invalidf("AutoResume", "a sandbox that is paused without its memory boots when it is resumed, which takes too long for a request; give AutoResume or FilesOnly, not both")
+	}
+	if err := checkIdle(r.IdleTimeout); err != nil {
+		return err
+	}
+	if err := checkName(r.Name); err != nil {
+		return err
 	}
 	if err := checkMetadata(r.Metadata); err != nil {
 		return err
@@ -67,6 +74,13 @@ func (l *Limits) checkTimeout(d time.Duration) error {
 	if d > l.MaxTimeout {
 		hours := strconv.FormatFloat(l.MaxTimeout.Hours(), 'f', -1, 64)
 		return nacre.Invalidf("Timeout", "Timeout cannot be greater than %s hours", hours)
+	}
+	return nil
+}
+
+func checkIdle(d time.Duration) error {
+	if d < 0 || d > maxIdle {
+		return nacre.Invalidf("IdleTimeout", "IdleTimeout must be between 0, which is never, and %s", maxIdle)
 	}
 	return nil
 }

@@ -27,7 +27,10 @@ func TestCreateNamesTheBadField(t *testing.T) {
 	}{
 		{"timeout negative", nacre.CreateRequest{Timeout: -time.Second}, nacre.CodeInvalid, "Timeout", "greater than 0"},
 		{"timeout too long", nacre.CreateRequest{Timeout: 24*time.Hour + time.Second}, nacre.CodeInvalid, "Timeout", "Timeout cannot be greater than 24 hours"},
-		{"pause", nacre.CreateRequest{OnTimeout: nacre.TimeoutPause}, nacre.CodeUnsupported, "OnTimeout", "cannot pause"},
+		{"woken, but without its memory", nacre.CreateRequest{AutoResume: true, FilesOnly: true}, nacre.CodeInvalid, "AutoResume", "not both"},
+		{"idle for ever", nacre.CreateRequest{IdleTimeout: 25 * time.Hour}, nacre.CodeInvalid, "IdleTimeout", "24h"},
+		{"idle before it began", nacre.CreateRequest{IdleTimeout: -1}, nacre.CodeInvalid, "IdleTimeout", "between"},
+		{"name", nacre.CreateRequest{Name: "a\nb"}, nacre.CodeInvalid, "Name", "printed"},
 		{"action", nacre.CreateRequest{OnTimeout: "explode"}, nacre.CodeInvalid, "OnTimeout", ""},
 		{"template", nacre.CreateRequest{Template: "x"}, nacre.CodeNotFound, "Template", "template 'x' not found"},
 		{"template with a line break", nacre.CreateRequest{Template: "x\r\nInjected: y"}, nacre.CodeInvalid, "Template", ""},

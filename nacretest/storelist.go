@@ -21,7 +21,7 @@ func Selects(f nacre.SandboxFilter, s nacre.Sandbox) bool {
 	if len(f.IDs) > 0 && !slices.Contains(f.IDs, s.ID) || len(f.States) > 0 && !slices.Contains(f.States, s.State) {
 		return false
 	}
-	if f.Node != "" && f.Node != s.Node {
+	if f.Node != "" && f.Node != s.Node || f.Name != "" && f.Name != s.Name {
 		return false
 	}
 	for k, v := range f.Metadata {

@@ -45,6 +45,7 @@ var (
 // draw sets every field that may be changed at any time.
 func draw(t *rapid.T, s *nacre.Sandbox) {
 	s.Node = rapid.SampledFrom([]nacre.NodeID{"", "n1", "n2"}).Draw(t, "node")
+	s.Name = rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "name")
 	s.Metadata, s.Env = genMap.Draw(t, "metadata"), genMap.Draw(t, "env")
 	s.Detail = genText.Draw(t, "detail")
 	s.Timeout = time.Duration(rapid.Int64().Draw(t, "timeout"))
@@ -121,6 +122,7 @@ func (m *storeModel) list(t *rapid.T) {
 	f := nacre.SandboxFilter{TeamID: rapid.SampledFrom(m.teams).Draw(t, "team"), Limit: rapid.IntRange(1, 5).Draw(t, "limit")}
 	f.States = rapid.SliceOfN(genState, 0, 3).Draw(t, "states")
 	f.Node = rapid.SampledFrom([]nacre.NodeID{"", "", "n1", "n2"}).Draw(t, "node")
+	f.Name = rapid.SampledFrom([]string{"", "", "x", "y"}).Draw(t, "name")
 	if rapid.Bool().Draw(t, "by deadline") {
 		f.DeadlineBefore = genTime.Draw(t, "deadline")
 	}

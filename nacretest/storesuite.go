@@ -16,7 +16,8 @@ import (
 // storeEpoch is where the suites' times begin; whole microseconds, as stores keep.
 var storeEpoch = time.Date(2026, 3, 4, 5, 6, 7, 123456000, time.UTC)
 
-// SampleSandbox returns a record with every field set, in the state given.
+// SampleSandbox returns a record in the state given with every field set but
+// Snapshot, which must name one that exists.
 func SampleSandbox(team nacre.TeamID, state nacre.State) nacre.Sandbox {
 	return nacre.Sandbox{
 		ID: nacre.NewSandboxID(), TeamID: team,
@@ -30,6 +31,8 @@ func SampleSandbox(team nacre.TeamID, state nacre.State) nacre.Sandbox {
 			PrivateTraffic: true, MaskRequestHost: "localhost:${PORT}"},
 		Secure: true, Timeout: 5*time.Minute + time.Nanosecond, OnTimeout: nacre.TimeoutPause, TokenEpoch: 3,
 		CreatedAt: storeEpoch, StartedAt: storeEpoch.Add(time.Microsecond), Deadline: storeEpoch.Add(5 * time.Minute),
+		Name: "my \"box\" é", Parent: nacre.NewSandboxID(), Origin: nacre.NewSnapshotID(), AutoResume: true, FilesOnly: true,
+		IdleTimeout: 11*time.Minute + time.Nanosecond, AlwaysOn: true, PausedAt: storeEpoch.Add(2 * time.Minute),
 		EndedAt: storeEpoch.Add(time.Hour), BootPath: nacre.BootStandby, BootTime: 7 * time.Millisecond,
 	}
 }

@@ -134,6 +134,8 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 		switch {
 		case len(tags) > 0 && !f.AllTeams:
 			a = db.tagArm(f, state, tags)
+		case f.Name != "" && !f.AllTeams:
+			a = db.recordArm("sandboxes_name", f, []nacre.State{state}, tags, false)
 		case f.Node != "":
 			a = db.recordArm("sandboxes_node", f, []nacre.State{state}, tags, false)
 		case !f.AllTeams:
@@ -165,6 +167,9 @@ func (db *DB) recordArm(index string, f nacre.SandboxFilter, states []nacre.Stat
 	if f.Node != "" {
 		a.and("s.node"+fence+" = ?", string(f.Node))
 	}
+	if f.Name != "" {
+		a.and("s.name"+fence+" = ? AND s.name <> ''", f.Name)
+	}
 	if !f.DeadlineBefore.IsZero() {
 		a.and("s.due_at <= ?", f.DeadlineBefore.UnixMicro())
 	}
@@ -188,6 +193,9 @@ func (db *DB) tagArm(f nacre.SandboxFilter, state nacre.State, tags [][]byte) ar
 	}
 	if f.Node != "" {
 		a.and("1 = (SELECT count(*) FROM sandboxes r WHERE r.id = s.sandbox_id AND r.node = ?)", string(f.Node))
+	}
+	if f.Name != "" {
+		a.and("1 = (SELECT count(*) FROM sandboxes r WHERE r.id = s.sandbox_id AND r.name = ?)", f.Name)
 	}
 	return a
 }
@@ -250,7 +258,7 @@ func (s selection) count() (string, []any) {
 // statesOf returns the states to look in; ok is false when there are none, or
 // no team was named.
 func statesOf(f nacre.SandboxFilter) (states []nacre.State, ok bool) {
-	if f.TeamID == "" && !f.AllTeams || !plain(string(f.TeamID)) || !plain(string(f.Node)) || !validMap(f.Metadata) {
+	if f.TeamID == "" && !f.AllTeams || !plain(string(f.TeamID)) || !plain(string(f.Node)) || !plain(f.Name) || !validMap(f.Metadata) {
 		return nil, false
 	}
 	for _, s := range slices.Sorted(maps.Keys(nacre.Transitions)) {

@@ -29,6 +29,15 @@ type body struct {
 	TokenEpoch int                 `json:"tokenEpoch,omitempty"`
 	BootPath   nacre.BootPath      `json:"bootPath,omitempty"`
 	BootTime   time.Duration       `json:"bootTime,omitempty"` // nanoseconds
+
+	Parent      nacre.SandboxID  `json:"parent,omitempty"`
+	Snapshot    nacre.SnapshotID `json:"snapshot,omitempty"`
+	Origin      nacre.SnapshotID `json:"origin,omitempty"`
+	AutoResume  bool             `json:"autoResume,omitempty"`
+	FilesOnly   bool             `json:"filesOnly,omitempty"`
+	PausedAt    int64            `json:"pausedAt,omitempty"`    // microseconds; 0 for never
+	IdleTimeout time.Duration    `json:"idleTimeout,omitempty"` // nanoseconds
+	AlwaysOn    bool             `json:"alwaysOn,omitempty"`
 }
 
 func encodeBody(s *nacre.Sandbox) (string, error) {
@@ -37,18 +46,20 @@ func encodeBody(s *nacre.Sandbox) (string, error) {
 		EndReason: s.EndReason, Detail: s.Detail, Resources: s.Resources, Metadata: s.Metadata,
 		Network: s.Network, Secure: s.Secure, Timeout: s.Timeout, OnTimeout: s.OnTimeout,
 		TokenEpoch: s.TokenEpoch, BootPath: s.BootPath, BootTime: s.BootTime,
+		Parent: s.Parent, Snapshot: s.Snapshot, Origin: s.Origin, AutoResume: s.AutoResume, FilesOnly: s.FilesOnly,
+		PausedAt: unlessZero(s.PausedAt), IdleTimeout: s.IdleTimeout, AlwaysOn: s.AlwaysOn,
 	})
 	return string(text), err
 }
 
 // sandboxColumns is what scanSandbox reads.
-const sandboxColumns = `s.id, s.team_id, s.state, s.node, s.created_at, s.started_at, s.deadline, s.ended_at, s.version, s.body, s.env`
+const sandboxColumns = `s.id, s.team_id, s.state, s.node, s.created_at, s.started_at, s.deadline, s.ended_at, s.version, s.name, s.body, s.env`
 
 func (db *DB) scanSandbox(r *sql.Rows, s *nacre.Sandbox) error {
 	var created, started, deadline, ended int64
 	var text, env []byte
 	err := r.Scan((*string)(&s.ID), (*string)(&s.TeamID), (*string)(&s.State), (*string)(&s.Node),
-		&created, &started, &deadline, &ended, &s.Version, &text, &env)
+		&created, &started, &deadline, &ended, &s.Version, &s.Name, &text, &env)
 	if err != nil {
 		return err
 	}
@@ -60,9 +71,14 @@ func (db *DB) scanSandbox(r *sql.Rows, s *nacre.Sandbox) error {
 	s.EndReason, s.Detail, s.Resources, s.Metadata = b.EndReason, b.Detail, b.Resources, b.Metadata
 	s.Network, s.Secure, s.Timeout, s.OnTimeout = b.Network, b.Secure, b.Timeout, b.OnTimeout
 	s.TokenEpoch, s.BootPath, s.BootTime = b.TokenEpoch, b.BootPath, b.BootTime
+	s.Parent, s.Snapshot, s.Origin, s.AutoResume, s.FilesOnly = b.Parent, b.Snapshot, b.Origin, b.AutoResume, b.FilesOnly
+	s.IdleTimeout, s.AlwaysOn = b.IdleTimeout, b.AlwaysOn
+	if b.PausedAt != 0 {
+		s.PausedAt = fromMicro(b.PausedAt)
+	}
 	s.CreatedAt, s.StartedAt = fromMicro(created), fromMicro(started)
 	s.Deadline, s.EndedAt = fromMicro(deadline), fromMicro(ended)
-	s.Env, err = db.sealer.open(s.ID, env)
+	s.Env, err = db.sealer.open(string(s.ID), env)
 	return err
 }
 
@@ -72,10 +88,27 @@ func dueAt(s *nacre.Sandbox) sql.NullInt64 {
 	return sql.NullInt64{Int64: s.Deadline.UnixMicro(), Valid: s.Alive() && !s.Deadline.IsZero()}
 }
 
+// holds is the column that the holders of a snapshot are found by.
+func holds(s *nacre.Sandbox) sql.NullString {
+	return sql.NullString{String: string(s.Snapshot), Valid: s.Alive() && s.Snapshot != ""}
+}
+
 func cutTimes(s *nacre.Sandbox) {
 	s.CreatedAt, s.StartedAt = micro(s.CreatedAt), micro(s.StartedAt)
 	s.Deadline, s.EndedAt = micro(s.Deadline), micro(s.EndedAt)
+	s.PausedAt = micro(s.PausedAt)
 }
+
+// unlessZero is a time in microseconds, 0 for the zero time.
+func unlessZero(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+// maxSandboxName is how long a sandbox's name, or a snapshot's, may be, in bytes.
+const maxSandboxName = 256
 
 // check refuses what could not be kept as it is.
 func check(s *nacre.Sandbox) error {
@@ -90,6 +123,12 @@ func check(s *nacre.Sandbox) error {
 	}
 	if !plain(string(s.Node)) {
 		return nacre.Invalidf("node", "a node's id must be UTF-8 text")
+	}
+	if !plain(s.Name) || len(s.Name) > maxSandboxName {
+		return nacre.Invalidf("name", "a sandbox's name is text of up to %d bytes", maxSandboxName)
+	}
+	if s.Snapshot != "" && !s.Snapshot.Valid() {
+		return nacre.Invalidf("snapshot", "a snapshot's id is 's' and 19 characters of a-z and 0-9")
 	}
 	if !validMap(s.Metadata) {
 		return nacre.Invalidf("metadata", "keys and values of metadata must be UTF-8 text")

@@ -18,8 +18,8 @@ const (
 	envSealed = 1 // a 12-byte nonce and the AES-256-GCM sealed JSON follow
 )
 
-// sealer keeps environments. The sandbox's id is authenticated with each, so
-// that one record's environment cannot be put into another.
+// sealer keeps environments. The id of the sandbox, or of the snapshot, is
+// authenticated with each, so that one record's environment cannot be put into another.
 type sealer struct{ aead cipher.AEAD } // nil aead: no key
 
 func newSealer(key [32]byte) (*sealer, error) {
@@ -38,7 +38,7 @@ func newSealer(key [32]byte) (*sealer, error) {
 }
 
 // seal returns what the env column holds; nil for a nil map.
-func (s *sealer) seal(id nacre.SandboxID, env map[string]string) ([]byte, error) {
+func (s *sealer) seal(id string, env map[string]string) ([]byte, error) {
 	if env == nil {
 		return nil, nil
 	}
@@ -49,7 +49,7 @@ func (s *sealer) seal(id nacre.SandboxID, env map[string]string) ([]byte, error)
 	if s.aead == nil {
 		return append([]byte{envPlain}, text...), nil
 	}
-	return s.sealBytes(string(id), text), nil
+	return s.sealBytes(id, text), nil
 }
 
 func (s *sealer) sealBytes(id string, text []byte) []byte {
@@ -60,11 +60,11 @@ func (s *sealer) sealBytes(id string, text []byte) []byte {
 	return s.aead.Seal(out, out[1:1+n], text, []byte(id))
 }
 
-func (s *sealer) open(id nacre.SandboxID, kept []byte) (map[string]string, error) {
+func (s *sealer) open(id string, kept []byte) (map[string]string, error) {
 	if len(kept) == 0 {
 		return nil, nil
 	}
-	text, err := s.openBytes(string(id), kept)
+	text, err := s.openBytes(id, kept)
 	if err != nil {
 		return nil, nacre.Wrap(nacre.CodeInternal, err, "the environment of a sandbox cannot be read with this installation's secret")
 	}
@@ -122,4 +122,27 @@ func (db *DB) checkEnvKey(ctx context.Context) error {
 		return nacre.Wrap(nacre.CodeInvalid, err, "the database was written with another installation's secret; start with that secret, or with another database")
 	}
 	return nil
+}
+
+// keep seals a text of any kind, named for what it belongs to; nil stays nil.
+func (s *sealer) keep(name string, text []byte) []byte {
+	switch {
+	case text == nil:
+		return nil
+	case s.aead == nil:
+		return append([]byte{envPlain}, text...)
+	}
+	return s.sealBytes(name, text)
+}
+
+// reveal is the way back.
+func (s *sealer) reveal(name string, kept []byte) ([]byte, error) {
+	if len(kept) == 0 {
+		return nil, nil
+	}
+	text, err := s.openBytes(name, kept)
+	if err != nil {
+		return nil, nacre.Wrap(nacre.CodeInternal, err, "a sealed record cannot be read with this installation's secret")
+	}
+	return text, nil
 }

@@ -1,0 +1,420 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// snapshotBody is the part of a snapshot that no query looks at.
+type snapshotBody struct {
+	Comment    string              `json:"comment,omitempty"`
+	FilesOnly  bool                `json:"filesOnly,omitempty"`
+	RestoreKey string              `json:"restoreKey,omitempty"`
+	Template   string              `json:"template,omitempty"`
+	TemplateID nacre.TemplateID    `json:"templateId,omitempty"`
+	BuildID    nacre.BuildID       `json:"buildId,omitempty"`
+	Resources  nacre.Resources     `json:"resources,omitzero"`
+	Metadata   map[string]string   `json:"metadata,omitzero"`
+	Network    nacre.NetworkPolicy `json:"network,omitzero"`
+	Secure     bool                `json:"secure,omitempty"`
+	Timeout    time.Duration       `json:"timeout,omitempty"` // nanoseconds
+	OnTimeout  nacre.TimeoutAction `json:"onTimeout,omitempty"`
+	Bytes      int64               `json:"bytes,omitempty"`
+	Stopped    time.Duration       `json:"stopped,omitempty"`    // nanoseconds
+	LastUsedAt int64               `json:"lastUsedAt,omitempty"` // microseconds; 0 for never
+}
+
+func encodeSnapshot(s *nacre.Snapshot) (string, error) {
+	text, err := json.Marshal(snapshotBody{
+		Comment: s.Comment, FilesOnly: s.FilesOnly, RestoreKey: s.RestoreKey,
+		Template: s.Template, TemplateID: s.TemplateID, BuildID: s.BuildID, Resources: s.Resources,
+		Metadata: s.Metadata, Network: s.Network, Secure: s.Secure, Timeout: s.Timeout, OnTimeout: s.OnTimeout,
+		Bytes: s.Bytes, Stopped: s.Stopped, LastUsedAt: unlessZero(s.LastUsedAt),
+	})
+	return string(text), err
+}
+
+const snapshotColumns = `s.id, s.team_id, s.name, s.kind, s.state, s.sandbox_id, s.node, s.created_at, s.expires_at, s.disk_bytes, s.version, s.body, s.env`
+
+func (db *DB) scanSnapshot(r *sql.Rows, s *nacre.Snapshot) error {
+	var created int64
+	var expires sql.NullInt64
+	var text, env []byte
+	err := r.Scan((*string)(&s.ID), (*string)(&s.TeamID), &s.Name, (*string)(&s.Kind), (*string)(&s.State), (*string)(&s.Sandbox),
+		(*string)(&s.Node), &created, &expires, &s.DiskBytes, &s.Version, &text, &env)
+	if err != nil {
+		return err
+	}
+	var b snapshotBody
+	if err := json.Unmarshal(text, &b); err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the record of snapshot "+string(s.ID)+" cannot be read")
+	}
+	s.Comment, s.FilesOnly, s.RestoreKey = b.Comment, b.FilesOnly, b.RestoreKey
+	s.Template, s.TemplateID, s.BuildID, s.Resources = b.Template, b.TemplateID, b.BuildID, b.Resources
+	s.Metadata, s.Network, s.Secure, s.Timeout, s.OnTimeout = b.Metadata, b.Network, b.Secure, b.Timeout, b.OnTimeout
+	s.Bytes, s.Stopped = b.Bytes, b.Stopped
+	s.CreatedAt = fromMicro(created)
+	if expires.Valid {
+		s.ExpiresAt = fromMicro(expires.Int64)
+	}
+	if b.LastUsedAt != 0 {
+		s.LastUsedAt = fromMicro(b.LastUsedAt)
+	}
+	s.Env, err = db.sealer.open(string(s.ID), env)
+	return err
+}
+
+func expiresAt(s *nacre.Snapshot) sql.NullInt64 {
+	return sql.NullInt64{Int64: s.ExpiresAt.UnixMicro(), Valid: !s.ExpiresAt.IsZero()}
+}
+
+func cutSnapshotTimes(s *nacre.Snapshot) {
+	s.CreatedAt, s.ExpiresAt, s.LastUsedAt = micro(s.CreatedAt), micro(s.ExpiresAt), micro(s.LastUsedAt)
+}
+
+func checkSnapshot(s *nacre.Snapshot) error {
+	switch {
+	case !s.ID.Valid():
+		return nacre.Invalidf("id", "a snapshot's id is 's' and 19 characters of a-z and 0-9")
+	case s.TeamID == "" || !plain(string(s.TeamID)):
+		return nacre.Invalidf("teamId", "a snapshot needs a team")
+	case !plain(s.Name) || len(s.Name) > maxSandboxName:
+		return nacre.Invalidf("name", "a snapshot's name is text of up to %d bytes", maxSandboxName)
+	case s.Kind != nacre.SnapshotUser && s.Kind != nacre.SnapshotPause && s.Kind != nacre.SnapshotFork && s.Kind != nacre.SnapshotWarm:
+		return nacre.Invalidf("kind", "%q is no kind of snapshot", s.Kind)
+	case s.State != nacre.SnapshotCreating && s.State != nacre.SnapshotReady && s.State != nacre.SnapshotDeleting:
+		return nacre.Invalidf("state", "%q is no state of a snapshot", s.State)
+	case !plain(string(s.Sandbox)) || !plain(string(s.Node)):
+		return nacre.Invalidf("sandbox", "a snapshot's sandbox and node must be UTF-8 text")
+	case !validMap(s.Metadata):
+		return nacre.Invalidf("metadata", "keys and values of metadata must be UTF-8 text")
+	case !validMap(s.Env):
+		return nacre.Invalidf("env", "names and values of the environment must be UTF-8 text")
+	}
+	return nil
+}
+
+// takenOf is the sandbox that a snapshot's events are about.
+func takenOf(s *nacre.Snapshot) *nacre.Sandbox {
+	return &nacre.Sandbox{ID: s.Sandbox, TeamID: s.TeamID}
+}
+
+func errNoSnapshot() error {
+	return nacre.Errorf(nacre.CodeNotFound, "no snapshot has this id or name")
+}
+
+// checkHold refuses a sandbox that would hold a snapshot which it may not go on
+// from. On PostgreSQL the snapshot cannot be retired until the transaction ends.
+func (db *DB) checkHold(ctx context.Context, c conn, s *nacre.Sandbox) error {
+	if !holds(s).Valid {
+		return nil
+	}
+	found, err := c.one(ctx, func(*sql.Rows) error { return nil },
+		`SELECT 1 FROM snapshots WHERE id = ? AND team_id IN (?, ?) AND state <> ?`+db.d.forShare,
+		string(s.Snapshot), string(s.TeamID), string(nacre.SystemTeam), string(nacre.SnapshotDeleting))
+	if err == nil && !found {
+		return nacre.Errorf(nacre.CodeNotFound, "snapshot %s does not exist any more", s.Snapshot)
+	}
+	return err
+}
+
+// InsertSnapshot implements nacre.SnapshotStore.
+func (db *DB) InsertSnapshot(ctx context.Context, s nacre.Snapshot, events ...nacre.Event) error {
+	cutSnapshotTimes(&s)
+	if err := checkSnapshot(&s); err != nil {
+		return err
+	}
+	text, err := encodeSnapshot(&s)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the record cannot be encoded")
+	}
+	env, err := db.sealer.seal(string(s.ID), s.Env)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the environment cannot be encoded")
+	}
+	return db.write(ctx, func(ctx context.Context, c conn) error {
+		n, err := c.exec(ctx, `INSERT INTO snapshots
+			(id, team_id, name, kind, state, sandbox_id, node, created_at, expires_at, disk_bytes, version, body, env)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`,
+			string(s.ID), string(s.TeamID), s.Name, string(s.Kind), string(s.State), string(s.Sandbox), string(s.Node),
+			s.CreatedAt.UnixMicro(), expiresAt(&s), s.DiskBytes, s.Version, text, env)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nacre.Errorf(nacre.CodeConflict, "a snapshot with the id %s exists", s.ID)
+		}
+		return db.insertEvents(ctx, c, takenOf(&s), events)
+	})
+}
+
+// GetSnapshot implements nacre.SnapshotStore.
+func (db *DB) GetSnapshot(ctx context.Context, team nacre.TeamID, id nacre.SnapshotID) (nacre.Snapshot, error) {
+	s, err := db.getSnapshot(ctx, db.reads, team, id, "")
+	return s, db.fail(ctx, err)
+}
+
+func (db *DB) getSnapshot(ctx context.Context, c conn, team nacre.TeamID, id nacre.SnapshotID, suffix string) (nacre.Snapshot, error) {
+	if team == "" || !plain(string(team)) || !id.Valid() {
+		return nacre.Snapshot{}, errNoSnapshot()
+	}
+	return db.oneSnapshot(ctx, c, `s.id = ? AND s.team_id = ?`+suffix, string(id), string(team))
+}
+
+func (db *DB) oneSnapshot(ctx context.Context, c conn, where string, args ...any) (nacre.Snapshot, error) {
+	var s nacre.Snapshot
+	found, err := c.one(ctx, func(r *sql.Rows) error { return db.scanSnapshot(r, &s) },
+		`SELECT `+snapshotColumns+` FROM snapshots s WHERE `+where, args...)
+	if err == nil && !found {
+		err = errNoSnapshot()
+	}
+	if err != nil {
+		return nacre.Snapshot{}, err
+	}
+	return s, nil
+}
+
+// FindSnapshot implements nacre.SnapshotStore. Of two of one name and moment the
+// greater id is the newer.
+func (db *DB) FindSnapshot(ctx context.Context, team nacre.TeamID, nameOrID string) (nacre.Snapshot, error) {
+	if team == "" || !plain(string(team)) || nameOrID == "" || !plain(nameOrID) {
+		return nacre.Snapshot{}, errNoSnapshot()
+	}
+	const ready = ` AND s.kind = 'user' AND s.state = 'ready'`
+	if id := nacre.SnapshotID(nameOrID); id.Valid() {
+		s, err := db.oneSnapshot(ctx, db.reads, `s.id = ? AND s.team_id = ?`+ready, nameOrID, string(team))
+		if !nacre.IsCode(err, nacre.CodeNotFound) {
+			return s, db.fail(ctx, err)
+		}
+	}
+	s, err := db.oneSnapshot(ctx, db.reads, `s.team_id = ? AND s.name = ? AND s.name <> ''`+ready+
+		` ORDER BY s.created_at DESC, s.id DESC LIMIT 1`, string(team), nameOrID)
+	return s, db.fail(ctx, err)
+}
+
+// ListSnapshots implements nacre.SnapshotStore. A bad cursor is CodeInvalid.
+func (db *DB) ListSnapshots(ctx context.Context, f nacre.SnapshotFilter) (nacre.SnapshotPage, error) {
+	after, err := parseSnapshotCursor(f)
+	if err != nil {
+		return nacre.SnapshotPage{}, err
+	}
+	if f.TeamID == "" && !f.AllTeams || !plain(string(f.TeamID)) || !plain(string(f.Sandbox)) || !plain(f.Name) {
+		return nacre.SnapshotPage{}, nil
+	}
+	a := arm{from: "snapshots s"}
+	if f.TeamID != "" {
+		a.and("s.team_id = ?", string(f.TeamID))
+	}
+	if f.Sandbox != "" {
+		a.and("s.sandbox_id = ?", string(f.Sandbox))
+	}
+	if f.Name != "" {
+		a.and("s.name = ? AND s.name <> ''", f.Name)
+	}
+	if !f.ExpiresBefore.IsZero() {
+		a.and("s.expires_at <= ?", f.ExpiresBefore.UnixMicro())
+	}
+	kinds := f.Kinds
+	if len(kinds) == 0 {
+		kinds = []nacre.SnapshotKind{nacre.SnapshotUser}
+	}
+	a.and("s.kind IN (?"+strings.Repeat(", ?", len(kinds)-1)+")", texts(kinds)...)
+	if len(f.States) > 0 {
+		a.and("s.state IN (?"+strings.Repeat(", ?", len(f.States)-1)+")", texts(f.States)...)
+	}
+	if after != nil {
+		a.and("(s.created_at, s.id) < (?, ?)", after.created, string(after.id))
+	}
+	limit := limitOf(f.Limit)
+	var out []nacre.Snapshot
+	err = db.reads.eachFresh(ctx, func(r *sql.Rows) error {
+		out = append(out, nacre.Snapshot{})
+		return db.scanSnapshot(r, &out[len(out)-1])
+	}, `SELECT `+snapshotColumns+` FROM `+a.from+` WHERE `+strings.Join(a.conds, " AND ")+
+		` ORDER BY s.created_at DESC, s.id DESC LIMIT ?`, append(a.args, limit+1)...)
+	if err != nil {
+		return nacre.SnapshotPage{}, db.fail(ctx, err)
+	}
+	page := nacre.SnapshotPage{Snapshots: out}
+	if len(out) > limit {
+		page.Snapshots = out[:limit]
+		last := &out[limit-1]
+		page.Next = encodeCursor(snapshotShape(f), last.CreatedAt.UnixMicro(), string(last.ID))
+	}
+	return page, nil
+}
+
+// texts are the parameters of an IN; one that no database keeps finds nothing.
+func texts[T ~string](list []T) []any {
+	out := make([]any, len(list))
+	for i, v := range list {
+		if out[i] = string(v); !plain(string(v)) {
+			out[i] = ""
+		}
+	}
+	return out
+}
+
+// UpdateSnapshot implements nacre.SnapshotStore. What cannot be changed is as in
+// Update. A change to SnapshotDeleting is held to what RetireSnapshot is; from
+// there is no way back: that is CodeConflict.
+func (db *DB) UpdateSnapshot(ctx context.Context, team nacre.TeamID, id nacre.SnapshotID, change func(*nacre.Snapshot) ([]nacre.Event, error)) (nacre.Snapshot, error) {
+	var out nacre.Snapshot
+	err := db.write(ctx, func(ctx context.Context, c conn) error {
+		old, err := db.getSnapshot(ctx, c, team, id, db.d.forUpdate)
+		if err != nil {
+			return err
+		}
+		s := old
+		s.Metadata, s.Env = maps.Clone(old.Metadata), maps.Clone(old.Env)
+		events, err := change(&s)
+		if err != nil {
+			return changeError{err}
+		}
+		cutSnapshotTimes(&s)
+		if err := checkSnapshotChange(&old, &s); err != nil {
+			return err
+		}
+		if s.State == nacre.SnapshotDeleting && old.State != s.State {
+			if err := db.checkUnheld(ctx, c, id); err != nil {
+				return err
+			}
+		}
+		s.Version = old.Version + 1
+		if err := db.replaceSnapshot(ctx, c, &old, &s); err != nil {
+			return err
+		}
+		out = s
+		return db.insertEvents(ctx, c, takenOf(&s), events)
+	})
+	if err != nil {
+		return nacre.Snapshot{}, err
+	}
+	return out, nil
+}
+
+func checkSnapshotChange(old, s *nacre.Snapshot) error {
+	switch {
+	case s.ID != old.ID:
+		return nacre.Invalidf("id", "the id of a snapshot cannot be changed")
+	case s.TeamID != old.TeamID:
+		return nacre.Invalidf("teamId", "the team of a snapshot cannot be changed")
+	case s.Sandbox != old.Sandbox:
+		return nacre.Invalidf("sandbox", "the sandbox of a snapshot cannot be changed")
+	case !s.CreatedAt.Equal(old.CreatedAt):
+		return nacre.Invalidf("createdAt", "the creation time of a snapshot cannot be changed")
+	case old.State == nacre.SnapshotDeleting && s.State != old.State:
+		return nacre.Errorf(nacre.CodeConflict, "snapshot %s is being deleted", s.ID)
+	}
+	return checkSnapshot(s)
+}
+
+// replaceSnapshot writes s over old.
+func (db *DB) replaceSnapshot(ctx context.Context, c conn, old, s *nacre.Snapshot) error {
+	text, err := encodeSnapshot(s)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the record cannot be encoded")
+	}
+	n, err := c.exec(ctx, `UPDATE snapshots SET name = ?, kind = ?, state = ?, node = ?, expires_at = ?, disk_bytes = ?, version = ?, body = ?
+		WHERE id = ? AND team_id = ? AND version = ?`,
+		s.Name, string(s.Kind), string(s.State), string(s.Node), expiresAt(s), s.DiskBytes, s.Version, text,
+		string(s.ID), string(s.TeamID), old.Version)
+	if err != nil {
+		return err
+	}
+	if n != 1 {
+		return nacre.Errorf(nacre.CodeInternal, "the record of snapshot %s changed under its lock", s.ID)
+	}
+	if (old.Env == nil) == (s.Env == nil) && maps.Equal(old.Env, s.Env) {
+		return nil
+	}
+	env, err := db.sealer.seal(string(s.ID), s.Env)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInternal, err, "the environment cannot be encoded")
+	}
+	_, err = c.exec(ctx, `UPDATE snapshots SET env = ? WHERE id = ? AND team_id = ?`, env, string(s.ID), string(s.TeamID))
+	return err
+}
+
+// checkUnheld is called with the snapshot's row locked, so that nobody can come to
+// hold it meanwhile.
+func (db *DB) checkUnheld(ctx context.Context, c conn, id nacre.SnapshotID) error {
+	var holders []string
+	err := c.each(ctx, func(r *sql.Rows) error {
+		var id string
+		err := r.Scan(&id)
+		holders = append(holders, id)
+		return err
+	}, `SELECT id FROM sandboxes WHERE snapshot_id = ? ORDER BY id LIMIT 4`, string(id))
+	if err != nil || len(holders) == 0 {
+		return err
+	}
+	who := strings.Join(holders[:min(3, len(holders))], ", ")
+	if len(holders) > 3 {
+		who += " and others"
+	}
+	return nacre.Errorf(nacre.CodeConflict, "snapshot %s is what %s would go on from; resume or kill first what needs it", id, who)
+}
+
+// RetireSnapshot implements nacre.SnapshotStore.
+func (db *DB) RetireSnapshot(ctx context.Context, team nacre.TeamID, id nacre.SnapshotID, events ...nacre.Event) (nacre.Snapshot, error) {
+	var out nacre.Snapshot
+	err := db.write(ctx, func(ctx context.Context, c conn) error {
+		s, err := db.getSnapshot(ctx, c, team, id, db.d.forUpdate)
+		if err != nil {
+			return err
+		}
+		if out = s; s.State == nacre.SnapshotDeleting {
+			return nil
+		}
+		if err := db.checkUnheld(ctx, c, id); err != nil {
+			return err
+		}
+		old := s
+		s.State, s.Version = nacre.SnapshotDeleting, s.Version+1
+		if err := db.replaceSnapshot(ctx, c, &old, &s); err != nil {
+			return err
+		}
+		out = s
+		return db.insertEvents(ctx, c, takenOf(&s), events)
+	})
+	if err != nil {
+		return nacre.Snapshot{}, err
+	}
+	return out, nil
+}
+
+// DropSnapshot implements nacre.SnapshotStore.
+func (db *DB) DropSnapshot(ctx context.Context, team nacre.TeamID, id nacre.SnapshotID) error {
+	err := db.write(ctx, func(ctx context.Context, c conn) error {
+		s, err := db.getSnapshot(ctx, c, team, id, db.d.forUpdate)
+		if err != nil {
+			return err
+		}
+		if s.State != nacre.SnapshotDeleting {
+			return nacre.Errorf(nacre.CodeConflict, "snapshot %s is not being deleted", id)
+		}
+		_, err = c.exec(ctx, `DELETE FROM snapshots WHERE id = ? AND team_id = ?`, string(id), string(team))
+		return err
+	})
+	if nacre.IsCode(err, nacre.CodeNotFound) {
+		return nil
+	}
+	return err
+}
+
+// SnapshotUse implements nacre.SnapshotStore.
+func (db *DB) SnapshotUse(ctx context.Context, team nacre.TeamID) (count int, diskBytes int64, err error) {
+	if team == "" || !plain(string(team)) {
+		return 0, 0, nil
+	}
+	_, err = db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&count, &diskBytes) },
+		`SELECT count(*), CAST(coalesce(sum(disk_bytes), 0) AS BIGINT) FROM snapshots WHERE team_id = ?`, string(team))
+	return count, diskBytes, db.fail(ctx, err)
+}
