@@ -48,7 +48,7 @@ func TestNothingLeaks(t *testing.T) {
 	})
 	t.Logf("%s fds=%d", before, fds)
 
-	many(t, c, 3)
+	ended := many(t, c, 3)
 	d.cli("down")
 	if d.running() {
 		t.Error("the server runs after nacre down")
@@ -68,6 +68,12 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	if left := d.processes(false); len(left) != 0 {
 		t.Errorf("processes left after nacre down: %v", left)
+	}
+	d.up()
+	for _, sb := range ended {
+		if o := d.outcome(sb.ID, 10*time.Second); o.Reason != "killed" || o.Detail == "" {
+			t.Errorf("a sandbox that nacre down ended: %+v", o)
+		}
 	}
 }
 

@@ -151,6 +151,9 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 	if p.key, err = s.defaultKey(ctx, db); err != nil {
 		return p, err
 	}
+	if err := settleDown(ctx, s.cfg.DataDir, db); err != nil {
+		return p, fmt.Errorf("records of the sandboxes that nacre down ended: %w", err)
+	}
 	step("preparing this host")
 	if err := provide(ctx, needs(s.baseMissing()), s.cfg.Install, func(t string) { step(t); s.opts.Progress(t, 0, 0) }); err != nil {
 		return p, err
@@ -164,7 +167,7 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 		return p, fmt.Errorf("base template: %w", err)
 	}
 	p.control, err = control.New(control.Config{
-		Store: db, Templates: db, Node: p.node, Telemetry: p.node, Clock: time.Now, Logger: s.log,
+		Store: db, Snapshots: db, Templates: db, Node: p.node, Traffic: p.node, Telemetry: p.node, Clock: time.Now, Logger: s.log,
 		Limits: control.Limits{MaxTimeout: s.cfg.MaxTimeout, MaxPerTeam: s.cfg.PerTeam}, Retention: s.cfg.Retention,
 	})
 	if err != nil {
@@ -192,7 +195,7 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	p.onClose(func() error { return p.net.Close(context.WithoutCancel(ctx)) })
-	if p.runtime, err = gvisor.New(gvisor.Config{CgroupParent: sec.cgroup(), Log: s.log}); err != nil {
+	if p.runtime, err = gvisor.New(gvisor.Config{CgroupParent: sec.cgroup(), Agent: agentPath, Log: s.log}); err != nil {
 		return fmt.Errorf("gVisor: %w", err)
 	}
 	p.onClose(p.runtime.Close)
@@ -213,7 +216,7 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	p.artifacts = artifacts
 	p.onClose(artifacts.Close)
 	p.node, err = node.New(node.Config{
-		ID: "local", Dir: nodeDir(s.cfg.DataDir), HandleDir: handleDir(sec.instance),
+		ID: localNode, Dir: nodeDir(s.cfg.DataDir), HandleDir: handleDir(sec.instance),
 		Runtime: p.runtime, Network: p.net, Images: images, Artifacts: artifacts,
 		NewAgent:  newAgent,
 		AgentPath: agentPath, TokenKey: sec.tokens,
@@ -228,6 +231,9 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	p.onClose(p.node.Close)
 	return p.node.Recover(ctx)
 }
+
+// localNode names the node inside this process.
+const localNode nacre.NodeID = "local"
 
 func imagesDir(dataDir string) string    { return filepath.Join(dataDir, "images") }
 func snapshotsDir(dataDir string) string { return filepath.Join(dataDir, "snapshots") }
@@ -280,11 +286,11 @@ func (s *Server) buildEntrance(p *parts, sec secrets) error {
 	p.tls = tls
 	auth := api.NewAuth(p.db, time.Now)
 	dialect := moru.New(moru.Config{
-		Service: p.control, Auth: auth, Teams: p.db, TokenKey: sec.tokens,
+		Service: p.control, Snapshots: p.control, Auth: auth, Teams: p.db, TokenKey: sec.tokens,
 		Domain: s.publicDomain(), EnvdVersion: envd.Version, Logger: s.log, Clock: time.Now,
 	})
-	p.handler = &entrance{api: dialect, log: s.log, edge: edge.New(edge.Config{
-		Traffic: p.node, TokenKey: sec.tokens, Domain: s.cfg.Domain, Logger: s.log,
+	p.handler = &entrance{api: dialect, miosa: s.miosaAPI(p, sec, auth), log: s.log, edge: edge.New(edge.Config{
+		Traffic: p.node, Waker: p.control, Activity: p.control, TokenKey: sec.tokens, Domain: s.cfg.Domain, Logger: s.log,
 	})}
 	return nil
 }
