@@ -23,14 +23,21 @@ const purgeChunk = 200
 // fn gets does not end on SQLite, where a statement that is interrupted would take
 // the other callers' changes with it.
 func (db *DB) write(ctx context.Context, fn func(context.Context, conn) error) error {
-	if db.d.postgres {
-		return db.fail(ctx, db.writePostgres(ctx, func(c conn) error {
-			return db.safely(func() error { return fn(ctx, c) })
-		}))
+	wrote := false
+	run := func(ctx context.Context, c conn) error {
+		wrote, c.wrote = false, &wrote
+		return db.safely(func() error { return fn(ctx, c) })
 	}
-	return db.fail(ctx, db.writer.do(ctx, func(c conn) error {
-		return db.safely(func() error { return fn(context.WithoutCancel(ctx), c) })
-	}))
+	var err error
+	if db.d.postgres {
+		err = db.writePostgres(ctx, func(c conn) error { return run(ctx, c) })
+	} else {
+		err = db.writer.do(ctx, func(c conn) error { return run(context.WithoutCancel(ctx), c) })
+	}
+	if err == nil && wrote {
+		db.signal.wake()
+	}
+	return db.fail(ctx, err)
 }
 
 // Insert implements nacre.SandboxStore.
@@ -43,17 +50,20 @@ func (db *DB) Insert(ctx context.Context, s nacre.Sandbox, events ...nacre.Event
 	if err != nil {
 		return nacre.Wrap(nacre.CodeInternal, err, "the record cannot be encoded")
 	}
-	env, err := db.sealer.seal(s.ID, s.Env)
+	env, err := db.sealer.seal(string(s.ID), s.Env)
 	if err != nil {
 		return nacre.Wrap(nacre.CodeInternal, err, "the environment cannot be encoded")
 	}
 	return db.write(ctx, func(ctx context.Context, c conn) error {
+		if err := db.checkHold(ctx, c, &s); err != nil {
+			return err
+		}
 		n, err := c.exec(ctx, `INSERT INTO sandboxes
-			(id, team_id, state, node, created_at, started_at, deadline, due_at, ended_at, version, body, env)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`,
+			(id, team_id, state, node, created_at, started_at, deadline, due_at, ended_at, version, snapshot_id, name, body, env)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`,
 			string(s.ID), string(s.TeamID), string(s.State), string(s.Node),
 			s.CreatedAt.UnixMicro(), s.StartedAt.UnixMicro(), s.Deadline.UnixMicro(), dueAt(&s), s.EndedAt.UnixMicro(),
-			s.Version, text, env)
+			s.Version, holds(&s), s.Name, text, env)
 		if err != nil {
 			return err
 		}
@@ -110,6 +120,9 @@ func (db *DB) Update(ctx context.Context, team nacre.TeamID, id nacre.SandboxID,
 		if err := checkChange(&old, &s); err != nil {
 			return err
 		}
+		if err := db.checkHold(ctx, c, &s); err != nil {
+			return err
+		}
 		s.Version = old.Version + 1
 		if err := db.replace(ctx, c, &old, &s); err != nil {
 			return err
@@ -149,9 +162,9 @@ func (db *DB) replace(ctx context.Context, c conn, old, s *nacre.Sandbox) error 
 		return nacre.Wrap(nacre.CodeInternal, err, "the record cannot be encoded")
 	}
 	n, err := c.exec(ctx, `UPDATE sandboxes SET state = ?, node = ?, started_at = ?, deadline = ?, due_at = ?,
-		ended_at = ?, version = ?, body = ? WHERE id = ? AND team_id = ? AND version = ?`,
+		ended_at = ?, version = ?, snapshot_id = ?, name = ?, body = ? WHERE id = ? AND team_id = ? AND version = ?`,
 		string(s.State), string(s.Node), s.StartedAt.UnixMicro(), s.Deadline.UnixMicro(), dueAt(s),
-		s.EndedAt.UnixMicro(), s.Version, text, string(s.ID), string(s.TeamID), old.Version)
+		s.EndedAt.UnixMicro(), s.Version, holds(s), s.Name, text, string(s.ID), string(s.TeamID), old.Version)
 	if err != nil {
 		return err
 	}
@@ -159,7 +172,7 @@ func (db *DB) replace(ctx context.Context, c conn, old, s *nacre.Sandbox) error 
 		return nacre.Errorf(nacre.CodeInternal, "the record of sandbox %s changed under its lock", s.ID)
 	}
 	if (old.Env == nil) != (s.Env == nil) || !maps.Equal(old.Env, s.Env) {
-		env, err := db.sealer.seal(s.ID, s.Env)
+		env, err := db.sealer.seal(string(s.ID), s.Env)
 		if err != nil {
 			return nacre.Wrap(nacre.CodeInternal, err, "the environment cannot be encoded")
 		}
@@ -277,8 +290,10 @@ func (db *DB) purgeSome(ctx context.Context, endedBefore time.Time, limit int) (
 			if err := deleteTags(ctx, c, s); err != nil {
 				return err
 			}
-			if _, err := c.exec(ctx, `DELETE FROM events WHERE sandbox_id = ? AND team_id = ?`, string(s.ID), string(s.TeamID)); err != nil {
-				return err
+			for _, table := range []string{"events", "previews", "preview_tokens", "secret_bindings"} {
+				if _, err := c.exec(ctx, `DELETE FROM `+table+` WHERE sandbox_id = ? AND team_id = ?`, string(s.ID), string(s.TeamID)); err != nil {
+					return err
+				}
 			}
 			if _, err := c.exec(ctx, `DELETE FROM sandboxes WHERE id = ? AND team_id = ?`, string(s.ID), string(s.TeamID)); err != nil {
 				return err
