@@ -43,14 +43,17 @@ func (s *Server) defaultKey(ctx context.Context, teams nacre.TeamStore) (string,
 	return secret, nil
 }
 
-// builtins are the templates that every installation has, all on the base image.
+// builtins are the templates that every installation has, all on the base image. One
+// without a size has that of the configuration.
 var builtins = [...]struct {
 	id    nacre.TemplateID
 	names []string
+	size  nacre.Resources
 }{
-	{"tnacrebase0000000000", []string{"base", "moru-ai/base", "e2bdev/base"}},
-	{"tnacrepython00000000", []string{"python"}},
-	{"tnacrenode0000000000", []string{"node"}},
+	{id: "tnacrebase0000000000", names: []string{"base", "moru-ai/base", "e2bdev/base"}},
+	{id: "tnacrepython00000000", names: []string{"python"}},
+	{id: "tnacrenode0000000000", names: []string{"node"}},
+	{id: "tnacremiosa000000000", names: []string{"miosa-sandbox"}, size: nacre.Resources{CPUs: 1, MemoryMiB: 1024, DiskMiB: 3072}},
 }
 
 // baseMissing tells whether the base image would have to be built.
@@ -68,9 +71,14 @@ func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
 	if err := p.images.Import(ctx, build, path); err != nil {
 		return err
 	}
-	res := nacre.Resources{CPUs: s.cfg.CPUs, MemoryMiB: s.cfg.MemoryMiB, DiskMiB: s.cfg.DiskMiB, MaxPIDs: s.cfg.MaxPIDs}
+	configured := nacre.Resources{CPUs: s.cfg.CPUs, MemoryMiB: s.cfg.MemoryMiB, DiskMiB: s.cfg.DiskMiB, MaxPIDs: s.cfg.MaxPIDs}
 	now := time.Now()
 	for _, b := range builtins {
+		res := configured
+		if b.size != (nacre.Resources{}) {
+			res = b.size
+			res.MaxPIDs = s.cfg.MaxPIDs
+		}
 		t := nacre.Template{ID: b.id, Names: b.names, Public: true, Build: build, Resources: res, CreatedAt: now, UpdatedAt: now}
 		if old, err := p.db.ResolveTemplate(ctx, "", string(b.id)); err == nil {
 			t.CreatedAt = old.CreatedAt
@@ -84,7 +92,7 @@ func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
 			return err
 		}
 	}
-	p.node.KeepReady(node.Shape{Build: build, Resources: res})
+	p.node.KeepReady(node.Shape{Build: build, Resources: configured})
 	return nil
 }
 

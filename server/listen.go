@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nacrehq/nacre/api/miosa"
 	"github.com/nacrehq/nacre/edge"
 	"github.com/nacrehq/nacre/internal/atomicfile"
 	"github.com/nacrehq/nacre/internal/bulk"
@@ -24,14 +25,19 @@ import (
 // entrance decides whose a request is: a sandbox's or the API's. Both share the
 // listeners; their paths do not collide, and what names a sandbox is the edge's.
 type entrance struct {
-	edge *edge.Edge
-	api  http.Handler
-	log  *slog.Logger
+	edge  *edge.Edge
+	api   http.Handler
+	miosa http.Handler
+	log   *slog.Logger
 }
 
 func (e *entrance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if e.edge.Match(r) {
 		e.edge.ServeHTTP(w, r)
+		return
+	}
+	if miosa.Match(r) {
+		e.miosa.ServeHTTP(w, r)
 		return
 	}
 	e.api.ServeHTTP(w, r)
