@@ -29,10 +29,10 @@ type Standby struct {
 }
 
 const (
-	// By the size of the host standbys take a sixteenth of its memory (one takes
-	// 15 MiB, measured), and with what an idle guest does, a thousandth of a
-	// processor each, a twentieth of its processors.
-	standbyMemory  = 16 << 20
+	// By the size of the host standbys take a sixteenth of its memory, for one takes
+	// 15 MiB. What an idle guest does is a third of a thousandth of a processor:
+	// as many as are allowed for each take less than a fiftieth of it.
+	standbyMemory  = 15 << 20
 	standbyPart    = 16
 	standbysPerCPU = 50
 
