@@ -49,13 +49,14 @@ type UsageSum struct {
 	DiskMs    int64 // MiB x milliseconds, while paused
 }
 
-// UsageFilter selects a team's spans and cuts them to [From, To); an open one counts
-// up to To. To must be set.
+// UsageFilter selects a team's spans and cuts them to [From, To). A zero To does not:
+// after a step of the clock there are spans that ended in the future.
 type UsageFilter struct {
 	TeamID   TeamID
 	Sandbox  SandboxID
 	Labels   map[string]string // all must match
 	From, To time.Time
+	Now      time.Time // the end of what goes on; must be set
 }
 
 // UsageStore keeps spans. Errors and concurrency as in SandboxStore.

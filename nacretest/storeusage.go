@@ -66,7 +66,7 @@ func usageFold(t *testing.T, store nacre.UsageStore) {
 	}
 	all, _ = store.OpenUsage(t.Context(), nil)
 	expectSame(t, "open spans after the second fold", all, []nacre.UsageSpan{b, next})
-	spans, err := store.UsageSpans(t.Context(), nacre.UsageFilter{TeamID: team, Sandbox: a.Sandbox, To: usageEpoch.Add(time.Hour)}, 10)
+	spans, err := store.UsageSpans(t.Context(), nacre.UsageFilter{TeamID: team, Sandbox: a.Sandbox, Now: usageEpoch.Add(time.Hour)}, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func usageSums(t *testing.T, store nacre.UsageStore) {
 	other := sampleSpan(team, 3)
 	other.Labels = nil
 	fold(t, store, run, rest, other, sampleSpan(nacre.NewTeamID(), 4))
-	f := nacre.UsageFilter{TeamID: team, From: usageEpoch.Add(4 * time.Second), To: usageEpoch.Add(20 * time.Second)}
+	f := nacre.UsageFilter{TeamID: team, From: usageEpoch.Add(4 * time.Second), To: usageEpoch.Add(20 * time.Second), Now: usageEpoch.Add(time.Minute)}
 	want := nacre.UsageSum{Group: "é 1", Sandboxes: 1, Runs: 1, Running: 6 * time.Second, Paused: 10 * time.Second,
 		VCPUMs: 2 * 6000, MemoryMs: 512 * 6000, DiskMs: 1024 * 10000}
 	none := nacre.UsageSum{Sandboxes: 1, Runs: 1, Running: 16 * time.Second, VCPUMs: 2 * 16000, MemoryMs: 512 * 16000}
@@ -113,11 +113,11 @@ func usageSums(t *testing.T, store nacre.UsageStore) {
 	got, _ = store.SumUsage(t.Context(), f, "")
 	expectSame(t, "of one sandbox", got, []nacre.UsageSum{want})
 	for what, f := range map[string]nacre.UsageFilter{
-		"no team":  {To: usageEpoch.Add(time.Hour)},
-		"no end":   {TeamID: team},
-		"earlier":  {TeamID: team, To: usageEpoch},
-		"a NUL":    {TeamID: "a\x00", To: usageEpoch.Add(time.Hour)},
-		"stranger": {TeamID: nacre.NewTeamID(), Sandbox: run.Sandbox, To: usageEpoch.Add(time.Hour)},
+		"no team":  {Now: usageEpoch.Add(time.Hour)},
+		"no now":   {TeamID: team},
+		"earlier":  {TeamID: team, To: usageEpoch, Now: usageEpoch.Add(time.Hour)},
+		"a NUL":    {TeamID: "a\x00", Now: usageEpoch.Add(time.Hour)},
+		"stranger": {TeamID: nacre.NewTeamID(), Sandbox: run.Sandbox, Now: usageEpoch.Add(time.Hour)},
 	} {
 		if got, err := store.SumUsage(t.Context(), f, ""); err != nil || len(got) != 0 {
 			t.Errorf("%s: %+v, %v", what, got, err)
@@ -146,7 +146,10 @@ func usageModel(t *testing.T, store nacre.UsageStore) {
 	fold(t, store, spans...)
 	for range 40 {
 		f := nacre.UsageFilter{TeamID: team, From: usageEpoch.Add(time.Duration(rng.IntN(6000)) * time.Millisecond)}
-		f.To = f.From.Add(time.Duration(1+rng.IntN(6000)) * time.Millisecond)
+		if rng.IntN(4) > 0 {
+			f.To = f.From.Add(time.Duration(1+rng.IntN(6000)) * time.Millisecond)
+		}
+		f.Now = usageEpoch.Add(time.Duration(3000+rng.IntN(6000)) * time.Millisecond)
 		if rng.IntN(2) == 0 {
 			f.Labels = map[string]string{"user": "a"}
 		}
@@ -162,17 +165,20 @@ func sumModel(spans []nacre.UsageSpan, f nacre.UsageFilter, group string) []nacr
 	sums := map[string]nacre.UsageSum{}
 	for _, s := range spans {
 		start, end := s.Start, s.End
-		if end.IsZero() || end.After(f.To) {
+		if end.IsZero() {
+			end = f.Now
+		}
+		if !f.To.IsZero() && end.After(f.To) {
 			end = f.To
 		}
-		open := s.End.IsZero() || s.End.After(f.From)
-		if !start.Before(f.To) || !open || f.Labels != nil && s.Labels["user"] != f.Labels["user"] {
+		touched := (f.To.IsZero() || start.Before(f.To)) && (s.End.IsZero() || s.End.After(f.From))
+		if !touched || f.Labels != nil && s.Labels["user"] != f.Labels["user"] {
 			continue
 		}
 		if start.Before(f.From) {
 			start = f.From
 		}
-		d := end.Sub(start)
+		d := max(0, end.Sub(start))
 		u := sums[s.Labels[group]]
 		u.Group = s.Labels[group]
 		u.Sandboxes++

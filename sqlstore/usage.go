@@ -144,7 +144,7 @@ func putSpan(ctx context.Context, c conn, s nacre.UsageSpan) error {
 
 // usageCond selects what a filter's period touches.
 func (db *DB) usageCond(f nacre.UsageFilter) (a arm, ok bool) {
-	if f.TeamID == "" || !plain(string(f.TeamID)) || f.Sandbox != "" && !f.Sandbox.Valid() || f.To.IsZero() {
+	if f.TeamID == "" || !plain(string(f.TeamID)) || f.Sandbox != "" && !f.Sandbox.Valid() || f.Now.IsZero() {
 		return arm{}, false
 	}
 	a.from = "usage_spans" + db.d.indexed("usage_spans_team")
@@ -153,9 +153,20 @@ func (db *DB) usageCond(f nacre.UsageFilter) (a arm, ok bool) {
 		a.and("sandbox_id = ?", string(f.Sandbox))
 	}
 	a.and("team_id = ?", string(f.TeamID))
-	a.and("start_at < ?", f.To.UnixMilli())
+	a.and("start_at < ?", endMilli(f.To))
 	a.and("end_at > ?", f.From.UnixMilli())
 	return a, true
+}
+
+// clipped selects from what usageCond does, with the ends cut to the period.
+func clipped(f nacre.UsageFilter, a arm) (query string, args []any) {
+	to := endMilli(f.To)
+	return `SELECT labels, sandbox_id, kind, cpus, memory_mib, disk_mib, CASE WHEN e > s THEN e - s ELSE 0 END AS ms FROM (
+		SELECT labels, sandbox_id, kind, cpus, memory_mib, disk_mib,
+		CASE WHEN start_at < ? THEN ? ELSE start_at END AS s,
+		CASE WHEN ` + whileOpen + ` THEN ? WHEN end_at > ? THEN ? ELSE end_at END AS e
+		FROM ` + a.from + ` WHERE ` + strings.Join(a.conds, " AND ") + `) y`,
+		append([]any{f.From.UnixMilli(), f.From.UnixMilli(), min(f.Now.UnixMilli(), to), to, to}, a.args...)
 }
 
 // SumUsage implements nacre.UsageStore. The database sums by sets of labels, of which
@@ -169,14 +180,13 @@ func (db *DB) SumUsage(ctx context.Context, f nacre.UsageFilter, group string) (
 	if group == "" {
 		by = "labels, sandbox_id"
 	}
-	const length = `((CASE WHEN end_at > ? THEN ? ELSE end_at END) - (CASE WHEN start_at < ? THEN ? ELSE start_at END))`
 	part := func(expr, kind string) string {
 		return `CAST(SUM(CASE WHEN kind = '` + kind + `' THEN ms * ` + expr + ` ELSE 0 END) AS BIGINT)`
 	}
-	from, to := f.From.UnixMilli(), f.To.UnixMilli()
+	spans, args := clipped(f, a)
 	query := `SELECT labels, MIN(sandbox_id), COUNT(DISTINCT sandbox_id), CAST(SUM(CASE WHEN kind = 'running' THEN 1 ELSE 0 END) AS BIGINT), ` +
 		part("1", "running") + `, ` + part("1", "paused") + `, ` + part("cpus", "running") + `, ` + part("memory_mib", "running") + `, ` + part("disk_mib", "paused") +
-		` FROM (SELECT labels, sandbox_id, kind, cpus, memory_mib, disk_mib, ` + length + ` AS ms FROM ` + a.from + ` WHERE ` + strings.Join(a.conds, " AND ") + `) x GROUP BY ` + by
+		` FROM (` + spans + `) x GROUP BY ` + by
 
 	sums := map[string]*nacre.UsageSum{}
 	err := db.reads.eachFresh(ctx, func(r *sql.Rows) error {
@@ -202,7 +212,7 @@ func (db *DB) SumUsage(ctx context.Context, f nacre.UsageFilter, group string) (
 		u.Running, u.Paused = time.Duration(running)*time.Millisecond, time.Duration(paused)*time.Millisecond
 		addUsage(sums, u, group == "")
 		return nil
-	}, query, append([]any{to, to, from, from}, a.args...)...)
+	}, query, args...)
 	if err != nil {
 		return nil, db.fail(ctx, err)
 	}
@@ -253,7 +263,7 @@ func (db *DB) UsageSpans(ctx context.Context, f nacre.UsageFilter, limit int) ([
 		if s.Start.Before(f.From) {
 			s.Start = f.From
 		}
-		if !s.End.IsZero() && s.End.After(f.To) {
+		if !s.End.IsZero() && !f.To.IsZero() && s.End.After(f.To) {
 			s.End = f.To
 		}
 		if len(out) < limit {
