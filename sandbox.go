@@ -164,9 +164,11 @@ type SandboxFilter struct {
 	Node           NodeID
 	DeadlineBefore time.Time // alive, with Deadline <= this
 
-	// Newest StartedAt first, then by id. Limit 0 means 100; at most 1000.
-	Limit  int
-	Cursor string // opaque, from SandboxPage.Next
+	// Newest StartedAt first, then by id, or the other way round. Limit 0 means
+	// 100; at most 1000.
+	OldestFirst bool
+	Limit       int
+	Cursor      string // opaque, from SandboxPage.Next
 }
 
 // SandboxPage is one page of a list. Next is "" on the last.

@@ -49,6 +49,9 @@ func Listed(f nacre.SandboxFilter, all []nacre.Sandbox) []nacre.Sandbox {
 		}
 		return cmp.Compare(b.ID, a.ID)
 	})
+	if f.OldestFirst {
+		slices.Reverse(out)
+	}
 	return out
 }
 
@@ -125,7 +128,8 @@ func randomSandboxes(rng *rand.Rand, n int, teams []nacre.TeamID, node string) [
 
 // randomFilter returns a filter that selects some of all.
 func randomFilter(rng *rand.Rand, all []nacre.Sandbox, teams []nacre.TeamID, node string) nacre.SandboxFilter {
-	f := nacre.SandboxFilter{TeamID: teams[rng.IntN(len(teams))], Limit: []int{1, 2, 3, 7, 100, 1000}[rng.IntN(6)]}
+	f := nacre.SandboxFilter{TeamID: teams[rng.IntN(len(teams))], Limit: []int{1, 2, 3, 7, 100, 1000}[rng.IntN(6)],
+		OldestFirst: rng.IntN(4) == 0}
 	pick := func() nacre.Sandbox { return all[rng.IntN(len(all))] }
 	for range rng.IntN(4) {
 		f.States = append(f.States, pick().State)

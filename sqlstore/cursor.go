@@ -118,6 +118,9 @@ func shape(f nacre.SandboxFilter) uint64 {
 	if !f.DeadlineBefore.IsZero() {
 		h.put('d', "")
 	}
+	if f.OldestFirst {
+		h.put('o', "")
+	}
 	return h.Sum64()
 }
 

@@ -79,6 +79,7 @@ func (db *DB) Count(ctx context.Context, f nacre.SandboxFilter) (int, error) {
 type selection struct {
 	arms []arm
 	sort bool // the arm's index does not give the list's order
+	up   bool // the oldest first
 }
 
 // arm reads one range of an index.
@@ -113,6 +114,7 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 			return selection{}, false, nil
 		}
 	}
+	sel.up = f.OldestFirst
 	tags := tagsOf(f)
 	if ids != "" || !f.DeadlineBefore.IsZero() {
 		// One arm, with everything else as a condition.
@@ -121,8 +123,9 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 			a.from = "sandboxes s" + db.d.indexed("sqlite_autoindex_sandboxes_1")
 			a.and("s.id IN ("+db.d.jsonList+")", ids)
 		}
-		a.after(after, true)
-		return selection{arms: []arm{a}, sort: true}, true, nil
+		sel.arms, sel.sort = []arm{a}, true
+		sel.after(after)
+		return sel, true, nil
 	}
 	if len(tags) > 1 && !f.AllTeams {
 		if err := db.rarestFirst(ctx, f.TeamID, states, tags); err != nil {
@@ -143,9 +146,9 @@ func (db *DB) selection(ctx context.Context, f nacre.SandboxFilter, after *curso
 		default:
 			a = db.recordArm("sandboxes_state", f, []nacre.State{state}, tags, false)
 		}
-		a.after(after, false)
 		sel.arms = append(sel.arms, a)
 	}
+	sel.after(after)
 	return sel, true, nil
 }
 
@@ -200,17 +203,36 @@ func (db *DB) tagArm(f nacre.SandboxFilter, state nacre.State, tags [][]byte) ar
 	return a
 }
 
-// after restricts an arm to what comes behind the cursor. An arm whose index has
-// another order must not be tempted by this one: hence the sum.
-func (a *arm) after(c *cursor, sorted bool) {
+// after restricts the arms to what comes behind the cursor.
+func (s *selection) after(c *cursor) {
 	if c == nil {
 		return
 	}
-	column := "s.started_at"
-	if sorted {
-		column = "s.started_at + 0"
+	behind := " < "
+	if s.up {
+		behind = " > "
 	}
-	a.and("("+column+", "+a.id+") < (?, ?)", c.started, string(c.id))
+	for i := range s.arms {
+		a := &s.arms[i]
+		a.and("("+s.column()+", "+a.id+")"+behind+"(?, ?)", c.started, string(c.id))
+	}
+}
+
+// column is what an arm is ordered by. One whose index has another order must not
+// be tempted by this one: hence the sum.
+func (s *selection) column() string {
+	if s.sort {
+		return "s.started_at + 0"
+	}
+	return "s.started_at"
+}
+
+// by is the order by two columns.
+func (s *selection) by(first, second string) string {
+	if s.up {
+		return " ORDER BY " + first + ", " + second
+	}
+	return " ORDER BY " + first + " DESC, " + second + " DESC"
 }
 
 // page returns the query for the first n records.
@@ -222,18 +244,14 @@ func (s selection) page(n int) (string, []any) {
 		if i > 0 {
 			b.WriteString(" UNION ALL ")
 		}
-		order := "s.started_at"
-		if s.sort {
-			order += " + 0"
-		}
 		// The arm's limit is written out, rounded up to a power of two: PostgreSQL
 		// plans for a limit that it sees, and the texts stay few.
 		limit := 1 << bits.Len(uint(n-1))
 		b.WriteString("SELECT * FROM (SELECT " + a.id + " AS id, s.started_at AS started_at, " + a.key + " AS k FROM " + a.from + " WHERE " + strings.Join(a.conds, " AND ") +
-			" ORDER BY " + order + " DESC, " + a.id + " DESC LIMIT " + strconv.Itoa(limit) + ") AS a" + strconv.Itoa(i))
+			s.by(s.column(), a.id) + " LIMIT " + strconv.Itoa(limit) + ") AS a" + strconv.Itoa(i))
 		args = append(args, a.args...)
 	}
-	b.WriteString(") AS u ORDER BY started_at DESC, id DESC LIMIT ?) AS c CROSS JOIN sandboxes s WHERE " + s.arms[0].find + " = c.k ORDER BY c.started_at DESC, c.id DESC")
+	b.WriteString(") AS u" + s.by("started_at", "id") + " LIMIT ?) AS c CROSS JOIN sandboxes s WHERE " + s.arms[0].find + " = c.k" + s.by("c.started_at", "c.id"))
 	return b.String(), append(args, n)
 }
 

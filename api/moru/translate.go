@@ -259,9 +259,10 @@ func parseSandboxQuery(q url.Values, stateParam string, allowed ...string) (sand
 	case "", "desc":
 		return out, nil
 	case "asc":
-		return out, refuse(refusal{"order", true, "the oldest first"})
+		out.filter.OldestFirst = true
+		return out, nil
 	}
-	return out, nacre.Invalidf("order", "order must be \"desc\"")
+	return out, nacre.Invalidf("order", "order must be \"asc\" or \"desc\"")
 }
 
 // narrow drops what the store did not filter. A page may come out shorter than
@@ -270,7 +271,10 @@ func (q sandboxQuery) narrow(page nacre.SandboxPage) nacre.SandboxPage {
 	out := nacre.SandboxPage{Next: page.Next}
 	for _, s := range page.Sandboxes {
 		if !q.startedAfter.IsZero() && s.StartedAt.Before(q.startedAfter) {
-			out.Next = "" // newest first: all that follow are older still
+			if q.filter.OldestFirst {
+				continue
+			}
+			out.Next = "" // all that follow are older still
 			break
 		}
 		if q.template == "" || q.template == s.Template || q.template == string(s.TemplateID) {

@@ -199,6 +199,8 @@ func TestListFilters(t *testing.T) {
 		{"?template=base", fmt.Sprint([]string{young})},
 		{"?template=tbase00000000000000f", fmt.Sprint([]string{young, old})},
 		{"?startedAfter=" + since, fmt.Sprint([]string{young})},
+		{"?order=asc", fmt.Sprint([]string{old, young})},
+		{"?order=asc&startedAfter=" + since, fmt.Sprint([]string{young})},
 		{"?state=paused", "[]"},
 		{"?state=running&state=paused", fmt.Sprint([]string{young, old})},
 		{"?state=running%2Cpaused", fmt.Sprint([]string{young, old})},
@@ -218,7 +220,7 @@ func TestListFilters(t *testing.T) {
 	h.ok(400, "GET", "/v2/sandboxes?state=stopped", "")
 	h.ok(400, "GET", "/v2/sandboxes?nextToken=x", "")
 	h.ok(400, "GET", "/v2/sandboxes?metadata=%25zz", "")
-	h.ok(501, "GET", "/v2/sandboxes?order=asc", "")
+	h.ok(400, "GET", "/v2/sandboxes?order=up", "")
 	// The wire's own example, as all four clients send it.
 	h.record(id1, h.teamA, nacre.StateRunning)
 	var page []listedSandbox

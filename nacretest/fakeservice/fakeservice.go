@@ -183,7 +183,7 @@ func (f *Service) Get(_ context.Context, team nacre.TeamID, id nacre.SandboxID) 
 	return f.get(team, id)
 }
 
-// List filters by team, state and metadata; cursors are positions.
+// List filters by team, state and metadata, in either order; cursors are positions.
 func (f *Service) List(_ context.Context, team nacre.TeamID, q nacre.SandboxFilter) (nacre.SandboxPage, error) {
 	if err := f.fail("List"); err != nil {
 		return nacre.SandboxPage{}, err
@@ -206,6 +206,9 @@ func (f *Service) List(_ context.Context, team nacre.TeamID, q nacre.SandboxFilt
 		}
 		return all[i].ID < all[j].ID
 	})
+	if q.OldestFirst {
+		slices.Reverse(all)
+	}
 	limit := q.Limit
 	if limit == 0 {
 		limit = 100
