@@ -67,6 +67,9 @@ type EventSignal interface {
 	// EventsWritten returns a channel that is closed when this process next writes
 	// events. Those of other processes are not told: a reader asks now and then, too.
 	EventsWritten() <-chan struct{}
+	// LastEvent returns the Seq of the newest event that EventLog shows, 0 when there
+	// is none.
+	LastEvent(ctx context.Context) (int64, error)
 }
 
 // EventWriter writes events that come with no change of a record.

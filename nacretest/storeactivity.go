@@ -44,6 +44,9 @@ func TestActivityLog(t *testing.T, open func(t *testing.T) ActivityLog) {
 			t.Errorf("event %d is %+v after %d", i, e, got[i].Seq)
 		}
 	}
+	if last, err := store.LastEvent(t.Context()); err != nil || last != got[3].Seq {
+		t.Errorf("the last event is %d, want %d: %v", last, got[3].Seq, err)
+	}
 	written = store.EventsWritten()
 	if _, err := store.Update(t.Context(), team, box.ID, noChange); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"database/sql"
 	"sync"
 	"time"
 
@@ -34,6 +35,14 @@ func (s *signal) wake() {
 
 // EventsWritten implements nacre.EventSignal.
 func (db *DB) EventsWritten() <-chan struct{} { return db.signal.wait() }
+
+// LastEvent implements nacre.EventSignal.
+func (db *DB) LastEvent(ctx context.Context) (int64, error) {
+	var seq int64
+	_, err := db.reads.one(ctx, func(r *sql.Rows) error { return r.Scan(&seq) },
+		`SELECT coalesce(max(seq), 0) FROM events WHERE seq < `+db.d.horizon)
+	return seq, db.fail(ctx, err)
+}
 
 // AppendEvents implements nacre.EventWriter.
 func (db *DB) AppendEvents(ctx context.Context, events []nacre.Event) error {
