@@ -14,8 +14,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// settled tells what keeps records, machines and the host from being one: nothing,
-// when every record is running with a machine or ended without, and nothing is left.
+// settled tells what keeps records, machines, snapshots and the host from being one:
+// nothing, when every record is running with a machine, paused at a snapshot or ended
+// without either, and nothing is left.
 func (w *world) settled() string {
 	ctx := context.Background()
 	p, err := w.svc.List(ctx, team, nacre.SandboxFilter{Limit: 1000})
@@ -30,7 +31,12 @@ func (w *world) settled() string {
 	for _, m := range list {
 		machines[m.Sandbox] = m
 	}
+	kept, why := w.settledSnapshots(ctx)
+	if why != "" {
+		return why
+	}
 	var keep []nacre.MachineID
+	held := map[nacre.SnapshotID]bool{}
 	for _, s := range p.Sandboxes {
 		m, has := machines[s.ID]
 		delete(machines, s.ID)
@@ -40,6 +46,11 @@ func (w *world) settled() string {
 				return fmt.Sprintf("%s has no route", s.ID)
 			}
 			keep = append(keep, m.Machine)
+		case s.State == nacre.StatePaused && !has && s.Machine == "" && !s.PausedAt.IsZero():
+			if _, ok := kept[s.Snapshot]; !ok {
+				return fmt.Sprintf("%s is paused at %s, which is not there", s.ID, s.Snapshot)
+			}
+			held[s.Snapshot] = true
 		case s.State == nacre.StateEnded && !has:
 			if s.EndReason == "" || s.Detail == "" || s.EndedAt.IsZero() {
 				return fmt.Sprintf("%s ended without saying why: %+v", s.ID, s)
@@ -51,10 +62,44 @@ func (w *world) settled() string {
 	if len(machines) > 0 {
 		return fmt.Sprintf("machines without a record: %+v", machines)
 	}
+	for id, n := range kept {
+		if (n.Kind == nacre.SnapshotPause || n.Kind == nacre.SnapshotFork) && !held[id] {
+			return fmt.Sprintf("nobody needs snapshot %+v", n)
+		}
+	}
 	if l := w.host.Leaks(keep...); len(l) > 0 {
 		return fmt.Sprintf("left behind: %v", l)
 	}
 	return ""
+}
+
+// settledSnapshots returns the snapshots when each record is ready and has its files,
+// and each file its record.
+func (w *world) settledSnapshots(ctx context.Context) (map[nacre.SnapshotID]nacre.Snapshot, string) {
+	rows, err := w.db.ListSnapshots(ctx, nacre.SnapshotFilter{AllTeams: true, Limit: 1000,
+		Kinds: []nacre.SnapshotKind{nacre.SnapshotUser, nacre.SnapshotPause, nacre.SnapshotFork, nacre.SnapshotWarm}})
+	if err != nil {
+		return nil, err.Error()
+	}
+	files, err := w.node.Snapshots(ctx)
+	if err != nil {
+		return nil, err.Error()
+	}
+	out := map[nacre.SnapshotID]nacre.Snapshot{}
+	for _, n := range rows.Snapshots {
+		if out[n.ID] = n; n.State != nacre.SnapshotReady {
+			return nil, fmt.Sprintf("snapshot %s is %s", n.ID, n.State)
+		}
+	}
+	for _, m := range files {
+		if _, ok := out[m.ID]; !ok {
+			return nil, fmt.Sprintf("snapshot %s has no record", m.ID)
+		}
+	}
+	if len(files) != len(out) {
+		return nil, fmt.Sprintf("%d records of snapshots, %d snapshots", len(out), len(files))
+	}
+	return out, ""
 }
 
 func (w *world) settles(what string) {

@@ -110,7 +110,7 @@ func (s *Service) mayStart(ctx context.Context, n nacre.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	if !n.FilesOnly && c.RestoreKey != n.RestoreKey {
+	if c.RestoreKey != n.RestoreKey {
 		return nacre.Errorf(nacre.CodeUnsupported, "snapshot %s cannot be restored here: it was taken on %s, and this host is %s", n.ID, named(n.RestoreKey), named(c.RestoreKey))
 	}
 	list, err := node.Snapshots(ctx)

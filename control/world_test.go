@@ -13,6 +13,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/control"
+	"github.com/nacrehq/nacre/image"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/node"
 	"github.com/nacrehq/nacre/sqlstore"
@@ -34,6 +35,8 @@ type world struct {
 	tweak  func(*node.Config)
 	rules  func(*control.Config)
 
+	diskStep func(step string) error // may fail a step of the snapshots' store
+
 	*daemon
 }
 
@@ -41,6 +44,7 @@ type world struct {
 type daemon struct {
 	fake *nacretest.FakeDaemon
 	db   *sqlstore.DB
+	arts *image.Artifacts
 	node *node.Node
 	svc  *control.Service
 	stop func()
@@ -87,8 +91,21 @@ func (w *world) boot() (*daemon, error) {
 		cancel()
 		return nil, errors.Join(err, db.Close())
 	}
+	d.arts, err = image.OpenArtifacts(image.ArtifactOptions{Dir: filepath.Join(w.dir, "snapshots"), ReserveMiB: -1,
+		Step: func(step string) error {
+			if w.diskStep != nil {
+				if err := w.diskStep(step); err != nil {
+					return err
+				}
+			}
+			return d.fake.Step()
+		}})
+	if err != nil {
+		cancel()
+		return nil, errors.Join(err, db.Close())
+	}
 	cfg := node.Config{
-		Dir: filepath.Join(w.dir, "node"), Runtime: d.fake.Runtime(), Network: d.fake.Network(), Images: d.fake.Images(),
+		Dir: filepath.Join(w.dir, "node"), Runtime: d.fake.Runtime(), Network: d.fake.Network(), Images: d.fake.Images(), Artifacts: d.arts,
 		NewAgent: d.fake.NewAgent, AgentPath: "/agent", Clock: w.clock, Logger: log, LogDrain: time.Millisecond,
 		Host: func() (node.HostStats, error) {
 			return node.HostStats{MemoryTotal: 64 << 30, MemoryAvailable: 60 << 30, DiskTotal: 1 << 40, DiskFree: 1 << 39}, nil
@@ -103,7 +120,8 @@ func (w *world) boot() (*daemon, error) {
 	}
 	if err == nil {
 		cfg := control.Config{
-			Store: killableStore{db, d.fake}, Templates: db, Node: d.node, Telemetry: d.node,
+			Store: killableStore{db, d.fake}, Snapshots: killableSnapshots{db, d.fake}, Templates: db,
+			Node: d.node, Traffic: d.node, Telemetry: d.node,
 			Limits: w.limits, Clock: w.clock, Logger: log,
 		}
 		if w.rules != nil {
@@ -120,6 +138,7 @@ func (w *world) boot() (*daemon, error) {
 			if d.node != nil {
 				d.node.Close()
 			}
+			d.arts.Close()
 			db.Close()
 		})
 	}
@@ -140,13 +159,18 @@ func (w *world) restart() {
 	w.start()
 }
 
+// onDisk are the directories that a daemon finds again.
+var onDisk = []string{"node", "snapshots"}
+
 // crashAt kills the daemon at its n-th next step; what it had on disk at that
 // moment is what the next one finds.
 func (w *world) crashAt(n int) {
 	frozen := filepath.Join(w.dir, "frozen")
 	w.fake.KillAt(n, func() {
-		if err := copyTree(filepath.Join(w.dir, "node"), frozen); err != nil {
-			w.tb.Errorf("freeze the node's directory: %v", err)
+		for _, dir := range onDisk {
+			if err := copyTree(filepath.Join(w.dir, dir), filepath.Join(frozen, dir)); err != nil {
+				w.tb.Errorf("freeze the directory %s: %v", dir, err)
+			}
 		}
 	})
 }
@@ -160,7 +184,12 @@ func (w *world) afterCrash() {
 	w.stop()
 	frozen := filepath.Join(w.dir, "frozen")
 	if _, err := os.Stat(frozen); err == nil {
-		if err := errors.Join(os.RemoveAll(filepath.Join(w.dir, "node")), os.Rename(frozen, filepath.Join(w.dir, "node"))); err != nil {
+		for _, dir := range onDisk {
+			if err := errors.Join(os.RemoveAll(filepath.Join(w.dir, dir)), os.Rename(filepath.Join(frozen, dir), filepath.Join(w.dir, dir))); err != nil {
+				w.tb.Fatal(err)
+			}
+		}
+		if err := os.RemoveAll(frozen); err != nil {
 			w.tb.Fatal(err)
 		}
 	}
@@ -228,8 +257,10 @@ type killableStore struct {
 	fake *nacretest.FakeDaemon
 }
 
-func (s killableStore) step(err error) error {
-	if kerr := s.fake.Step(); kerr != nil {
+func (s killableStore) step(err error) error { return step(s.fake, err) }
+
+func step(fake *nacretest.FakeDaemon, err error) error {
+	if kerr := fake.Step(); kerr != nil {
 		return nacre.Wrap(nacre.CodeUnavailable, kerr, "the daemon is dead")
 	}
 	return err
@@ -255,4 +286,40 @@ type testWriter struct{ tb testing.TB }
 func (w testWriter) Write(p []byte) (int, error) {
 	w.tb.Logf("%s", p)
 	return len(p), nil
+}
+
+// killableSnapshots is killableStore for snapshots.
+type killableSnapshots struct {
+	nacre.SnapshotStore
+	fake *nacretest.FakeDaemon
+}
+
+func (s killableSnapshots) InsertSnapshot(ctx context.Context, n nacre.Snapshot, ev ...nacre.Event) error {
+	if err := step(s.fake, nil); err != nil {
+		return err
+	}
+	return step(s.fake, s.SnapshotStore.InsertSnapshot(ctx, n, ev...))
+}
+
+func (s killableSnapshots) UpdateSnapshot(ctx context.Context, t nacre.TeamID, id nacre.SnapshotID, fn func(*nacre.Snapshot) ([]nacre.Event, error)) (nacre.Snapshot, error) {
+	if err := step(s.fake, nil); err != nil {
+		return nacre.Snapshot{}, err
+	}
+	n, err := s.SnapshotStore.UpdateSnapshot(ctx, t, id, fn)
+	return n, step(s.fake, err)
+}
+
+func (s killableSnapshots) RetireSnapshot(ctx context.Context, t nacre.TeamID, id nacre.SnapshotID, ev ...nacre.Event) (nacre.Snapshot, error) {
+	if err := step(s.fake, nil); err != nil {
+		return nacre.Snapshot{}, err
+	}
+	n, err := s.SnapshotStore.RetireSnapshot(ctx, t, id, ev...)
+	return n, step(s.fake, err)
+}
+
+func (s killableSnapshots) DropSnapshot(ctx context.Context, t nacre.TeamID, id nacre.SnapshotID) error {
+	if err := step(s.fake, nil); err != nil {
+		return err
+	}
+	return step(s.fake, s.SnapshotStore.DropSnapshot(ctx, t, id))
 }
