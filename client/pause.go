@@ -28,7 +28,8 @@ type connectOption func(*connectRequest)
 func (f connectOption) connect(r *connectRequest) { f(r) }
 
 // Reboot makes Connect and Resume boot a paused sandbox with its files instead of
-// restoring its memory, which is lost. One that runs is left as it is.
+// restoring its memory. One that was paused with its memory may be ErrUnsupported,
+// and is paused as before then; one that runs is left as it is.
 func Reboot() ConnectOption {
 	return connectOption(func(r *connectRequest) { no := false; r.Memory = &no })
 }
