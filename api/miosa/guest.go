@@ -107,6 +107,9 @@ func asUser(do func(user string) error) error {
 
 // start runs a program as the guest's user in its directory.
 func (g *guest) start(ctx context.Context, spec nacre.ProcessSpec) (nacre.ProcessStream, error) {
+	if !spec.Unlogged {
+		spec.Env = g.api.bound.add(ctx, g, spec.Env)
+	}
 	chosen := spec.Cwd != ""
 	if !chosen {
 		spec.Cwd = workspace

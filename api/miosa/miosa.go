@@ -35,6 +35,8 @@ type Config struct {
 	// Domain is what previews stand under, with a port where the edge listens on
 	// another than 443.
 	Domain string
+	// Scheme is how a browser reaches them; "" means https.
+	Scheme string
 
 	Logger *slog.Logger
 	Clock  nacre.Clock
@@ -46,6 +48,7 @@ type API struct {
 	Config
 	handler http.Handler
 	jobs    *jobs
+	bound   *bound
 	big     chan struct{} // a turn for each large body that is held in memory
 }
 
@@ -60,8 +63,11 @@ func New(c Config) *API {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.Scheme == "" {
+		c.Scheme = "https"
+	}
 	a := &API{Config: c, big: make(chan struct{}, bigBodies)}
-	a.jobs = newJobs(a)
+	a.jobs, a.bound = newJobs(a), &bound{api: a, of: map[nacre.SandboxID]boundEnv{}}
 	a.handler = cors(api.Dialect{
 		Routes: a.routes(), Auth: c.Auth, WriteError: writeError, Logger: c.Logger, Clock: c.Clock,
 	}.Handler())

@@ -2,8 +2,26 @@ package miosa
 
 import "github.com/nacrehq/nacre"
 
-// Nouns are the stores behind the nouns that only this dialect has.
+// Nouns are what stands behind the nouns that only this dialect has.
 type Nouns struct {
-	Editor Editor
-	Events nacre.EventLog
+	Editor   Editor
+	Events   nacre.EventLog
+	Streams  Streams
+	Previews nacre.PreviewStore
+	Domains  nacre.DomainStore
+	Resolver Resolver // nil: no domain is ever verified
+	Secrets  nacre.SecretStore
+	Requests nacre.RequestStore // nil: an Idempotency-Key means nothing
+	Usage    Usage
+
+	// Emit takes events that come with no change of a record; nil drops them. It must
+	// not block.
+	Emit func(nacre.Event)
+}
+
+// emit tells that something was done in a sandbox.
+func (a *API) emit(g *guest, kind nacre.EventKind, data map[string]string) {
+	if a.Emit != nil {
+		a.Emit(nacre.Event{Time: a.Clock().UTC(), TeamID: g.team, SandboxID: g.id, Kind: kind, Data: data})
+	}
 }

@@ -10,7 +10,7 @@ import (
 // routes is the table of operations: what is offered, then what is known and not.
 func (a *API) routes() []api.Route {
 	var out []api.Route
-	for _, group := range [][]op{a.sandboxRoutes(), a.processRoutes(), a.fileRoutes(), a.snapshotRoutes(), a.otherRoutes()} {
+	for _, group := range [][]op{a.sandboxRoutes(), a.processRoutes(), a.fileRoutes(), a.snapshotRoutes(), a.previewRoutes(), a.tenantRoutes(), a.otherRoutes()} {
 		for _, o := range group {
 			out = append(out, o.route())
 		}
@@ -37,7 +37,7 @@ func (o op) route() api.Route {
 
 func (a *API) sandboxRoutes() []op {
 	return []op{
-		{"POST /sandboxes", a.createSandbox},
+		{"POST /sandboxes", a.once(a.createSandbox)},
 		{"GET /sandboxes", a.listSandboxes},
 		{"GET /sandboxes/by-name/{name}", a.getByName},
 		{"GET /sandboxes/{id}", a.getSandbox},
@@ -46,7 +46,7 @@ func (a *API) sandboxRoutes() []op {
 		{"PATCH /sandboxes/{id}/tags", a.setTags},
 		{"POST /sandboxes/{id}/extend", a.extend},
 		{"POST /sandboxes/{id}/pause", a.pause},
-		{"POST /sandboxes/{id}/resume", a.resume},
+		{"POST /sandboxes/{id}/resume", a.once(a.resume)},
 		{"POST /sandboxes/{id}/stop", a.stop},
 		{"GET /sandboxes/{id}/readiness", a.readiness},
 		{"GET /sandboxes/{id}/readiness/stream", a.readinessStream},
@@ -58,6 +58,8 @@ func (a *API) sandboxRoutes() []op {
 		{"GET /sandboxes/{id}/metrics", a.metrics},
 		{"GET /sandboxes/{id}/logs", a.logs},
 		{"GET /sandboxes/{id}/logs/stream", a.streamLogs},
+		{"GET /sandboxes/{id}/events", a.sandboxEvents},
+		{"GET /sandboxes/{id}/usage", a.sandboxUsage},
 	}
 }
 
@@ -119,13 +121,58 @@ func (a *API) snapshotRoutes() []op {
 		{"GET /sandboxes/{id}/snapshots/{snapshot}", a.getSnapshot},
 		{"DELETE /sandboxes/{id}/snapshots/{snapshot}", a.deleteSnapshot},
 		{"POST /sandboxes/{id}/restore/{snapshot}", a.restore},
-		{"POST /sandboxes/{id}/fork", a.fork},
+		{"POST /sandboxes/{id}/fork", a.once(a.fork)},
 		{"POST /sandboxes/{id}/snapshot", a.snapshotNow},
 		{"GET /snapshots", a.listAllSnapshots},
 		{"POST /snapshots/delete", a.deleteSnapshots},
 		{"GET /snapshots/{snapshot}", a.getSnapshot},
 		{"DELETE /snapshots/{snapshot}", a.deleteSnapshot},
-		{"POST /snapshots/{snapshot}/fork", a.fork},
+		{"POST /snapshots/{snapshot}/fork", a.once(a.fork)},
+	}
+}
+
+func (a *API) previewRoutes() []op {
+	return []op{
+		{"POST /sandboxes/{id}/previews", a.createPreview},
+		{"GET /sandboxes/{id}/previews", a.listPreviews},
+		{"GET /sandboxes/{id}/previews/{preview}", a.getPreview},
+		{"PATCH /sandboxes/{id}/previews/{preview}", a.changePreview},
+		{"DELETE /sandboxes/{id}/previews/{preview}", a.deletePreview},
+		{"POST /sandboxes/{id}/previews/{preview}/share", a.sharePreview},
+		{"DELETE /sandboxes/{id}/previews/{preview}/share", a.revokeShares},
+		{"POST /sandboxes/{id}/expose", a.expose},
+		{"POST /sandboxes/{id}/preview-token", a.createShare},
+		{"POST /sandboxes/{id}/shares", a.createShare},
+		{"GET /sandboxes/{id}/shares", a.listShares},
+		{"DELETE /sandboxes/{id}/shares/{share}", a.revokeShare},
+		{"GET /tenant/preview-domain", a.getPreviewDomain},
+		{"PUT /tenant/preview-domain", a.setPreviewDomain},
+		{"DELETE /tenant/preview-domain", a.deletePreviewDomain},
+		{"POST /tenant/preview-domain/verify", a.verifyPreviewDomain},
+		{"GET /custom-domains", a.listDomains},
+		{"POST /custom-domains", a.createDomain},
+		{"POST /custom-domains/{domain}/verify", a.verifyDomain},
+		{"DELETE /custom-domains/{domain}", a.deleteDomain},
+	}
+}
+
+func (a *API) tenantRoutes() []op {
+	return []op{
+		{"POST /egress/secrets", a.createSecret},
+		{"GET /egress/secrets", a.listSecrets},
+		{"GET /egress/secrets/{secret}", a.getSecret},
+		{"PATCH /egress/secrets/{secret}", a.changeSecret},
+		{"DELETE /egress/secrets/{secret}", a.deleteSecret},
+		{"POST /egress/bindings", a.createBinding},
+		{"GET /egress/bindings", a.listBindings},
+		{"DELETE /egress/bindings/{binding}", a.deleteBinding},
+		{"GET /events/stream", a.tenantEvents},
+		{"GET /usage", a.usageRollup},
+		{"GET /usage/summary", a.usageSummary},
+		{"GET /usage/sessions", a.usageSessions},
+		{"GET /credits/balance", a.creditBalance},
+		{"GET /credits/usage", a.usageSummary},
+		{"GET /credits/transactions", a.creditTransactions},
 	}
 }
 
@@ -155,6 +202,45 @@ func unsupported(method, path string) api.Route {
 var notOffered = [][2]string{
 	{"POST", "/sandboxes/batch"},
 	{"POST", "/sandboxes/run"},
+	{"POST", "/sandboxes/{id}/deploy"},
+	{"POST", "/sandboxes/{id}/template/start"},
+	{"GET", "/sandboxes/{id}/artifacts"},
+	{"POST", "/sandboxes/{id}/code/run"},
+	{"GET", "/sandboxes/{id}/code/contexts"},
+	{"DELETE", "/sandboxes/{id}/code/contexts/{context}"},
+	{"DELETE", "/sandboxes/{id}/code"},
+	{"POST", "/sandboxes/{id}/ssh-certificates"},
+	{"GET", "/sandboxes/{id}/ssh-info"},
+	{"POST", "/sandboxes/{id}/browser/cdp-url"},
+
+	{"GET", "/snapshots/groups"},
+	{"GET", "/snapshots/{snapshot}/tree"},
+	{"GET", "/snapshots/{snapshot}/files"},
+	{"GET", "/named-snapshots"},
+	{"POST", "/named-snapshots"},
+
+	{"GET", "/egress/oauth/providers"},
+	{"POST", "/egress/oauth/start"},
+
+	{"POST", "/auth/sse-ticket"},
+	{"POST", "/sse/ticket"},
+	{"GET", "/webhooks"},
+	{"POST", "/webhooks"},
+	{"GET", "/webhooks/{webhook}"},
+	{"PATCH", "/webhooks/{webhook}"},
+	{"DELETE", "/webhooks/{webhook}"},
+	{"POST", "/webhooks/{webhook}/test"},
+	{"GET", "/webhooks/{webhook}/deliveries"},
+
+	{"GET", "/quotas/external/{user}"},
+	{"PUT", "/quotas/external/{user}"},
+	{"DELETE", "/quotas/external/{user}"},
+	{"GET", "/workspaces"},
+	{"POST", "/workspaces"},
+	{"GET", "/workspaces/{workspace}"},
+	{"PATCH", "/workspaces/{workspace}"},
+	{"DELETE", "/workspaces/{workspace}"},
+	{"GET", "/tenant/plan"},
 
 	{"POST", "/sandbox-templates"},
 	{"DELETE", "/sandbox-templates/{template}"},
