@@ -71,6 +71,9 @@ type Runtime interface {
 	// Start boots a machine and returns when its init process runs; whether the
 	// agent answers yet is the caller's to ask. When it fails, or ctx ends first,
 	// nothing is left. The machine outlives this process.
+	//
+	// A guest that makes too many processes is refused more (EAGAIN) and goes on; one
+	// that uses more memory than it has ends as a whole, with EndOOM.
 	Start(ctx context.Context, spec MachineSpec) (Machine, error)
 
 	// Recover takes back a machine that an earlier process started. One that is
@@ -154,7 +157,10 @@ type SnapshotOptions struct {
 	// SumPages records the checksum of the memory's pages too, which means to read
 	// them once more; the guest does not stand still for it.
 	SumPages bool
-	// FilesOnly keeps the writable layer alone: Restore then boots, with these files.
+	// FilesOnly keeps the writable layer alone: Restore then starts AgentPath in a
+	// guest that boots, with these files and perhaps other CPUs and MemoryMiB. Unix
+	// sockets are not kept, nor extended attributes whose value is no UTF-8 text; files'
+	// times may be rounded to seconds.
 	FilesOnly bool
 }
 

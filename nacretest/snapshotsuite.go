@@ -20,6 +20,7 @@ func snapshotCases() []runtimeCase {
 		{"RestoreTenAtOnce", testRestoreMany},
 		{"RestoreCalledOff", testRestoreCalledOff},
 		{"RestoreRefuses", testRestoreRefuses},
+		{"SnapshotOfFiles", testSnapshotOfFiles},
 		{"Fault22_PauseResumeMany", testPauseResumeMany},
 		{"Fault23_RestoredGuestsShareNoRandomness", testRestoredRandomness},
 		{"Fault24_ClockAfterRestore", testRestoredClock},

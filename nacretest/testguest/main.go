@@ -85,16 +85,7 @@ func do(q Request) (r Reply) {
 	case "exit":
 		os.Exit(n)
 	case "eat":
-		var keep [][]byte
-		for range n {
-			b := make([]byte, 1<<20)
-			for i := 0; i < len(b); i += 4096 {
-				b[i] = 1
-			}
-			keep = append(keep, b)
-		}
-		r.N = int64(len(keep))
-		runtime.KeepAlive(keep)
+		r.N = eat(n)
 	case "hold": // n MiB of memory, each page touched, for good
 		for range n {
 			b := make([]byte, 1<<20)
@@ -180,6 +171,10 @@ func do(q Request) (r Reply) {
 	case "outside-ends":
 		d, err := outsideEnds()
 		r.N, r.Err = int64(d), text(err)
+	case "tree":
+		r.Err = text(makeTree(arg(q, 0)))
+	case "describe":
+		r.Out = describe(q.Args...)
 	case "append":
 		f, err := os.OpenFile(arg(q, 0), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 		if err == nil {
@@ -193,8 +188,24 @@ func do(q Request) (r Reply) {
 	return r
 }
 
+func eat(mib int) int64 {
+	var keep [][]byte
+	for range mib {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		keep = append(keep, b)
+	}
+	defer runtime.KeepAlive(keep)
+	return int64(len(keep))
+}
+
 func child(args []string) {
 	switch args[0] {
+	case "eat":
+		n, _ := strconv.Atoi(args[1])
+		eat(n)
 	case "sleep":
 		time.Sleep(time.Hour)
 	case "cat":

@@ -57,7 +57,7 @@ func initOf(t testing.TB, c *envd.Client, name string) {
 	t.Helper()
 	entropy := make([]byte, 64)
 	_, _ = rand.Read(entropy)
-	check(t, c.Init(t.Context(), nacre.AgentInit{Hostname: name, HostToken: "token-" + name, Time: time.Now(), Entropy: entropy,
+	check(t, c.Init(t.Context(), nacre.AgentInit{Hostname: name, HostToken: "token-" + name, Time: time.Now(), Entropy: entropy, NewIdentity: true,
 		Env: map[string]string{"WHO": name}, DefaultUser: "root"}))
 }
 

@@ -5,11 +5,14 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/erofs"
@@ -158,7 +161,8 @@ func (a *agents) keep(src, name, dir string, verify func() error) (string, error
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if own, err := os.Stat(path); err == nil && own.Size() == st.Size() {
-		return path, nil
+		now := time.Now()
+		return path, os.Chtimes(path, now, now)
 	}
 	if err := verify(); err != nil {
 		return "", err
@@ -168,4 +172,55 @@ func (a *agents) keep(src, name, dir string, verify func() error) (string, error
 		return "", err
 	}
 	return path, atomicfile.Write(path, b, 0o444)
+}
+
+// agentGrace is how long an agent's file system stays that no machine uses: a start
+// that was given its path may not have opened it yet.
+const agentGrace = 10 * time.Minute
+
+// sweepAgents removes the file systems of agents that no machine here has and that
+// none would be started with. Snapshots have copies of their own.
+func (r *Runtime) sweepAgents() error {
+	current, err := r.agents.image(r.cfg.Agent)
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	used := map[string]bool{current: true}
+	r.mu.Lock()
+	for _, m := range r.machines {
+		if m == nil {
+			continue // a start under way: see agentGrace
+		}
+		var b birth
+		text, err := os.ReadFile(filepath.Join(m.st.Dir, bootFile))
+		if err == nil && json.Unmarshal(text, &b) == nil {
+			used[b.Agent] = true
+		}
+	}
+	r.mu.Unlock()
+	return r.agents.sweep(filepath.Dir(current), used, r.cfg.Clock().Add(-agentGrace))
+}
+
+// sweep removes the directory's file systems that are not used and older than that.
+func (a *agents) sweep(dir string, used map[string]bool, old time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, path := range a.made {
+		used[path] = true
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if !agentImageName.MatchString(e.Name()) || used[path] {
+			continue
+		}
+		if st, err := e.Info(); err == nil && st.ModTime().Before(old) {
+			failed = append(failed, os.Remove(path))
+		}
+	}
+	return errors.Join(failed...)
 }

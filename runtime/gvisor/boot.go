@@ -147,6 +147,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if proc, err = l.start(); err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
+	l.proc = proc
 	r.trace("3-process")
 	goOn := proc.killOnEnd(ctx)
 	if err := l.handshake(); err != nil {
@@ -180,6 +181,7 @@ type launch struct {
 	spec  nacre.MachineSpec
 	snap  *snapshot // to restore; nil for a new guest
 	group *group
+	proc  *process
 
 	args  []string
 	files []*os.File // the child's descriptors
@@ -279,6 +281,9 @@ func (l *launch) prepareFiles() error {
 		if image == nil {
 			image = file
 		}
+	}
+	if err := l.giveLayer(); err != nil {
+		return err
 	}
 	b, err := l.birth(image, agent)
 	if err != nil {

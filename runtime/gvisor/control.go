@@ -20,6 +20,9 @@ func (l *launch) handshake() error {
 		return fmt.Errorf("the sandbox ended while it booted: %w", err)
 	}
 	l.r.trace("4-boot")
+	if err := l.proc.dieFirst(); err != nil {
+		return err
+	}
 	c, err := dialControl(l.spec.StateDir)
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
@@ -28,16 +31,26 @@ func (l *launch) handshake() error {
 	if err := c.Call(boot.ContMgrSetNetworkArgs, l.links, nil); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	if l.snap != nil {
+	tasks := guestTasks(l.spec.Resources.MaxPIDs)
+	if !l.fresh() {
 		defer l.r.trace("5-restore")
-		return l.snap.load(c)
+		if err := l.snap.load(c); err != nil {
+			return err
+		}
+		// With the new kernel comes a new control server.
+		again, err := dialControl(l.spec.StateDir)
+		if err != nil {
+			return fmt.Errorf("control socket: %w", err)
+		}
+		defer again.Close()
+		return limitTasks(again, l.snap.Birth.Group, tasks)
 	}
 	id := string(l.spec.ID)
 	if err := c.Call(boot.ContMgrRootContainerStart, &id, nil); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
 	l.r.trace("5-start")
-	return nil
+	return limitTasks(c, id, tasks)
 }
 
 // goneOr tells whether a call failed because the machine has ended, which the

@@ -43,6 +43,9 @@ type Config struct {
 	// Program is what becomes the sandbox: a static binary that calls Main first.
 	// Default: this program as it was started, whatever became of its file since.
 	Program string
+	// Agent is the agent's binary that machines are started with. The driver keeps
+	// files of its own beside it, of which Sweep removes the old ones.
+	Agent string
 	// Debug makes each sandbox write debug.log, which grows without bound, to its
 	// state directory.
 	Debug bool
@@ -144,7 +147,8 @@ func sandboxConfig(debug bool) (*config.Config, error) {
 		"--directfs=false", // the sandbox is nobody, in a user namespace of its own
 		"--overlay2=none",  // the root's overlay is given with the machine
 		"--host-settings=ignore",
-		"--allow-suid=true", // sudo
+		"--in-sandbox-cgroup=v2", // limits the guest's tasks (see limitTasks)
+		"--allow-suid=true",      // sudo
 		"--traceback=single",
 		"--control-rpc-stop-timeout=0s",
 	}
@@ -235,22 +239,28 @@ func (r *Runtime) known(id nacre.MachineID) bool {
 
 // Sweep removes the cgroups, and the processes in them, of machines that keep
 // does not know. A sandbox is in its cgroup from its first instruction on and
-// mounts nothing outside of its own mount namespace, so there is nothing else.
+// mounts nothing outside of its own mount namespace, so there is nothing else but
+// the old agents' file systems.
 func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) error {
 	names, err := r.cgroup.list()
 	if err != nil {
 		return err
 	}
 	var first error
+	strangers := false // kept, but nobody knows what they use
 	for _, name := range names {
 		id := nacre.MachineID(name)
 		if !id.Valid() || r.known(id) || keep(id) {
+			strangers = strangers || !r.known(id)
 			continue
 		}
 		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)
 		if err := r.cgroup.group(name).destroy(ctx); err != nil && first == nil {
 			first = fmt.Errorf("clearing machine %s: %w", id, err)
 		}
+	}
+	if first == nil && !strangers && r.cfg.Agent != "" {
+		first = r.sweepAgents()
 	}
 	return first
 }

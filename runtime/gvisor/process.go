@@ -82,6 +82,14 @@ func (p *process) kill() {
 	_ = p.control(func(fd int) error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
 }
 
+// dieFirst makes the kernel end this process and not one of its children when memory
+// runs out: a guest's memory is mapped by all of them, and with the first one all
+// end. Version 2 of cgroups can be told to end a group as a whole, version 1 cannot.
+// It must be called when gVisor has its first child, which the others come from.
+func (p *process) dieFirst() error {
+	return write("/proc/"+strconv.Itoa(p.pid), "oom_score_adj", "1000")
+}
+
 func (p *process) close() { p.fd.Close() }
 
 func (p *process) control(f func(fd int) error) error {

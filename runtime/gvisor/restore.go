@@ -65,7 +65,10 @@ func damaged(file string, cause error) error {
 }
 
 func (s *snapshot) checkSizes() error {
-	missing := map[string]bool{kernelFile: true, metaFile: true, pagesFile: true, agentImgFile: true}
+	missing := map[string]bool{}
+	for _, name := range s.all() {
+		missing[name] = true
+	}
 	for _, e := range s.Files {
 		if !missing[e.Name] {
 			return damaged(manifestFile, fmt.Errorf("it names %q", e.Name))
@@ -110,7 +113,7 @@ func (r *Runtime) VerifySnapshot(_ context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	return s.checkSums(kernelFile, metaFile, pagesFile, agentImgFile)
+	return s.checkSums(s.all()...)
 }
 
 // Restore implements nacre.Runtime.
@@ -128,17 +131,18 @@ func (r *Runtime) Restore(ctx context.Context, spec nacre.MachineSpec, dir strin
 	for _, f := range []struct {
 		name      string
 		was, want int
+		booting   bool // may be another when the guest boots
 	}{
-		{"Resources.CPUs", s.Birth.CPUs, spec.Resources.CPUs},
-		{"Resources.MemoryMiB", s.Birth.MemoryMiB, spec.Resources.MemoryMiB},
-		{"Root.UpperMiB", s.Birth.UpperMiB, spec.Root.UpperMiB},
+		{"Resources.CPUs", s.Birth.CPUs, spec.Resources.CPUs, true},
+		{"Resources.MemoryMiB", s.Birth.MemoryMiB, spec.Resources.MemoryMiB, true},
+		{"Root.UpperMiB", s.Birth.UpperMiB, spec.Root.UpperMiB, false},
 	} {
-		if f.was != f.want {
+		if f.was != f.want && !(f.booting && s.FilesOnly) {
 			return nil, &nacre.Error{Code: nacre.CodeConflict, Field: f.name,
 				Message: fmt.Sprintf("the snapshot was taken with %s %d; it cannot be restored with %d", f.name, f.was, f.want)}
 		}
 	}
-	if err := s.checkSums(kernelFile, metaFile); err != nil {
+	if err := s.checkSums(s.small()...); err != nil {
 		return nil, err
 	}
 	return r.launch(ctx, &launch{r: r, spec: spec, snap: s})
@@ -147,11 +151,29 @@ func (r *Runtime) Restore(ctx context.Context, spec nacre.MachineSpec, dir strin
 // agentImage returns the path of the agent's file system: the spec's agent, or the
 // one that the snapshot's guest goes on with.
 func (l *launch) agentImage() (string, error) {
-	if l.snap == nil {
+	if l.fresh() {
 		return l.r.agents.image(l.spec.AgentPath)
 	}
 	return l.r.agents.keep(filepath.Join(l.snap.dir, agentImgFile), filepath.Base(l.snap.Birth.Agent), filepath.Dir(l.spec.AgentPath),
 		func() error { return l.snap.checkSums(agentImgFile) })
+}
+
+// fresh tells whether the guest boots, with or without files that it has already.
+func (l *launch) fresh() bool { return l.snap == nil || l.snap.FilesOnly }
+
+// giveLayer hands over the files that a fresh guest begins with.
+func (l *launch) giveLayer() error {
+	if l.snap == nil || !l.snap.FilesOnly {
+		return nil
+	}
+	for _, name := range []string{layerFile, treeFile, metaFile, pagesFile} {
+		f, err := l.open(filepath.Join(l.snap.dir, name), os.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		l.give("fs-restore-fds", f)
+	}
+	return nil
 }
 
 // load has gVisor make the snapshot's kernel its own. The pages come behind: the

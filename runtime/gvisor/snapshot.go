@@ -32,14 +32,36 @@ const (
 	agentImgFile = "agent.erofs"
 	manifestFile = "snapshot.json"
 
-	manifestVersion = 1
+	// A snapshot of the files alone has these for the kernel and the agent. Its pages
+	// are those of the writable layer.
+	layerFile = "layer.img" // which layers there are: one
+	treeFile  = "tree.tar"  // its directories, owners, names; and where in the pages its files are
+
+	manifestVersion = 2
 )
 
 // manifest says what a snapshot holds.
 type manifest struct {
-	Version int
-	Birth   birth
-	Files   []manifestEntry
+	Version   int
+	FilesOnly bool `json:",omitempty"`
+	Birth     birth
+	Files     []manifestEntry
+}
+
+// small are the files that are verified before anything is started from them.
+func (m *manifest) small() []string {
+	if m.FilesOnly {
+		return []string{layerFile, treeFile, metaFile}
+	}
+	return []string{kernelFile, metaFile}
+}
+
+// all are the files that make a snapshot with the manifest.
+func (m *manifest) all() []string {
+	if m.FilesOnly {
+		return append(m.small(), pagesFile)
+	}
+	return append(m.small(), pagesFile, agentImgFile)
 }
 
 type manifestEntry struct {
@@ -57,18 +79,19 @@ type birth struct {
 	CPUs, MemoryMiB, UpperMiB int
 	Image                     string // imageID of the root
 	Agent                     string // the path of its file system on this host
+	Group                     string // of gVisor's own cgroups: the guest's
 }
 
 // birth records what the machine is booted from.
 func (l *launch) birth(image *os.File, agent string) (b birth, err error) {
 	s := l.spec
-	b = birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB, Agent: agent}
+	b = birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB, Agent: agent, Group: string(s.ID)}
 	guest := guestSpec(s)
-	if l.snap != nil {
+	if !l.fresh() {
 		if err = json.Unmarshal(l.snap.Birth.Spec, guest); err != nil {
 			return b, err
 		}
-		guest.Hostname = s.Hostname
+		guest.Hostname, b.Group = s.Hostname, l.snap.Birth.Group
 	}
 	if b.Spec, err = json.Marshal(guest); err != nil {
 		return b, err
@@ -165,6 +188,9 @@ func (s *saving) prepare() error {
 	if err != nil {
 		return nacre.Wrap(nacre.CodeUnsupported, err, "the machine was started by a version of nacre that took no snapshots")
 	}
+	if s.opt.FilesOnly {
+		return nil
+	}
 	s.files = append(s.files, agentImgFile)
 	return share(s.birth.Agent, filepath.Join(s.dir, agentImgFile))
 }
@@ -189,7 +215,11 @@ func (s *saving) save(ctx context.Context) error {
 		return err // the sandbox is gone
 	}
 	m.held = true
-	err = s.checkpoint(c)
+	if s.opt.FilesOnly {
+		err = s.checkpointFiles(c)
+	} else {
+		err = s.checkpoint(c)
+	}
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -217,20 +247,46 @@ func (s *saving) checkpoint(c *urpc.Client) error {
 		HavePagesFile:                  true,
 		Resume:                         true,
 	}
-	for _, name := range []string{kernelFile, metaFile, pagesFile} {
+	files, err := s.createAll(kernelFile, metaFile, pagesFile)
+	if err != nil {
+		return err
+	}
+	defer closeAll(files)
+	opt.Files = files
+	return call(c, boot.ContMgrCheckpoint, &opt, nil)
+}
+
+// checkpointFiles has gVisor write the writable layer.
+func (s *saving) checkpointFiles(c *urpc.Client) error {
+	files, err := s.createAll(layerFile, treeFile, metaFile, pagesFile)
+	if err != nil {
+		return err
+	}
+	defer closeAll(files)
+	return call(c, boot.ContMgrFSSave, &boot.FSSaveArgs{FilePayload: urpc.FilePayload{Files: files}}, nil)
+}
+
+func (s *saving) createAll(names ...string) (files []*os.File, err error) {
+	for _, name := range names {
 		f, err := s.create(name)
 		if err != nil {
-			return err
+			closeAll(files)
+			return nil, err
 		}
-		defer f.Close()
-		opt.Files = append(opt.Files, f)
+		files = append(files, f)
 	}
-	return call(c, boot.ContMgrCheckpoint, &opt, nil)
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // finish describes what was written.
 func (s *saving) finish() error {
-	man := manifest{Version: manifestVersion, Birth: s.birth}
+	man := manifest{Version: manifestVersion, FilesOnly: s.opt.FilesOnly, Birth: s.birth}
 	for _, name := range s.files {
 		path := filepath.Join(s.dir, name)
 		var st unix.Stat_t
@@ -262,7 +318,7 @@ func (s *saving) finish() error {
 		return err
 	}
 	s.info.Files = append(s.info.Files, nacre.SnapshotFile{Name: manifestFile, Size: st.Size(), Disk: (st.Size() + 4095) &^ 4095})
-	s.info.RestoreKey = s.birth.Key
+	s.info.RestoreKey, s.info.FilesOnly = s.birth.Key, s.opt.FilesOnly
 	return nil
 }
 

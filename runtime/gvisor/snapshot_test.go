@@ -99,6 +99,19 @@ func TestFault11_DiskFullDuringSnapshot(t *testing.T) {
 		}
 		check(t, unix.Unmount(dir, unix.MNT_DETACH))
 	}
+	g.Do("write", 8, "/root/big")
+	for _, size := range []string{"4k", "64k", "3500k"} {
+		check(t, unix.Mount("none", dir, "tmpfs", 0, "size="+size))
+		_, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{FilesOnly: true})
+		if !nacre.IsCode(err, nacre.CodeNoSpace) {
+			t.Errorf("files alone, with %s of disk: %v, want no_space", size, err)
+		}
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Errorf("left %v", left)
+		}
+		g.Do("kept")
+		check(t, unix.Unmount(dir, unix.MNT_DETACH))
+	}
 	_, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: true})
 	check(t, err)
 	spec := newSpec(t)

@@ -42,6 +42,10 @@ func guestSpec(s nacre.MachineSpec) *specs.Spec {
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc"},
 			{Destination: "/sys", Type: "sysfs", Options: []string{"ro", "nosuid", "nodev", "noexec"}},
+			// They count the guest's tasks (see limitTasks) and are nothing for the
+			// guest: the next one hides them. gVisor mounts by the path's length.
+			{Destination: cgroupDir, Type: "cgroup", Options: []string{"ro", "nosuid", "nodev", "noexec"}},
+			{Destination: cgroupDir + "/", Type: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k"}},
 			{Destination: "/dev", Type: "tmpfs"},
 			{Destination: "/dev/pts", Type: "devpts"},
 			{Destination: "/dev/shm", Type: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777"}},
