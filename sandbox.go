@@ -133,7 +133,7 @@ type Resources struct {
 	CPUs      int // virtual processors; the share of host CPU time
 	MemoryMiB int
 	DiskMiB   int // writable layer; a write beyond it is ENOSPC
-	MaxPIDs   int // host tasks of the machine
+	MaxPIDs   int // host tasks of the machine; a guest may have about a third as many
 }
 
 // NetworkPolicy is what a sandbox may reach and who may reach it.
