@@ -47,6 +47,8 @@ type UsageSum struct {
 	VCPUMs    int64 // processors x milliseconds, while running
 	MemoryMs  int64 // MiB x milliseconds, while running
 	DiskMs    int64 // MiB x milliseconds, while paused
+
+	Cents float64 // what it costs; a UsageStore leaves it 0
 }
 
 // UsageFilter selects a team's spans and cuts them to [From, To). A zero To does not:

@@ -2,7 +2,6 @@ package meter
 
 import (
 	"context"
-	"time"
 
 	"github.com/nacrehq/nacre"
 )
@@ -20,19 +19,6 @@ func (p Prices) Cents(u nacre.UsageSum) float64 {
 	return p.VCPU*float64(u.VCPUMs)/1000 + p.Memory*float64(u.MemoryMs)/perGiB + p.Disk*float64(u.DiskMs)/perGiB
 }
 
-// Cost is a sum with its price.
-type Cost struct {
-	nacre.UsageSum
-	Cents float64
-}
-
-// Period is a stretch of time; a zero To is open.
-type Period struct{ From, To time.Time }
-
-func (m *Meter) filter(team nacre.TeamID, p Period) nacre.UsageFilter {
-	return nacre.UsageFilter{TeamID: team, From: p.From, To: p.To, Now: m.Clock().UTC()}
-}
-
 // fresh folds what is new, so that an answer is of this moment. One that fails
 // answers from what was folded before.
 func (m *Meter) fresh(ctx context.Context) {
@@ -42,61 +28,39 @@ func (m *Meter) fresh(ctx context.Context) {
 }
 
 // Sandbox returns what one sandbox used, in all.
-func (m *Meter) Sandbox(ctx context.Context, team nacre.TeamID, id nacre.SandboxID) (Cost, error) {
-	m.fresh(ctx)
-	f := m.filter(team, Period{})
-	f.Sandbox = id
-	sums, err := m.Usage.SumUsage(ctx, f, "")
+func (m *Meter) Sandbox(ctx context.Context, team nacre.TeamID, id nacre.SandboxID) (nacre.UsageSum, error) {
+	sums, err := m.Report(ctx, nacre.UsageFilter{TeamID: team, Sandbox: id}, "")
 	if err != nil || len(sums) == 0 {
-		return Cost{UsageSum: nacre.UsageSum{Group: string(id)}}, err
+		return nacre.UsageSum{Group: string(id)}, err
 	}
-	return m.price(sums)[0], nil
+	return sums[0], nil
 }
 
-// Report returns what a team used in a period, grouped by a label, of those with
-// the labels given. group "" is by sandbox.
-func (m *Meter) Report(ctx context.Context, team nacre.TeamID, p Period, labels map[string]string, group string) ([]Cost, error) {
+// Report returns what the spans of the filter amount to and cost, grouped by a label,
+// or by sandbox when group is "". What goes on counts up to now, which the meter sets.
+func (m *Meter) Report(ctx context.Context, f nacre.UsageFilter, group string) ([]nacre.UsageSum, error) {
 	m.fresh(ctx)
-	f := m.filter(team, p)
-	f.Labels = labels
+	f.Now = m.Clock().UTC()
 	sums, err := m.Usage.SumUsage(ctx, f, group)
-	return m.price(sums), err
+	for i := range sums {
+		sums[i].Cents = m.Prices.Cents(sums[i])
+	}
+	return sums, err
 }
 
-// Spans lists a team's runs and pauses, newest first; one sandbox's if it is given.
-func (m *Meter) Spans(ctx context.Context, team nacre.TeamID, id nacre.SandboxID, p Period, limit int) ([]nacre.UsageSpan, error) {
+// Spans lists runs and pauses, newest first.
+func (m *Meter) Spans(ctx context.Context, f nacre.UsageFilter, limit int) ([]nacre.UsageSpan, error) {
 	m.fresh(ctx)
-	f := m.filter(team, p)
-	f.Sandbox = id
+	f.Now = m.Clock().UTC()
 	return m.Usage.UsageSpans(ctx, f, limit)
 }
 
-// Total sums a report.
-func Total(costs []Cost) (t Cost) {
-	for _, c := range costs {
-		t.Sandboxes += c.Sandboxes
-		t.Runs += c.Runs
-		t.Running += c.Running
-		t.Paused += c.Paused
-		t.VCPUMs += c.VCPUMs
-		t.MemoryMs += c.MemoryMs
-		t.DiskMs += c.DiskMs
-		t.Cents += c.Cents
+// Balance is what a team was given and what it has spent, in cents. Spans that were
+// purged count no more.
+func (m *Meter) Balance(ctx context.Context, team nacre.TeamID) (given, spent float64, err error) {
+	sums, err := m.Report(ctx, nacre.UsageFilter{TeamID: team}, "")
+	for _, u := range sums {
+		spent += u.Cents
 	}
-	return t
-}
-
-// Balance is what a team was given, has spent, and has left, in cents.
-func (m *Meter) Balance(ctx context.Context, team nacre.TeamID) (given, spent, left float64, err error) {
-	costs, err := m.Report(ctx, team, Period{}, nil, "")
-	spent = Total(costs).Cents
-	return m.Credits, spent, m.Credits - spent, err
-}
-
-func (m *Meter) price(sums []nacre.UsageSum) []Cost {
-	out := make([]Cost, len(sums))
-	for i, u := range sums {
-		out[i] = Cost{UsageSum: u, Cents: m.Prices.Cents(u)}
-	}
-	return out
+	return m.Credits, spent, err
 }

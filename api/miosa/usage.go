@@ -10,29 +10,14 @@ import (
 	"github.com/nacrehq/nacre/api"
 )
 
-// Usage answers what was used, and what that costs.
+// Usage tells what was used and what that costs; meter.Meter implements it.
 type Usage interface {
-	// Report sums a team's usage within [from, to), of one sandbox if it is given,
-	// grouped by a label, by sandbox for "". A zero time does not cut.
-	Report(ctx context.Context, team nacre.TeamID, q UsageQuery) ([]UsageCost, error)
+	// Report sums what the filter selects, grouped by a label, by sandbox for "".
+	Report(ctx context.Context, f nacre.UsageFilter, group string) ([]nacre.UsageSum, error)
 	// Spans lists runs and pauses, newest first.
-	Spans(ctx context.Context, team nacre.TeamID, q UsageQuery, limit int) ([]nacre.UsageSpan, error)
+	Spans(ctx context.Context, f nacre.UsageFilter, limit int) ([]nacre.UsageSpan, error)
 	// Balance is in cents.
-	Balance(ctx context.Context, team nacre.TeamID) (given, spent, left float64, err error)
-}
-
-// UsageQuery selects usage.
-type UsageQuery struct {
-	Sandbox  nacre.SandboxID
-	From, To time.Time
-	Labels   map[string]string
-	Group    string
-}
-
-// UsageCost is a sum with its price.
-type UsageCost struct {
-	nacre.UsageSum
-	Cents float64
+	Balance(ctx context.Context, team nacre.TeamID) (given, spent float64, err error)
 }
 
 type sandboxUsage struct {
@@ -58,7 +43,7 @@ func (a *API) sandboxUsage(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	costs, err := a.Usage.Report(c.R.Context(), c.Team, UsageQuery{Sandbox: s.ID})
+	costs, err := a.Usage.Report(c.R.Context(), nacre.UsageFilter{TeamID: c.Team, Sandbox: s.ID}, "")
 	if err != nil {
 		return err
 	}
@@ -72,7 +57,7 @@ func (a *API) sandboxUsage(c *api.Call) error {
 
 func wholeSeconds(d time.Duration) int64 { return int64(d / time.Second) }
 
-func total(costs []UsageCost) (t UsageCost) {
+func total(costs []nacre.UsageSum) (t nacre.UsageSum) {
 	for _, c := range costs {
 		t.Sandboxes += c.Sandboxes
 		t.Runs += c.Runs
@@ -87,7 +72,8 @@ func total(costs []UsageCost) (t UsageCost) {
 }
 
 // usageQuery reads a period and filters.
-func (a *API) usageQuery(c *api.Call) (q UsageQuery, err error) {
+func (a *API) usageQuery(c *api.Call) (q nacre.UsageFilter, err error) {
+	q.TeamID = c.Team
 	v := c.R.URL.Query()
 	now := a.Clock().UTC()
 	q.To = now
@@ -117,8 +103,8 @@ func (a *API) usageQuery(c *api.Call) (q UsageQuery, err error) {
 			}
 		}
 	}
-	if q.To.Before(q.From) {
-		return q, nacre.Invalidf("end", "end lies before start")
+	if !q.From.Before(q.To) {
+		return q, nacre.Invalidf("end", "end must be after start")
 	}
 	q.Labels = map[string]string{}
 	for name, key := range wanted {
@@ -158,8 +144,7 @@ func (a *API) usageRollup(c *api.Call) error {
 	if !ok {
 		return nacre.Invalidf("group_by", "group_by must be external_user_id, external_project_id, external_workspace_id, workspace_id, project_id or sandbox_id")
 	}
-	q.Group = group
-	costs, err := a.Usage.Report(c.R.Context(), c.Team, q)
+	costs, err := a.Usage.Report(c.R.Context(), q, group)
 	if err != nil {
 		return err
 	}
@@ -172,12 +157,13 @@ func (a *API) usageRollup(c *api.Call) error {
 	return c.JSON(http.StatusOK, map[string]any{"period_start": timestamp(q.From), "period_end": timestamp(q.To), "group_by": name, "results": results})
 }
 
-func amounts(u UsageCost) map[string]any {
+func amounts(u nacre.UsageSum) map[string]any {
 	const perGiBHour = 1024 * 3600 * 1000
 	return map[string]any{
 		"sandbox_seconds": wholeSeconds(u.Running), "paused_seconds": wholeSeconds(u.Paused), "computer_seconds": 0,
 		"vcpu_seconds": float64(u.VCPUMs) / 1000, "memory_gb_hours": float64(u.MemoryMs) / perGiBHour,
-		"storage_gb_hours": float64(u.DiskMs) / perGiBHour, "sandbox_count": u.Sandboxes, "credit_cents": u.Cents,
+		"storage_gb_hours": float64(u.DiskMs) / perGiBHour, "sandbox_count": u.Sandboxes, "sessions": u.Runs,
+		"credit_cents": int64(math.Round(u.Cents)), "cost_cents": u.Cents,
 	}
 }
 
@@ -186,7 +172,7 @@ func (a *API) usageSummary(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	costs, err := a.Usage.Report(c.R.Context(), c.Team, q)
+	costs, err := a.Usage.Report(c.R.Context(), q, "")
 	if err != nil {
 		return err
 	}
@@ -205,7 +191,7 @@ func (a *API) usageSessions(c *api.Call) error {
 		return err
 	}
 	q.Sandbox = nacre.SandboxID(c.R.URL.Query().Get("sandbox_id"))
-	spans, err := a.Usage.Spans(c.R.Context(), c.Team, q, limit)
+	spans, err := a.Usage.Spans(c.R.Context(), q, limit)
 	if err != nil {
 		return err
 	}
@@ -227,11 +213,11 @@ func (a *API) usageSessions(c *api.Call) error {
 
 // creditBalance has no envelope. A cent is a credit.
 func (a *API) creditBalance(c *api.Call) error {
-	given, spent, left, err := a.Usage.Balance(c.R.Context(), c.Team)
+	given, spent, err := a.Usage.Balance(c.R.Context(), c.Team)
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, map[string]any{"tenant_id": c.Team, "balance_credits": left, "lifetime_earned": given, "lifetime_spent": spent,
+	return c.JSON(http.StatusOK, map[string]any{"tenant_id": c.Team, "balance_credits": given - spent, "lifetime_earned": given, "lifetime_spent": spent,
 		"credit_expiry_at": nil, "updated_at": timestamp(a.Clock())})
 }
 
