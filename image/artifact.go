@@ -102,6 +102,8 @@ type artifact struct {
 	plain bool // its directory in "plain" is whole
 	index bool // its chunks are all there
 	used  time.Time
+	work  *work     // done to the plain copy at the moment
+	retry time.Time // when to try again to cut it into chunks
 }
 
 type artifactState int
@@ -192,7 +194,7 @@ func (s *Artifacts) Create(_ context.Context, id nacre.SnapshotID) (string, erro
 	if !id.Valid() {
 		return "", nacre.Invalidf("snapshot", "the snapshot's id is not one")
 	}
-	if err := diskRoom(s.path, s.o.ReserveMiB, 0); err != nil {
+	if err := s.makeRoom(0); err != nil {
 		return "", err
 	}
 	s.mu.Lock()
@@ -365,8 +367,10 @@ func (s *Artifacts) Open(ctx context.Context, id nacre.SnapshotID) (string, nacr
 	var once sync.Once
 	release := func() { once.Do(func() { s.release(a) }) }
 	if !plain {
-		release()
-		return "", nacre.SnapshotManifest{}, nil, nacre.Errorf(nacre.CodeConflict, "the files of snapshot %s are no longer there", id)
+		if err := s.await(ctx, a); err != nil {
+			release()
+			return "", nacre.SnapshotManifest{}, nil, err
+		}
 	}
 	// For the order after a restart only, so an error does not matter.
 	_ = s.root.Chtimes(plainPath(id), now, now)
@@ -376,11 +380,8 @@ func (s *Artifacts) Open(ctx context.Context, id nacre.SnapshotID) (string, nacr
 func (s *Artifacts) release(a *artifact) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a.pins--
 	s.rest()
-	if a.state == deleted && a.pins == 0 {
-		s.clear(a.m.ID)
-	}
+	s.unpin(a)
 }
 
 // Delete implements nacre.ArtifactStore. Its files go in the background.
@@ -524,12 +525,16 @@ func (s *Artifacts) remove(path string) error {
 	return nil
 }
 
-// writeJSON makes a small file that is there whole, and durably, or not at all.
+// writeJSON makes a file that is there whole, and durably, or not at all.
 func (s *Artifacts) writeJSON(path string, v any, step string) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
+	return s.writeFile(path, data, step)
+}
+
+func (s *Artifacts) writeFile(path string, data []byte, step string) error {
 	if err := s.o.Step(step + ": write"); err != nil {
 		return err
 	}

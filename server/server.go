@@ -252,6 +252,7 @@ func newAgent(dial func(ctx context.Context, port int) (net.Conn, error), hostTo
 func (s *Server) serve(ctx context.Context, p *parts, adm *admin, ready func(Status)) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.loop("node", p.node.Run(ctx)) })
+	g.Go(func() error { return s.loop("snapshots", p.artifacts.Run(ctx)) })
 	g.Go(func() error { return s.loop("control", p.control.Run(ctx)) })
 	at, err := p.handler.listen(ctx, g, s.cfg, p.tls)
 	if err != nil {
