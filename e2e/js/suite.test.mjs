@@ -226,3 +226,92 @@ test('get host', { skip: tls ? false : 'needs sandbox host names, hence TLS' }, 
     assert.equal(body, 'served\n')
   })
 })
+
+// Pause, snapshots and forks. Moru's package calls it betaPause and has no snapshots.
+const pause = (s) => (s.pause ? s.pause() : s.betaPause())
+const e2b = !!Sandbox.createSnapshot
+const e2bOnly = { skip: e2b ? false : "Moru's SDK has no such call" }
+
+test('wire4_16 pause and resume keep processes, files, environment and token', async () => {
+  await withSandbox({ envs: { WHO: 'the create' }, metadata: { a: 'b' } }, async (s) => {
+    const sleeper = await s.commands.run('sleep 1000', { background: true })
+    await s.commands.run('sleep 2 && echo slept > /tmp/slept', { background: true })
+    await s.files.write('kept.txt', 'kept')
+    const before = await s.getInfo()
+    assert.equal(await pause(s), true)
+    assert.equal(await pause(s), false)
+    assert.equal(await s.isRunning(), false)
+    assert.equal((await s.getInfo()).state, 'paused')
+    const again = await Sandbox.connect(s.sandboxId, { timeoutMs: 1000 })
+    assert.equal(again.sandboxId, s.sandboxId)
+    const after = await s.getInfo()
+    assert.ok(after.endAt >= before.endAt)
+    assert.deepEqual(after.metadata, { a: 'b' })
+    assert.equal(await s.files.read('kept.txt'), 'kept')
+    assert.equal((await again.commands.run('echo $WHO')).stdout, 'the create\n')
+    assert.ok((await s.commands.list()).some((p) => p.pid === sleeper.pid))
+    const c = await s.commands.connect(sleeper.pid)
+    await c.kill()
+    await eventually(async () => (await s.files.exists('/tmp/slept')) && (await s.files.read('/tmp/slept')) === 'slept\n')
+  })
+})
+
+test('a command that is followed across a pause ends with the documented error', async () => {
+  await withSandbox({}, async (s) => {
+    const h = await s.commands.run('sleep 300', { background: true, timeoutMs: 0 })
+    const ended = h.wait().then(() => null, (e) => e)
+    await pause(s)
+    const late = sleep(15_000).then(() => 'late')
+    const e = await Promise.race([ended, late])
+    assert.ok(e instanceof sdk.TimeoutError || e instanceof sdk.NotFoundError, String(e))
+    await s.connect()
+    assert.equal((await s.commands.run('pgrep -x sleep')).stdout.trim().split('\n').length, 1)
+  })
+})
+
+test('auto-pause at the deadline', async () => {
+  const s = e2b
+    ? await Sandbox.create({ timeoutMs: 3000, lifecycle: { onTimeout: 'pause' } })
+    : await Sandbox.betaCreate({ timeoutMs: 3000, autoPause: true })
+  try {
+    await s.files.write('kept.txt', 'kept')
+    await eventually(async () => (await s.getInfo()).state === 'paused', 20_000)
+    await s.connect({ timeoutMs: 3000 })
+    assert.equal(await s.files.read('kept.txt'), 'kept')
+    await eventually(async () => (await s.getInfo()).state === 'paused', 20_000)
+    const listed = await Sandbox.list({ query: { state: ['paused'] } }).nextItems()
+    assert.ok(listed.some((i) => i.sandboxId === s.sandboxId))
+  } finally { assert.equal(await Sandbox.kill(s.sandboxId), true) }
+})
+
+test('wake on an SDK call', e2bOnly, async () => {
+  await withSandbox({ lifecycle: { onTimeout: 'pause', autoResume: true } }, async (s) => {
+    await s.files.write('kept.txt', 'kept')
+    await s.pause()
+    assert.equal(await s.isRunning(), false)
+    const all = await Promise.all([...Array(5)].map((_, i) => s.commands.run(`cat kept.txt; echo ${i}`)))
+    assert.deepEqual(all.map((r) => r.stdout), [...Array(5)].map((_, i) => `kept${i}\n`))
+    assert.equal((await s.getInfo()).state, 'running')
+  })
+})
+
+test('snapshots and forks', e2bOnly, async () => {
+  await withSandbox({}, async (s) => {
+    await s.files.write('state.txt', 'at the snapshot')
+    const snap = await s.createSnapshot({ name: `js${process.hrtime.bigint()}` })
+    assert.deepEqual(snap.names, [snap.snapshotId])
+    await s.files.write('state.txt', 'after it')
+    await withSandbox(snap.snapshotId, async (made) => { assert.equal(await made.files.read('state.txt'), 'at the snapshot') })
+    const p = Sandbox.listSnapshots({ sandboxId: s.sandboxId, limit: 1 })
+    assert.deepEqual((await p.nextItems()).map((x) => x.snapshotId), [snap.snapshotId])
+    assert.equal(p.hasNext, false)
+    assert.equal(await Sandbox.deleteSnapshot(snap.snapshotId), true)
+    assert.equal(await Sandbox.deleteSnapshot(snap.snapshotId), false)
+    const forks = await s.fork({ count: 3, timeoutMs: 60_000 })
+    try {
+      const seen = await Promise.all([s, ...forks].map(async (f) => (await f.commands.run('cat /etc/machine-id; head -c 8 /dev/urandom | od -An -tx1')).stdout))
+      assert.equal(new Set(seen).size, 4)
+      for (const f of forks) assert.equal(await f.files.read('state.txt'), 'after it')
+    } finally { await Promise.all(forks.map((f) => f.kill())) }
+  })
+})
