@@ -40,6 +40,10 @@ type Config struct {
 	Retention time.Duration // how long ended records are kept; default 7 days
 	Reconcile time.Duration // between comparisons with the node; default 30 s
 
+	// RecordAfter is how long a start may take whose record is written once, when it
+	// is done; default 20 ms: a standby is handed over in less. Negative is 0.
+	RecordAfter time.Duration
+
 	Clock  nacre.Clock
 	Logger *slog.Logger
 }
@@ -88,6 +92,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	setDefault(&cfg.Retention, 7*24*time.Hour)
 	setDefault(&cfg.Reconcile, 30*time.Second)
+	setDefault(&cfg.RecordAfter, 20*time.Millisecond)
 	cfg.Limits.setDefaults()
 	return &Service{
 		cfg: cfg, log: cfg.Logger, nodes: []nacre.Node{cfg.Node},

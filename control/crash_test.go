@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/control"
 	"github.com/nacrehq/nacre/node"
 	"pgregory.net/rapid"
 )
@@ -122,12 +123,14 @@ func TestFault03_KilledAtEachBoundary(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		standby int
+		early   bool // the record is written before the machine is there
 		kill    bool
-	}{{"create", 0, false}, {"create from a standby", 1, false}, {"kill", 0, true}} {
+	}{{name: "create"}, {name: "create with an early record", early: true}, {name: "create from a standby", standby: 1},
+		{name: "create from a standby with an early record", standby: 1, early: true}, {name: "kill", kill: true}} {
 		t.Run(c.name, func(t *testing.T) {
 			for at := 1; ; at++ {
-				if w := crashOnce(t, at, c.standby, c.kill); !w {
-					if at < 8 {
+				if w := crashOnce(t, at, c.standby, c.early, c.kill); !w {
+					if at < 7 {
 						t.Fatalf("only %d boundaries were met", at)
 					}
 					t.Logf("%d boundaries", at-1)
@@ -139,8 +142,11 @@ func TestFault03_KilledAtEachBoundary(t *testing.T) {
 }
 
 // crashOnce kills the daemon at the n-th boundary and tells whether it came that far.
-func crashOnce(t *testing.T, at, standby int, kill bool) bool {
+func crashOnce(t *testing.T, at, standby int, early, kill bool) bool {
 	w := newWorld(t)
+	if early {
+		w.rules = func(c *control.Config) { c.RecordAfter = -1 }
+	}
 	w.tweak = func(c *node.Config) { c.Standby = node.Standby{Count: standby, Quiet: time.Millisecond} }
 	w.start()
 	bystander := w.create(nacre.CreateRequest{})

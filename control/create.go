@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -19,9 +20,10 @@ const fullFor = time.Second
 
 // Create returns a running sandbox; see nacre.Service.
 //
-// The record is written while the machine is made, so a create waits for the store
-// once. A crash between the two leaves a record without a machine, or a machine
-// without a record, and the reconciler ends either.
+// A create waits for the store once: the record is written when the machine is
+// there, or, when that takes longer than a moment, while it is made. A crash between
+// the two leaves a record without a machine, or a machine without a record, and the
+// reconciler ends either.
 func (s *Service) Create(ctx context.Context, team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbox, error) {
 	rec, warm, err := s.draft(ctx, team, r)
 	if err != nil {
@@ -150,8 +152,8 @@ func (s *Service) ofSnapshot(ctx context.Context, rec *nacre.Sandbox, r nacre.Cr
 	return nil
 }
 
-// make writes the record and makes the machine side by side, then joins the two.
-// When it fails it has taken back what it did.
+// make makes the machine and writes the record. When it fails it has taken back
+// what it did.
 func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, error) {
 	node := s.nodeOf(rec.Node)
 	if node == nil {
@@ -162,41 +164,45 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 	startCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	var insertErr error
-	inserted := make(chan struct{})
-	insert := func() {
-		defer close(inserted)
-		created := event(rec, nacre.EventCreated, rec.CreatedAt, map[string]string{"template": rec.Template})
-		if insertErr = s.cfg.Store.Insert(bg, rec, created); insertErr != nil {
+	insert := sync.OnceValue(func() error { // who comes second waits for the first
+		err := s.cfg.Store.Insert(bg, rec, createdEvent(rec))
+		if err != nil {
 			cancel()
 		}
-	}
+		return err
+	})
 	eager := time.Now().UnixNano()-s.lastFull.Load() > int64(fullFor)
-	if eager {
-		go insert() // waited for below
+	begun := func() bool { return false }
+	switch {
+	case !eager:
+	case s.cfg.RecordAfter <= 0 || rec.Snapshot != "": // which is kept for the records that name it
+		go func() { _ = insert() }() // waited for below
+		begun = func() bool { return true }
+	default:
+		early := time.AfterFunc(s.cfg.RecordAfter, func() { _ = insert() })
+		begun = func() bool { return !early.Stop() }
 	}
 	started, startErr := node.Start(startCtx, specOf(rec))
-	if !eager && startErr == nil {
-		insert()
+	if !begun() && startErr == nil && ctx.Err() == nil {
+		out, err := s.insertRunning(bg, rec, started)
+		if err != nil {
+			s.stopMachine(bg, node, rec.ID)
+		}
+		return out, err
 	}
-	if eager || startErr == nil {
-		<-inserted
+	if !eager && startErr != nil {
+		return nacre.Sandbox{}, s.full(startErr)
 	}
-	switch {
-	case insertErr != nil:
+	if err := insert(); err != nil {
 		if startErr == nil {
 			s.stopMachine(bg, node, rec.ID)
 		}
-		return nacre.Sandbox{}, insertErr
-	case startErr != nil:
-		if nacre.IsCode(startErr, nacre.CodeExhausted) {
-			s.lastFull.Store(time.Now().UnixNano())
-		}
-		if !eager {
-			return nacre.Sandbox{}, startErr
-		}
-		return nacre.Sandbox{}, s.failed(bg, rec, startErr)
-	case ctx.Err() != nil:
+		return nacre.Sandbox{}, err
+	}
+	if startErr != nil {
+		return nacre.Sandbox{}, s.failed(bg, rec, s.full(startErr))
+	}
+	if ctx.Err() != nil {
 		err := s.failed(bg, rec, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the client went away before the sandbox was ready"))
 		s.stopMachine(bg, node, rec.ID)
 		return nacre.Sandbox{}, err
@@ -209,23 +215,52 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 	return out, err
 }
 
+// full remembers that a node was.
+func (s *Service) full(err error) error {
+	if nacre.IsCode(err, nacre.CodeExhausted) {
+		s.lastFull.Store(time.Now().UnixNano())
+	}
+	return err
+}
+
+func createdEvent(rec nacre.Sandbox) nacre.Event {
+	return event(rec, nacre.EventCreated, rec.CreatedAt, map[string]string{"template": rec.Template})
+}
+
+// insertRunning writes the record of a sandbox that runs already.
+func (s *Service) insertRunning(ctx context.Context, rec nacre.Sandbox, st nacre.Started) (nacre.Sandbox, error) {
+	s.roster.run(rec, rec.Timeout) // before anybody else can know the sandbox and move it
+	created := createdEvent(rec)
+	events, err := s.running(&rec, st)
+	if err == nil {
+		err = s.cfg.Store.Insert(ctx, rec, append([]nacre.Event{created}, events...)...)
+	}
+	if err != nil {
+		return nacre.Sandbox{}, err
+	}
+	return rec, nil
+}
+
 // join makes the record a running one.
 func (s *Service) join(ctx context.Context, rec nacre.Sandbox, st nacre.Started) (nacre.Sandbox, error) {
-	s.roster.run(rec, rec.Timeout) // before anybody else can know the sandbox and move it
-	return s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
-		if err := r.Move(nacre.StateRunning); err != nil {
-			return nil, err
-		}
-		now := s.now()
-		r.Machine, r.BootPath, r.BootTime = st.Machine, st.BootPath, st.BootTime
-		r.StartedAt, r.Origin, r.Snapshot = now, r.Snapshot, ""
-		if !r.AlwaysOn {
-			r.Deadline = now.Add(r.Timeout)
-		}
-		return []nacre.Event{event(*r, nacre.EventRunning, now, map[string]string{
-			"boot_path": string(st.BootPath), "boot_ms": strconv.FormatInt(st.BootTime.Milliseconds(), 10),
-		})}, nil
-	})
+	s.roster.run(rec, rec.Timeout)
+	return s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) { return s.running(r, st) })
+}
+
+// running makes the record one that has a machine.
+func (s *Service) running(r *nacre.Sandbox, st nacre.Started) ([]nacre.Event, error) {
+	if err := r.Move(nacre.StateRunning); err != nil {
+		return nil, err
+	}
+	now := s.now()
+	r.Machine, r.BootPath, r.BootTime = st.Machine, st.BootPath, st.BootTime
+	r.StartedAt, r.Origin, r.Snapshot = now, r.Snapshot, ""
+	if !r.AlwaysOn {
+		r.Deadline = now.Add(r.Timeout)
+	}
+	return []nacre.Event{event(*r, nacre.EventRunning, now, map[string]string{
+		"boot_path": string(st.BootPath), "boot_ms": strconv.FormatInt(st.BootTime.Milliseconds(), 10),
+	})}, nil
 }
 
 // failed records that a create failed, and returns what to tell the caller. A

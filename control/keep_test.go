@@ -200,7 +200,7 @@ func TestFault36_SnapshotsOfAnotherTeam(t *testing.T) {
 	if page, err := w.svc.ListSnapshots(t.Context(), other, nacre.SnapshotFilter{AllTeams: true}); err != nil || len(page.Snapshots) > 0 {
 		t.Fatalf("%+v, %v", page, err)
 	}
-	if got := w.get(s.ID); got.State != nacre.StateRunning || got.Version != 1 {
+	if got := w.get(s.ID); got.State != nacre.StateRunning || got.Version != s.Version {
 		t.Fatalf("%+v", got)
 	}
 }

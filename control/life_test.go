@@ -402,7 +402,7 @@ func TestTheStoreFails(t *testing.T) {
 	store := &brokenStore{}
 	w.rules = func(c *control.Config) {
 		store.SandboxStore = c.Store
-		c.Store, c.Reconcile = store, 10*time.Millisecond
+		c.Store, c.Reconcile, c.RecordAfter = store, 10*time.Millisecond, -1
 	}
 	w.start()
 	svc := w.svc
@@ -442,6 +442,24 @@ func TestTheStoreFails(t *testing.T) {
 	time.Sleep(30 * time.Millisecond)
 	store.update.Store(false)
 	w.eventually("its end is recorded", func() bool { return w.get(s.ID).EndReason == nacre.EndOOM })
+}
+
+// TestTheStoreFailsAfterTheStart: the one write of a quick create fails.
+func TestTheStoreFailsAfterTheStart(t *testing.T) {
+	w := newWorld(t)
+	store := &brokenStore{}
+	w.rules = func(c *control.Config) { store.SandboxStore, c.Store, c.RecordAfter = c.Store, store, time.Minute }
+	w.start()
+	store.insert.Store(true)
+	_, err := w.svc.Create(t.Context(), team, nacre.CreateRequest{})
+	wantCode(t, err, nacre.CodeUnavailable)
+	if l := w.host.Leaks(); len(l) > 0 {
+		t.Fatalf("left behind: %v", l)
+	}
+	store.insert.Store(false)
+	if s := w.create(nacre.CreateRequest{}); s.Version != 0 || w.get(s.ID).State != nacre.StateRunning {
+		t.Fatalf("a create was written more than once: %+v", s)
+	}
 }
 
 // TestFault43_AllowListChangesWhileItRuns: the change is in force, in the record,
