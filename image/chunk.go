@@ -12,8 +12,10 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
@@ -220,21 +222,53 @@ var zeroPage [pageSize]byte
 
 func isZero(b []byte) bool { return bytes.Equal(b, zeroPage[:len(b)]) }
 
-// store keeps one chunk unless it is there, and returns its name and what it added.
-func (s *Artifacts) store(ctx context.Context, enc *zstd.Encoder, content []byte) (c sum, added int64, err error) {
+// putsAtOnce is how many chunks are stored side by side: each waits for the disk to
+// sync, which does many in the time of one.
+const putsAtOnce = 8
+
+// storing keeps the chunks of one snapshot.
+type storing struct {
+	s     *Artifacts
+	ctx   context.Context
+	enc   *zstd.Encoder
+	puts  *errgroup.Group
+	added atomic.Int64 // bytes that were not there before
+}
+
+func (s *Artifacts) storing(ctx context.Context) (*storing, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	st := &storing{s: s, enc: enc}
+	st.puts, st.ctx = errgroup.WithContext(ctx)
+	st.puts.SetLimit(putsAtOnce)
+	return st, nil
+}
+
+// add keeps one chunk unless it is there, and returns its name. It is stored when
+// wait has returned no error.
+func (st *storing) add(content []byte) (c sum, err error) {
 	c = sha256.Sum256(content)
-	key := s.chunkKey(c)
-	if _, err = s.o.Blobs.Stat(ctx, key); err == nil {
-		return c, 0, nil
+	key := st.s.chunkKey(c)
+	if _, err = st.s.o.Blobs.Stat(st.ctx, key); err == nil || !nacre.IsCode(err, nacre.CodeNotFound) {
+		return c, err
 	}
-	if !nacre.IsCode(err, nacre.CodeNotFound) {
-		return c, 0, err
+	if err := st.s.o.Step("store chunk"); err != nil {
+		return c, err
 	}
-	if err := s.o.Step("store chunk"); err != nil {
-		return c, 0, err
-	}
-	b, err := s.o.Blobs.Put(ctx, key, bytes.NewReader(enc.EncodeAll(content, nil)))
-	return c, b.Size, err
+	packed := st.enc.EncodeAll(content, nil)
+	st.puts.Go(func() error {
+		b, err := st.s.o.Blobs.Put(st.ctx, key, bytes.NewReader(packed))
+		st.added.Add(b.Size)
+		return err
+	})
+	return c, nil
+}
+
+func (st *storing) wait() error {
+	st.enc.Close()
+	return st.puts.Wait()
 }
 
 // fetch reads one chunk and checks that it is what its name says.

@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
@@ -112,11 +111,19 @@ func (s *Artifacts) cutAll(ctx context.Context, a *artifact) (*index, error) {
 	if err := diskRoom(s.path, s.o.ReserveMiB, a.m.DiskBytes/2); err != nil {
 		return nil, err
 	}
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	st, err := s.storing(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer enc.Close()
+	x, err := s.cutFiles(ctx, a, st)
+	if err = errors.Join(err, st.wait()); err != nil {
+		return nil, err
+	}
+	x.Stored = st.added.Load()
+	return x, nil
+}
+
+func (s *Artifacts) cutFiles(ctx context.Context, a *artifact, st *storing) (*index, error) {
 	x := &index{Version: indexVersion}
 	begin := time.Now()
 	for _, m := range a.m.Files {
@@ -126,11 +133,10 @@ func (s *Artifacts) cutAll(ctx context.Context, a *artifact) (*index, error) {
 		}
 		out := indexFile{Name: m.Name, Size: m.Size}
 		err = cut(f, m.Size, func(at int64, content []byte) error {
-			c, added, err := s.store(ctx, enc, content)
+			c, err := st.add(content)
 			if err != nil {
 				return err
 			}
-			x.Stored += added
 			out.add(piece{at, int32(len(content)), c})
 			if worked := time.Since(begin); worked >= slice {
 				if err := s.pace(ctx, a, worked); err != nil {
