@@ -18,9 +18,6 @@ type KeptRequest struct {
 	RequestKey
 	Body [32]byte // hash of what it asks for
 
-	// Subject names what the request is about to make, so that after a crash it can
-	// be told whether it was made.
-	Subject string
 	// Holder is who runs the request, until Lease unless it renews; "" when the
 	// answer is known. Taken counts the holders that it lost.
 	Holder string
@@ -39,14 +36,14 @@ type KeptRequest struct {
 type RequestStore interface {
 	// ClaimRequest makes r.Holder the one who runs the request and tells whether it
 	// is. It is when the key is new, when its record is older than keepSince, and when
-	// the lease of the holder before has passed at the time now: then Taken has grown
-	// and Subject is that of the first. Otherwise it returns what is kept: a request
+	// the lease of the holder before has passed at the time now: then Taken has grown.
+	// Otherwise it returns what is kept: a request
 	// that somebody runs, or an answer. Another Body under the key is CodeConflict.
 	ClaimRequest(ctx context.Context, r KeptRequest, now, keepSince time.Time) (kept KeptRequest, claimed bool, err error)
 
-	// RenewRequest moves the lease, and may set the subject. When somebody else holds
+	// RenewRequest moves the lease. When somebody else holds
 	// the request, or it was answered, that is CodeConflict.
-	RenewRequest(ctx context.Context, k RequestKey, holder string, until time.Time, subject string) error
+	RenewRequest(ctx context.Context, k RequestKey, holder string, until time.Time) error
 
 	// AnswerRequest keeps the answer (Status, ContentType, Answer of r) for good. A
 	// holder that lost the request is CodeConflict.

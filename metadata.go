@@ -16,6 +16,10 @@ const (
 	LabelExternalProject = ReservedMetadata + "external_project_id"
 )
 
+// LabelRequest names the request that made a sandbox, for one that happens once:
+// whoever runs it again after a crash finds the sandbox by it.
+const LabelRequest = ReservedMetadata + "request"
+
 // UserMetadata returns metadata without what is reserved.
 func UserMetadata(m map[string]string) map[string]string {
 	out := make(map[string]string, len(m))

@@ -43,9 +43,6 @@ type Service interface {
 
 // CreateRequest is what a create asks for. Zero fields mean the defaults.
 type CreateRequest struct {
-	// ID is the id that the sandbox shall have, for a caller who must know it before;
-	// "" chooses one. One that exists is CodeConflict.
-	ID        SandboxID
 	Template  string        // name or id of a template, or of a snapshot of the team's; "" means "base"
 	Timeout   time.Duration // 0 means 5 minutes
 	OnTimeout TimeoutAction // "" means kill

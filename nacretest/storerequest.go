@@ -27,7 +27,7 @@ func TestRequestStore(t *testing.T, open func(t *testing.T) nacre.RequestStore) 
 func sampleRequest(holder string) nacre.KeptRequest {
 	return nacre.KeptRequest{
 		RequestKey: nacre.RequestKey{TeamID: nacre.NewTeamID(), Route: "POST /sandboxes", Key: "k é"},
-		Body:       [32]byte{1}, Subject: "subject of " + holder, Holder: holder,
+		Body:       [32]byte{1}, Holder: holder,
 		Lease: storeEpoch.Add(time.Minute), CreatedAt: storeEpoch,
 	}
 }
@@ -49,21 +49,21 @@ func requestReplayed(t *testing.T, store nacre.RequestStore) {
 	}
 	expectSame(t, "the claim", kept, r)
 	again := r
-	again.Holder, again.Subject = "b", "subject of b"
+	again.Holder = "b"
 	kept, claimed = claim(t, store, again, storeEpoch.Add(time.Second))
 	if claimed || kept.Holder != "a" || kept.Status != 0 {
 		t.Errorf("a repeat while it runs: claimed %v, %+v", claimed, kept)
 	}
-	if err := store.RenewRequest(t.Context(), r.RequestKey, "a", storeEpoch.Add(time.Hour), "renamed"); err != nil {
+	if err := store.RenewRequest(t.Context(), r.RequestKey, "a", storeEpoch.Add(time.Hour)); err != nil {
 		t.Error(err)
 	}
-	expectCode(t, "a renewal by another", store.RenewRequest(t.Context(), r.RequestKey, "b", storeEpoch, ""), nacre.CodeConflict)
+	expectCode(t, "a renewal by another", store.RenewRequest(t.Context(), r.RequestKey, "b", storeEpoch), nacre.CodeConflict)
 	r.Status, r.ContentType, r.Answer = 201, "application/json", []byte("{\"token\":\"secret\x00\"}")
 	if err := store.AnswerRequest(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 	kept, claimed = claim(t, store, again, storeEpoch.Add(2*time.Hour))
-	if claimed || kept.Holder != "" || kept.Status != 201 || kept.ContentType != r.ContentType || !bytes.Equal(kept.Answer, r.Answer) || kept.Subject != "renamed" {
+	if claimed || kept.Holder != "" || kept.Status != 201 || kept.ContentType != r.ContentType || !bytes.Equal(kept.Answer, r.Answer) {
 		t.Errorf("the replay: claimed %v, %+v", claimed, kept)
 	}
 	expectCode(t, "a second answer", store.AnswerRequest(t.Context(), r), nacre.CodeConflict)
@@ -94,14 +94,14 @@ func requestTakenOver(t *testing.T, store nacre.RequestStore) {
 	r := sampleRequest("a")
 	claim(t, store, r, storeEpoch)
 	next := r
-	next.Holder, next.Subject, next.Lease = "b", "subject of b", storeEpoch.Add(2*time.Minute)
+	next.Holder, next.Lease = "b", storeEpoch.Add(2*time.Minute)
 	kept, claimed := claim(t, store, next, r.Lease)
-	if !claimed || kept.Taken != 1 || kept.Holder != "b" || kept.Subject != "subject of a" {
+	if !claimed || kept.Taken != 1 || kept.Holder != "b" {
 		t.Errorf("after the lease: claimed %v, %+v", claimed, kept)
 	}
 	r.Status = 200
 	expectCode(t, "the answer of who lost it", store.AnswerRequest(t.Context(), r), nacre.CodeConflict)
-	expectCode(t, "the renewal of who lost it", store.RenewRequest(t.Context(), r.RequestKey, "a", storeEpoch, ""), nacre.CodeConflict)
+	expectCode(t, "the renewal of who lost it", store.RenewRequest(t.Context(), r.RequestKey, "a", storeEpoch), nacre.CodeConflict)
 	if err := store.ForgetRequest(t.Context(), r.RequestKey, "a"); err != nil {
 		t.Error(err)
 	}

@@ -20,7 +20,6 @@ const (
 // requestBody is the part of a request that no query looks at.
 type requestBody struct {
 	Hash        []byte `json:"hash"`
-	Subject     string `json:"subject,omitempty"`
 	Taken       int    `json:"taken,omitempty"`
 	Status      int    `json:"status,omitempty"`
 	ContentType string `json:"contentType,omitempty"`
@@ -85,7 +84,7 @@ func checkRequest(r nacre.KeptRequest) error {
 		return nacre.Invalidf("Idempotency-Key", "an idempotency key is text of 1 to %d bytes", maxRequestKey)
 	case r.Route == "" || len(r.Route) > maxRequestRoute || !plain(r.Route):
 		return nacre.Invalidf("route", "the route of a request is text of 1 to %d bytes", maxRequestRoute)
-	case r.Holder == "" || !plain(r.Holder) || !plain(r.Subject):
+	case r.Holder == "" || !plain(r.Holder):
 		return nacre.Invalidf("holder", "a request needs a holder")
 	}
 	return nil
@@ -98,7 +97,7 @@ func sealName(k nacre.RequestKey) string {
 }
 
 func (db *DB) insertRequest(ctx context.Context, c conn, r nacre.KeptRequest) (int64, error) {
-	text, err := json.Marshal(requestBody{Hash: r.Body[:], Subject: r.Subject})
+	text, err := json.Marshal(requestBody{Hash: r.Body[:]})
 	if err != nil {
 		return 0, err
 	}
@@ -122,7 +121,7 @@ func (db *DB) getRequest(ctx context.Context, c conn, k nacre.RequestKey) (nacre
 		}
 		copy(r.Body[:], b.Hash)
 		r.CreatedAt, r.Lease = fromMicro(created), fromMicro(lease)
-		r.Subject, r.Taken, r.Status, r.ContentType = b.Subject, b.Taken, b.Status, b.ContentType
+		r.Taken, r.Status, r.ContentType = b.Taken, b.Status, b.ContentType
 		var err error
 		r.Answer, err = db.sealer.reveal(sealName(k), answer)
 		return err
@@ -135,7 +134,7 @@ func (db *DB) getRequest(ctx context.Context, c conn, k nacre.RequestKey) (nacre
 }
 
 func (db *DB) putRequest(ctx context.Context, c conn, r nacre.KeptRequest) error {
-	text, err := json.Marshal(requestBody{Hash: r.Body[:], Subject: r.Subject, Taken: r.Taken, Status: r.Status, ContentType: r.ContentType})
+	text, err := json.Marshal(requestBody{Hash: r.Body[:], Taken: r.Taken, Status: r.Status, ContentType: r.ContentType})
 	if err != nil {
 		return err
 	}
@@ -167,15 +166,9 @@ func (db *DB) held(ctx context.Context, k nacre.RequestKey, holder string, chang
 }
 
 // RenewRequest implements nacre.RequestStore.
-func (db *DB) RenewRequest(ctx context.Context, k nacre.RequestKey, holder string, until time.Time, subject string) error {
-	if !plain(subject) {
-		return nacre.Invalidf("subject", "the subject of a request is UTF-8 text")
-	}
+func (db *DB) RenewRequest(ctx context.Context, k nacre.RequestKey, holder string, until time.Time) error {
 	return db.held(ctx, k, holder, func(ctx context.Context, c conn, r nacre.KeptRequest) error {
 		r.Lease = until
-		if subject != "" {
-			r.Subject = subject
-		}
 		return db.putRequest(ctx, c, r)
 	})
 }

@@ -64,6 +64,10 @@ func meaningOf(err error) meaning {
 		m = meaning{http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED"}
 	case errors.Is(err, api.ErrTooLarge):
 		m = meaning{http.StatusRequestEntityTooLarge, "TOO_LARGE"}
+	case errors.Is(err, api.ErrKeyReused):
+		m.code = "IDEMPOTENCY_KEY_REUSED"
+	case errors.Is(err, api.ErrKeyBusy):
+		m.code = "REQUEST_IN_PROGRESS"
 	}
 	var s *spelled
 	if errors.As(err, &s) {

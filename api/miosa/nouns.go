@@ -1,6 +1,9 @@
 package miosa
 
-import "github.com/nacrehq/nacre"
+import (
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/api"
+)
 
 // Nouns are what stands behind the nouns that only this dialect has.
 type Nouns struct {
@@ -11,7 +14,7 @@ type Nouns struct {
 	Domains  nacre.DomainStore
 	Resolver Resolver // nil: no domain is ever verified
 	Secrets  nacre.SecretStore
-	Requests nacre.RequestStore // nil: an Idempotency-Key means nothing
+	Once     *api.Once // nil: an Idempotency-Key means nothing
 	Usage    Usage
 
 	// Emit takes events that come with no change of a record; nil drops them. It must

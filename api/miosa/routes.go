@@ -37,7 +37,7 @@ func (o op) route() api.Route {
 
 func (a *API) sandboxRoutes() []op {
 	return []op{
-		{"POST /sandboxes", a.once(a.createSandbox)},
+		{"POST /sandboxes", a.Once.Handler(a.createSandbox)},
 		{"GET /sandboxes", a.listSandboxes},
 		{"GET /sandboxes/by-name/{name}", a.getByName},
 		{"GET /sandboxes/{id}", a.getSandbox},
@@ -46,7 +46,7 @@ func (a *API) sandboxRoutes() []op {
 		{"PATCH /sandboxes/{id}/tags", a.setTags},
 		{"POST /sandboxes/{id}/extend", a.extend},
 		{"POST /sandboxes/{id}/pause", a.pause},
-		{"POST /sandboxes/{id}/resume", a.once(a.resume)},
+		{"POST /sandboxes/{id}/resume", a.Once.Handler(a.resume)},
 		{"POST /sandboxes/{id}/stop", a.stop},
 		{"GET /sandboxes/{id}/readiness", a.readiness},
 		{"GET /sandboxes/{id}/readiness/stream", a.readinessStream},
@@ -121,13 +121,13 @@ func (a *API) snapshotRoutes() []op {
 		{"GET /sandboxes/{id}/snapshots/{snapshot}", a.getSnapshot},
 		{"DELETE /sandboxes/{id}/snapshots/{snapshot}", a.deleteSnapshot},
 		{"POST /sandboxes/{id}/restore/{snapshot}", a.restore},
-		{"POST /sandboxes/{id}/fork", a.once(a.fork)},
+		{"POST /sandboxes/{id}/fork", a.Once.Handler(a.fork)},
 		{"POST /sandboxes/{id}/snapshot", a.snapshotNow},
 		{"GET /snapshots", a.listAllSnapshots},
 		{"POST /snapshots/delete", a.deleteSnapshots},
 		{"GET /snapshots/{snapshot}", a.getSnapshot},
 		{"DELETE /snapshots/{snapshot}", a.deleteSnapshot},
-		{"POST /snapshots/{snapshot}/fork", a.once(a.fork)},
+		{"POST /snapshots/{snapshot}/fork", a.Once.Handler(a.fork)},
 	}
 }
 

@@ -312,13 +312,13 @@ func (a *API) fork(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	if s, found, err := a.madeBefore(c); err != nil || found {
+	if s, found, err := api.MadeBefore(c, a.Service); err != nil || found {
 		if err != nil {
 			return err
 		}
 		return one(c, http.StatusCreated, a.sandbox(s))
 	}
-	mark(c.R.Context(), req.Metadata)
+	req.Metadata = api.Note(c.R.Context(), req.Metadata)
 	made, err := a.Snapshots.Fork(c.R.Context(), c.Team, req)
 	if err != nil {
 		return err

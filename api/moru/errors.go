@@ -32,6 +32,8 @@ func status(err error) int {
 		return http.StatusMethodNotAllowed
 	case errors.Is(err, api.ErrTooLarge):
 		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, api.ErrKeyReused):
+		return http.StatusUnprocessableEntity
 	}
 	if s, ok := statuses[nacre.ErrorCode(err)]; ok {
 		return s

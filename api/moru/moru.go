@@ -31,6 +31,7 @@ type Config struct {
 	// features by it. "" means 0.4.0.
 	EnvdVersion string
 
+	Once   *api.Once // nil: an Idempotency-Key means nothing
 	Logger *slog.Logger
 	Clock  nacre.Clock
 }

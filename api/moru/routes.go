@@ -21,7 +21,7 @@ func (d *dialect) offered() []api.Route {
 		{Method: "GET", Path: "/health", Public: true, Handle: health},
 
 		{Method: "GET", Path: "/sandboxes/metrics", Handle: d.latestMetrics},
-		{Method: "POST", Path: "/sandboxes", Handle: d.createSandbox},
+		{Method: "POST", Path: "/sandboxes", Handle: d.Once.Handler(d.createSandbox)},
 		{Method: "GET", Path: "/sandboxes", Handle: d.listRunning},
 		{Method: "GET", Path: "/sandboxes/{id}", Handle: d.getSandbox},
 		{Method: "DELETE", Path: "/sandboxes/{id}", Handle: d.killSandbox},
@@ -33,14 +33,14 @@ func (d *dialect) offered() []api.Route {
 		{Method: "PUT", Path: "/sandboxes/{id}/network", Handle: d.setNetwork},
 
 		{Method: "POST", Path: "/sandboxes/{id}/pause", Handle: d.pause},
-		{Method: "POST", Path: "/sandboxes/{id}/resume", Handle: d.resume},
+		{Method: "POST", Path: "/sandboxes/{id}/resume", Handle: d.Once.Handler(d.resume)},
 		{Method: "POST", Path: "/sandboxes/{id}/snapshots", Handle: d.createSnapshot},
-		{Method: "POST", Path: "/sandboxes/{id}/fork", Handle: d.forkSandbox},
+		{Method: "POST", Path: "/sandboxes/{id}/fork", Handle: d.Once.Handler(d.forkSandbox)},
 		{Method: "POST", Path: "/sandboxes/{id}/restore", Handle: d.restore}, // ours
 		{Method: "GET", Path: "/snapshots", Handle: d.listSnapshots},
-		{Method: "POST", Path: "/snapshots/{snapshot}/fork", Handle: d.forkSnapshot}, // ours
+		{Method: "POST", Path: "/snapshots/{snapshot}/fork", Handle: d.Once.Handler(d.forkSnapshot)}, // ours
 
-		{Method: "POST", Path: "/v2/sandboxes", Handle: d.createSandbox},
+		{Method: "POST", Path: "/v2/sandboxes", Handle: d.Once.Handler(d.createSandbox)},
 		{Method: "GET", Path: "/v2/sandboxes", Handle: d.listSandboxes},
 		{Method: "POST", Path: "/v2/sandboxes/{id}/connect", Handle: d.connect},
 		{Method: "GET", Path: "/v2/sandboxes/{id}/logs", Handle: d.logsV2},

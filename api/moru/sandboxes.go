@@ -29,7 +29,11 @@ func (d *dialect) createSandbox(c *api.Call) error {
 	if req.Template, err = d.source(c, in.TemplateID); err != nil {
 		return err
 	}
-	s, err := d.Service.Create(c.R.Context(), c.Team, req)
+	s, found, err := api.MadeBefore(c, d.Service)
+	if err == nil && !found {
+		req.Metadata = api.Note(c.R.Context(), req.Metadata)
+		s, err = d.Service.Create(c.R.Context(), c.Team, req)
+	}
 	if err != nil {
 		return err
 	}

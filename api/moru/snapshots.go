@@ -215,6 +215,9 @@ func (d *dialect) fork(c *api.Call, of nacre.ForkRequest) error {
 	if err != nil {
 		return err
 	}
+	if err := api.NotAgain(c); err != nil {
+		return err
+	}
 	made, err := d.Snapshots.Fork(c.R.Context(), c.Team, req)
 	if err != nil {
 		return err
