@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -218,90 +217,4 @@ func (n *Node) recoverSnapshots(ctx context.Context) (map[nacre.MachineID]bool, 
 		}
 	}
 	return paused, nil
-}
-
-// opened is a snapshot that a machine is about to be restored from.
-type opened struct {
-	dir     string
-	m       nacre.SnapshotManifest
-	same    bool // the sandbox that it is of goes on
-	release func()
-}
-
-func (o *opened) close() {
-	if o != nil {
-		o.release()
-	}
-}
-
-// open opens the shape's snapshot for the sandbox, "" for a standby, and refuses
-// what cannot be restored here. It returns nil for a shape that boots.
-func (n *Node) open(ctx context.Context, shape Shape, id nacre.SandboxID) (*opened, error) {
-	if shape.Snapshot == "" {
-		return nil, nil
-	}
-	caps := n.cfg.Runtime.Capabilities()
-	if n.cfg.Artifacts == nil || !caps.Snapshots {
-		return nil, errNoSnapshots
-	}
-	dir, m, release, err := n.cfg.Artifacts.Open(ctx, shape.Snapshot)
-	if err != nil {
-		return nil, err
-	}
-	o := &opened{dir: dir, m: m, same: id != "" && m.Sandbox == id, release: release}
-	if err := fits(m, shape, caps.RestoreKey); err != nil {
-		o.close()
-		return nil, err
-	}
-	return o, nil
-}
-
-// fits tells whether the snapshot can be restored in that shape on this host. How
-// many tasks a machine may have is the host's affair.
-func fits(m nacre.SnapshotManifest, shape Shape, key string) error {
-	was, is := m.Resources, shape.Resources
-	was.MaxPIDs = is.MaxPIDs
-	switch {
-	case m.RestoreKey != key:
-		return nacre.Errorf(nacre.CodeUnsupported, "snapshot %s is bound to %s, this node is %s; restore it on a node like the one it was taken on", m.ID, m.RestoreKey, key)
-	case m.Build != shape.Build:
-		return nacre.Errorf(nacre.CodeConflict, "snapshot %s was taken over build %s; it cannot be restored over %s", m.ID, m.Build, shape.Build)
-	case was != is:
-		return nacre.Errorf(nacre.CodeConflict, "snapshot %s was taken with %d processors, %d MiB of memory and %d MiB of disk; it cannot be restored with others",
-			m.ID, was.CPUs, was.MemoryMiB, was.DiskMiB)
-	}
-	return nil
-}
-
-// launch boots the unit's machine, or restores it.
-func (n *Node) launch(ctx context.Context, u *unit, spec nacre.MachineSpec, snap *opened) (err error) {
-	if snap == nil {
-		u.machine, err = n.cfg.Runtime.Start(ctx, spec)
-		return err
-	}
-	u.machine, err = n.cfg.Runtime.Restore(ctx, spec, snap.dir)
-	var own *nacre.Error
-	if err != nil && ctx.Err() == nil && !errors.As(err, &own) {
-		err = nacre.Wrap(nacre.CodeInternal, err, fmt.Sprintf("snapshot %s could not be restored", snap.m.ID))
-	}
-	return err
-}
-
-// descend says what the unit has from the machine that the snapshot was taken of.
-func (u *unit) descend(snap *opened) {
-	u.anew = !snap.same
-	if snap.same {
-		u.host = snap.m.Hostname
-	}
-	if !snap.m.FilesOnly {
-		u.from = &lineage{Machine: snap.m.Machine, LogSeq: snap.m.LogSeq, Unmet: true}
-	}
-}
-
-// lineage is what a restored guest has from the machine before it. It is kept in
-// the handle.
-type lineage struct {
-	Machine nacre.MachineID
-	LogSeq  int64 // up to here the guest's log is known, or another sandbox's
-	Unmet   bool  // the guest was not introduced, and demands that machine's host token
 }
