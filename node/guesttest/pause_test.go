@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +14,8 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/image"
+	"github.com/nacrehq/nacre/nacretest"
 )
 
 // keeper holds one of everything that a pause must not lose, and tells on demand
@@ -157,6 +161,96 @@ func (w *world) clock(id nacre.SandboxID) {
 	at := time.UnixMicro(int64(sec * 1e6))
 	if at.Before(before.Add(-50*time.Millisecond)) || at.After(after.Add(50*time.Millisecond)) {
 		w.t.Errorf("the guest's clock says %v between %v and %v", at, before, after)
+	}
+}
+
+// TestContract is the contract of nacre.Node on real machines.
+func TestContract(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	var under func(t *testing.T) nacretest.NodeUnderTest
+	under = func(t *testing.T) nacretest.NodeUnderTest {
+		return nacretest.NodeUnderTest{Node: w.n, Traffic: w.n, Telemetry: w.n, Spec: w.spec,
+			Restart: func(t *testing.T) nacretest.NodeUnderTest { w.restart(); return under(t) }}
+	}
+	nacretest.TestNode(t, func(t *testing.T) nacretest.NodeUnderTest {
+		w.end()
+		list, err := w.n.Snapshots(t.Context())
+		w.check(err)
+		for _, m := range list {
+			w.check(w.n.DeleteSnapshot(t.Context(), m.ID))
+		}
+		return under(t)
+	})
+}
+
+// TestChunksOfGuests: of real guests too a second snapshot and a fork cost what
+// changed, and a guest goes on from files that were put together again.
+func TestChunksOfGuests(t *testing.T) {
+	w := newWorld(t)
+	w.tweak = func(o *image.ArtifactOptions) {
+		o.Settle, o.Quiet, o.Rest, o.PlainMiB = time.Nanosecond, time.Nanosecond, 0.01, 1
+	}
+	w.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.check(w.arts.Run(ctx)) })
+	defer wg.Wait()
+	defer cancel()
+	// chunked waits until the plain files are gone, and returns what the chunks grew by.
+	var last int64
+	chunked := func(what string, m nacre.SnapshotManifest) int64 {
+		t.Helper()
+		for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+			if _, err := os.Stat(filepath.Join(w.dir, "snapshots", "plain", string(m.ID))); os.IsNotExist(err) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("the plain files are not dropped")
+			}
+		}
+		use, err := w.arts.Use(t.Context())
+		w.check(err)
+		added := use.Chunks - last
+		last = use.Chunks
+		t.Logf("%s: %.1f MiB, its chunks %.1f MiB more", what, float64(m.DiskBytes)/(1<<20), float64(added)/(1<<20))
+		return added
+	}
+	spec := w.spec()
+	w.begin(spec)
+	p, err := w.guest(spec.Sandbox).Processes().Start(t.Context(), nacre.ProcessSpec{Cmd: "/usr/bin/python3", Args: []string{"-uc", keeper}, Stdin: true, User: "root"})
+	w.check(err)
+	w.until(p, "ready")
+	keep := func(id nacre.SandboxID, pause bool) nacre.SnapshotManifest {
+		t.Helper()
+		m, err := w.n.Snapshot(t.Context(), id, nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: pause})
+		w.check(err)
+		return m
+	}
+	whole := chunked("the first", keep(spec.Sandbox, false))
+	w.shell(spec.Sandbox, "ls -lR /usr/share/doc > /root/list; python3 -c 'import json'")
+	m := keep(spec.Sandbox, true)
+	if second := chunked("the second", m); second > whole/5 {
+		t.Errorf("the second snapshot cost %d bytes, the first %d", second, whole)
+	}
+	spec.Snapshot = m.ID
+	begin := time.Now()
+	w.begin(spec)
+	t.Logf("put together and resumed in %v", time.Since(begin))
+	procs := w.guest(spec.Sandbox).Processes()
+	again, err := procs.Connect(t.Context(), p.PID())
+	w.check(err)
+	defer again.Close()
+	w.check(procs.Input(t.Context(), p.PID(), []byte("?\n")))
+	w.until(again, kept)
+	for range 2 {
+		fork := w.spec()
+		fork.Snapshot = m.ID
+		w.begin(fork)
+		w.shell(fork.Sandbox, "echo $RANDOM > /root/own")
+		if cost := chunked("a fork", keep(fork.Sandbox, true)); cost > whole/10 {
+			t.Errorf("a fork cost %d bytes, the first %d", cost, whole)
+		}
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/agent/envd"
@@ -45,10 +44,10 @@ type world struct {
 	t                   testing.TB
 	dir, program, agent string
 	base, cgroup        string
-	memoryMiB, settle   int
+	memoryMiB           int
+	tweak               func(*image.ArtifactOptions)
 	n                   *node.Node
 	arts                *image.Artifacts
-	blobs               nacre.BlobStore
 	stop                func()
 }
 
@@ -111,9 +110,11 @@ func (w *world) start() *node.Node {
 	w.check(images.Import(w.t.Context(), build, w.base))
 	blobs, err := blob.OpenDir(filepath.Join(w.dir, "blobs"))
 	w.check(err)
-	w.blobs = blobs
-	w.arts, err = image.OpenArtifacts(image.ArtifactOptions{Dir: filepath.Join(w.dir, "snapshots"), Blobs: blobs, Logger: log,
-		Settle: time.Millisecond, Quiet: time.Millisecond, Rest: 0.01})
+	options := image.ArtifactOptions{Dir: filepath.Join(w.dir, "snapshots"), Blobs: blobs, Logger: log}
+	if w.tweak != nil {
+		w.tweak(&options)
+	}
+	w.arts, err = image.OpenArtifacts(options)
 	w.check(err)
 	key := nacre.TokenKey{1, 2, 3}
 	w.n, err = node.New(node.Config{
