@@ -22,6 +22,7 @@ import (
 // tells the inner one, which has not, where it is.
 const (
 	envPython = "NACRE_E2E_PYTHON" // interpreter of the virtual environment
+	envMiosa  = "NACRE_E2E_MIOSA"  // that of the one with the package miosa
 	envNode   = "NACRE_E2E_NODE"   // folder with node_modules
 	envBinary = "NACRE_E2E_BINARY"
 	envCache  = "NACRE_CACHE_DIR"
@@ -51,9 +52,13 @@ func prepare() error {
 	if _, err := os.Stat(bin); err != nil {
 		return fmt.Errorf("%w: run `make build` first", err)
 	}
-	python, err := pythonSDKs(cache)
+	python, err := pythonSDKs(cache, "python")
 	if err != nil {
 		return fmt.Errorf("Python SDKs: %w", err)
+	}
+	miosa, err := pythonSDKs(cache, "python-miosa")
+	if err != nil {
+		return fmt.Errorf("MIOSA's Python SDK: %w", err)
 	}
 	node, err := nodeSDKs(cache)
 	if err != nil {
@@ -68,7 +73,7 @@ func prepare() error {
 	}}); err != nil {
 		return fmt.Errorf("base image: %w", err)
 	}
-	for k, v := range map[string]string{envBinary: bin, envPython: python, envNode: node, envCache: cache} {
+	for k, v := range map[string]string{envBinary: bin, envPython: python, envMiosa: miosa, envNode: node, envCache: cache} {
 		if err := os.Setenv(k, v); err != nil {
 			return err
 		}
@@ -77,12 +82,13 @@ func prepare() error {
 }
 
 // pythonSDKs makes a virtual environment once for each requirements.txt.
-func pythonSDKs(cache string) (string, error) {
-	return once(cache, "python", "python/requirements.txt", "bin/python", func(dir string) error {
+func pythonSDKs(cache, suite string) (string, error) {
+	requirements := suite + "/requirements.txt"
+	return once(cache, suite, requirements, "bin/python", func(dir string) error {
 		if err := command("", "python3", "-m", "venv", dir); err != nil {
 			return err
 		}
-		return command("", filepath.Join(dir, "bin/pip"), "install", "-q", "-r", "python/requirements.txt")
+		return command("", filepath.Join(dir, "bin/pip"), "install", "-q", "-r", requirements)
 	})
 }
 

@@ -3,10 +3,13 @@ package miosa
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"io"
 	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -77,11 +80,32 @@ func (a *API) exec(c *api.Call) error {
 		return one(c, http.StatusCreated, j.object())
 	}
 	defer a.busy(c.R.Context(), g.id)()
+	told := g.tellExec(in.Command)
 	r, err := g.run(c.R.Context(), spec, nil)
 	if err != nil {
 		return err
 	}
+	told(r.ExitCode)
 	return one(c, http.StatusOK, r)
+}
+
+// maxTold is how much of a command an event has.
+const maxTold = 1 << 10
+
+// tellExec tells that a command has begun; what it returns, that it has ended.
+func (g *guest) tellExec(command string) func(code int) {
+	begin := time.Now()
+	var b [6]byte
+	_, _ = rand.Read(b[:])
+	id := "exec_" + hex.EncodeToString(b[:])
+	if len(command) > maxTold {
+		command = strings.ToValidUTF8(command[:maxTold], "") + "..."
+	}
+	g.api.emit(g, nacre.EventExecStarted, map[string]string{"exec": id, "command": command})
+	return func(code int) {
+		g.api.emit(g, nacre.EventExecCompleted, map[string]string{"exec": id, "exit_code": strconv.Itoa(code),
+			"duration_ms": strconv.FormatInt(time.Since(begin).Milliseconds(), 10)})
+	}
 }
 
 // run waits for a process and collects what it said. stdin nil is none.
@@ -191,10 +215,16 @@ func (a *API) execStream(c *api.Call) error {
 	if err != nil {
 		return nil // nobody is there
 	}
+	told := g.tellExec(in.Command)
 	produce := func(ctx context.Context, give func(streamEvent) error) error {
 		return streamLines(stream, begin, give)
 	}
-	err = follow(ctx, s, produce, func(e streamEvent) error { return s.send(e.Type, 0, e) })
+	err = follow(ctx, s, produce, func(e streamEvent) error {
+		if e.ExitCode != nil {
+			told(*e.ExitCode)
+		}
+		return s.send(e.Type, 0, e)
+	})
 	if err != nil && ctx.Err() == nil {
 		return s.send("error", 0, streamEvent{Type: "error", Message: nacre.ErrorMessage(err)})
 	}

@@ -169,7 +169,16 @@ func (g *guest) write(c *api.Call, p string, content []byte) (out nacre.FileInfo
 		out, err = g.agent.Files().Write(c.R.Context(), user, p, bytes.NewReader(content))
 		return err
 	})
+	if err == nil {
+		g.tellFile(p, "write")
+	}
 	return out, err
+}
+
+// tellFile tells that a file was changed through this API.
+func (g *guest) tellFile(p, op string) {
+	g.api.touch(g.id)
+	g.api.emit(g, nacre.EventFileChanged, map[string]string{"path": p, "op": op})
 }
 
 type writtenFile struct {
@@ -273,6 +282,7 @@ func (a *API) receive(c *api.Call, target string, content io.Reader) error {
 	if err != nil {
 		return err
 	}
+	g.tellFile(p, "write")
 	return one(c, http.StatusOK, fileOf(f))
 }
 

@@ -104,7 +104,6 @@ func (a *API) makeDir(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	a.touch(g.id)
 	deep := in.Recursive == nil || *in.Recursive
 	if !deep {
 		if _, err := g.stat(c, path.Dir(p)); err != nil {
@@ -118,6 +117,7 @@ func (a *API) makeDir(c *api.Call) error {
 	if err != nil && !(deep && nacre.IsCode(err, nacre.CodeConflict)) {
 		return err
 	}
+	g.tellFile(p, "mkdir")
 	if mode != "" {
 		if err := g.tool(c.R.Context(), "chmod", mode, "--", p); err != nil {
 			return err
@@ -181,7 +181,6 @@ func (a *API) chmod(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	a.touch(g.id)
 	args := []string{mode, "--", p}
 	if in.Recursive {
 		args = append([]string{"-R"}, args...)
@@ -189,6 +188,7 @@ func (a *API) chmod(c *api.Call) error {
 	if err := g.tool(c.R.Context(), "chmod", args...); err != nil {
 		return err
 	}
+	g.tellFile(p, "chmod")
 	return g.answerStat(c, http.StatusOK, p)
 }
 
@@ -209,7 +209,6 @@ func (a *API) fromTo(c *api.Call) (g *guest, from, to string, recursive bool, er
 		return
 	}
 	if g, err = a.guest(c); err == nil {
-		a.touch(g.id)
 	}
 	return g, from, to, in.Recursive == nil || *in.Recursive, err
 }
@@ -226,6 +225,7 @@ func (a *API) rename(c *api.Call) error {
 	if err != nil {
 		return err
 	}
+	g.tellFile(to, "rename")
 	return g.answerStat(c, http.StatusOK, to)
 }
 
@@ -256,6 +256,7 @@ func (a *API) copyFile(c *api.Call) error {
 	if err := g.tool(c.R.Context(), "cp", "-a", "-T", "--", from, to); err != nil {
 		return err
 	}
+	g.tellFile(to, "copy")
 	return g.answerStat(c, http.StatusOK, to)
 }
 
@@ -279,7 +280,6 @@ func (a *API) deleteFile(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	a.touch(g.id)
 	if _, err := g.stat(c, p); err != nil {
 		return err
 	}
@@ -287,5 +287,6 @@ func (a *API) deleteFile(c *api.Call) error {
 	if err != nil {
 		return err
 	}
+	g.tellFile(p, "delete")
 	return c.NoContent()
 }

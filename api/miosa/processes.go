@@ -208,10 +208,12 @@ func (a *API) runCommand(c *api.Call) error {
 		return one(c, http.StatusCreated, j.object())
 	}
 	defer a.busy(c.R.Context(), g.id)()
+	told := g.tellExec(in.Command)
 	r, err := g.run(c.R.Context(), spec, in.Stdin)
 	if err != nil {
 		return err
 	}
+	told(r.ExitCode)
 	return one(c, http.StatusOK, r)
 }
 
