@@ -103,6 +103,7 @@ type parts struct {
 	artifacts *image.Artifacts
 	control   *control.Service
 	handler   *entrance
+	nouns     nouns
 	tls       *tlsFiles
 
 	key     string // of the default team
@@ -254,6 +255,9 @@ func (s *Server) serve(ctx context.Context, p *parts, adm *admin, ready func(Sta
 	g.Go(func() error { return s.loop("node", p.node.Run(ctx)) })
 	g.Go(func() error { return s.loop("snapshots", p.artifacts.Run(ctx)) })
 	g.Go(func() error { return s.loop("control", p.control.Run(ctx)) })
+	for name, run := range p.nouns.loops() {
+		g.Go(func() error { return s.loop(name, run(ctx)) })
+	}
 	at, err := p.handler.listen(ctx, g, s.cfg, p.tls)
 	if err != nil {
 		g.Go(func() error { return err })
