@@ -26,6 +26,9 @@ type Config struct {
 	Waker    nacre.Waker
 	Activity nacre.Activity
 
+	// Previews tells which hosts show a port of a sandbox; nil means none does.
+	Previews nacre.PreviewRoutes
+
 	Logger *slog.Logger // nil means none
 	Clock  nacre.Clock  // nil means time.Now
 }
@@ -39,6 +42,7 @@ type Edge struct {
 	domain   string // lower case, no port, no dot at its end
 	log      *slog.Logger
 	clock    nacre.Clock
+	previews *previews // nil without any
 
 	conns   *conns
 	agents  http.Handler
@@ -62,6 +66,9 @@ func New(c Config) *Edge {
 		log:      c.Logger,
 		clock:    c.Clock,
 		conns:    newConns(c.Traffic),
+	}
+	if c.Previews != nil {
+		e.previews = newPreviews(c.Previews, c.Clock)
 	}
 	e.agents = e.newProxy(agentIdle)
 	e.servers = e.newProxy(serverIdle)
@@ -102,11 +109,24 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusUnauthorized, t.refusal)
 		return
 	}
+	if t.host != "" {
+		e.servePreview(w, r, t)
+		return
+	}
+	e.pass(w, r, t)
+}
+
+// pass hands a request to its sandbox.
+func (e *Edge) pass(w http.ResponseWriter, r *http.Request, t target) {
 	route, ok := e.traffic.Route(nacre.SandboxID(t.id))
 	if !ok {
 		if route, ok = e.wake(w, r, t); !ok {
 			return
 		}
+	}
+	if t.team != "" && route.Team != t.team {
+		t.notFound(w, r)
+		return
 	}
 	if r.ProtoMajor == 1 && r.ContentLength != 0 {
 		// An answer may begin before the request's end; the server would wait for
@@ -134,7 +154,7 @@ func (e *Edge) serveAgent(w http.ResponseWriter, r *http.Request, t target, rout
 
 // servePort passes on to whatever listens in the sandbox.
 func (e *Edge) servePort(w http.ResponseWriter, r *http.Request, t target, route nacre.Route) {
-	if route.Network.PrivateTraffic && !e.mayPass(r, route) {
+	if route.Network.PrivateTraffic && !t.permitted && !e.mayPass(r, route) {
 		writeBody(w, http.StatusForbidden, privateTraffic(t).body)
 		return
 	}

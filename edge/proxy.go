@@ -118,6 +118,7 @@ func modifyResponse(resp *http.Response) error {
 		return nil
 	}
 	confineCookies(resp.Header)
+	allowEmbedding(resp.Header, hopOf(resp.Request.Context()).target.ancestors)
 	return nil
 }
 

@@ -29,6 +29,13 @@ type target struct {
 	id      string
 	port    int
 	refusal string // why the request is answered with 401, or ""
+
+	// Of a preview: its host, which slug that is under the domain, and, once it was
+	// found, whose it is and who may embed it. permitted is for what a preview opens.
+	host, slug string
+	team       nacre.TeamID
+	ancestors  []string
+	permitted  bool
 }
 
 // resolve finds what names a sandbox: the host name, then the routing headers,
@@ -38,6 +45,9 @@ type target struct {
 func (e *Edge) resolve(r *http.Request) (target, bool) {
 	host := canonicalHost(r.Host)
 	if t, ok := e.fromHost(host); ok {
+		return t, true
+	}
+	if t, ok := e.fromPreview(r.Context(), host); ok {
 		return t, true
 	}
 	t, ok := fromHeaders(r.Header)

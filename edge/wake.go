@@ -102,7 +102,7 @@ type agentError struct {
 // that it would be let through. A running agent does its half of it itself.
 func (e *Edge) refusal(r *http.Request, t target, route nacre.Route) *refused {
 	if t.port != nacre.AgentPort {
-		if route.Network.PrivateTraffic && !e.mayPass(r, route) {
+		if route.Network.PrivateTraffic && !t.permitted && !e.mayPass(r, route) {
 			return privateTraffic(t)
 		}
 		return nil
