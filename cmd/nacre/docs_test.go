@@ -38,6 +38,44 @@ func TestDocsAreTrue(t *testing.T) {
 	}
 }
 
+// TestEveryLineOfSnapshotsPageIsATest: what docs/snapshots.md promises is held by
+// the test that the line names.
+func TestEveryLineOfSnapshotsPageIsATest(t *testing.T) {
+	page, err := os.ReadFile("../../docs/snapshots.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := []string{"../../e2e/python/", "../../e2e/", "../../client/", "../../edge/"}
+	lines, within := 0, false
+	for line := range strings.Lines(string(page)) {
+		line = strings.TrimSpace(line)
+		switch {
+		case !strings.HasPrefix(line, "|"):
+			within = false
+			continue
+		case line == "| what | test |":
+			within = true
+			continue
+		case !within || strings.HasPrefix(line, "|---"):
+			continue
+		}
+		lines++
+		cells := strings.Split(strings.Trim(line, "| "), " | ")
+		file, name, ok := strings.Cut(strings.Trim(cells[len(cells)-1], "`"), ": ")
+		found := false
+		for _, dir := range dirs {
+			text, err := os.ReadFile(dir + file)
+			found = found || err == nil && (strings.Contains(string(text), "def "+name+"(") || strings.Contains(string(text), "func "+name+"("))
+		}
+		if !ok || !found {
+			t.Errorf("no such test: %s", line)
+		}
+	}
+	if lines < 35 {
+		t.Errorf("only %d lines with a test were found", lines)
+	}
+}
+
 func cliPage(root *cobra.Command) string {
 	var b strings.Builder
 	b.WriteString("# The command\n\n" + root.Long + "\n\nEvery command takes these:\n\n" + flagTable(root.PersistentFlags()))

@@ -224,7 +224,7 @@ def test_exec_stream_across_a_pause_ends_with_the_documented_exception(make, exc
     assert raised[0][1] - t0 < 10
 
 
-def test_network_policy_survives(make, sdk):
+def test_fault43_network_policy_survives(make, sdk):
     sbx = make(network={"deny_out": ["0.0.0.0/0"], "allow_out": ["1.1.1.1"]})
 
     def reaches(address):
@@ -253,7 +253,7 @@ def test_clock_is_right_after_a_pause(make):
     assert best < 0.05
 
 
-def test_auto_pause_loses_no_write_and_is_kept_across_resumes(sdk):
+def test_fault22_auto_pause_loses_no_write_and_is_kept_across_resumes(sdk):
     """A writer appends until the very moment; no line is lost, and the next deadline pauses again."""
     sbx = auto(sdk, timeout=4)
     try:
@@ -274,7 +274,7 @@ def test_auto_pause_loses_no_write_and_is_kept_across_resumes(sdk):
         assert sbx.kill() is True
 
 
-def test_twenty_pauses_lose_nothing(make):
+def test_fault22_twenty_pauses_lose_nothing(make):
     sbx = make(timeout=600)
     keeper(sbx, size=8)
     for i in range(20):

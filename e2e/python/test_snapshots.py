@@ -69,7 +69,7 @@ def test_files_only_snapshot_boots(make, sdk):
     sdk.Sandbox.delete_snapshot(snap.snapshot_id)
 
 
-def test_fork_is_a_sandbox_of_its_own(make, sdk):
+def test_fault23_fork_is_a_sandbox_of_its_own(make, sdk):
     sbx = make(timeout=600, metadata={"role": "source"}, envs={"WHO": "the source"})
     pid = keeper(sbx)
     end = sbx.get_info().end_at
@@ -97,7 +97,7 @@ def test_fork_is_a_sandbox_of_its_own(make, sdk):
             f.kill()
 
 
-def test_a_sources_token_opens_no_fork(make, sdk):
+def test_fault23_a_sources_token_opens_no_fork(make, sdk):
     import urllib.error
     import urllib.request
     from conftest import MODE
@@ -123,7 +123,7 @@ RANDOM = ("head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; cat /proc
           "python3 -c 'import random,uuid,secrets;print(random.random());print(uuid.uuid4());print(secrets.token_hex(8))'")
 
 
-def test_twenty_forks_share_no_random_stream(make, sdk):
+def test_fault23_twenty_forks_share_no_random_stream(make, sdk):
     sbx = make(timeout=600)
     sbx.commands.run(RANDOM)  # the streams are in use when they are copied
     forks = sbx.fork(count=20, timeout=300)
@@ -143,6 +143,24 @@ def test_twenty_forks_share_no_random_stream(make, sdk):
         for f in forks:
             if isinstance(f, sdk.Sandbox):
                 f.kill()
+
+
+def test_a_running_programs_own_random_stream_is_copied(make, sdk):
+    """What a program has in its memory is copied with it; docs/snapshots.md says so."""
+    sbx = make()
+    handle = sbx.commands.run("exec python3 -uc 'import random\nwhile True:\n  input()\n  open(\"/tmp/r\",\"w\").write(str(random.random()))'",
+                              background=True, stdin=True, timeout=0)
+    handle.disconnect()
+    time.sleep(1)
+    forks = sbx.fork(count=2, timeout=120)
+    try:
+        for f in forks:
+            f.commands.send_stdin(handle.pid, "\n")
+        own = [eventually(lambda: f.files.exists("/tmp/r") and f.files.read("/tmp/r"), 10, 0.1) for f in forks]
+        assert own[0] == own[1]
+    finally:
+        for f in forks:
+            f.kill()
 
 
 def test_fork_of_nothing(sdk, exc):

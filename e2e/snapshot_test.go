@@ -1,0 +1,686 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/client"
+)
+
+// witness is a process of a sandbox that knows a word which is in its memory alone.
+const witness = `rm -f /tmp/ask /tmp/answer; mkfifo /tmp/ask /tmp/answer; word=%s
+while :; do read -r q < /tmp/ask; echo $word-$q > /tmp/answer; done`
+
+// entrust starts a witness of a word.
+func entrust(ctx context.Context, sb *client.Sandbox, word string) error {
+	p, err := sb.Start(ctx, fmt.Sprintf(witness, word))
+	if err != nil {
+		return err
+	}
+	if _, err := sb.Run(ctx, "until [ -p /tmp/answer ]; do sleep 0.02; done"); err != nil {
+		return err
+	}
+	return p.Close()
+}
+
+// remembers asks the witness for its word, and the file beside it.
+func remembers(ctx context.Context, sb *client.Sandbox, word string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	res, err := sb.Run(ctx, "echo q > /tmp/ask; cat /tmp/answer")
+	if err == nil && res.Stdout != word+"-q\n" {
+		err = fmt.Errorf("%s remembers %q, not %q", sb.ID, res.Stdout, word)
+	}
+	return err
+}
+
+// TestPausedHoldNoProcessAndNoMemory: while it is paused nothing of a sandbox is on
+// the host but files, and after it ended not even those.
+func TestPausedHoldNoProcessAndNoMemory(t *testing.T) {
+	d := prepared(t, "--memory-mib", "256", "--standby", "1")
+	d.ownBinary()
+	d.up()
+	c, inst := d.client(), d.instance()
+	first := many(t, c, 1)[0]
+	if err := first.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := d.settled(inst, 1)
+	sbs := many(t, c, 5)
+	each(t, sbs, func(ctx context.Context, i int, sb *client.Sandbox) error {
+		return entrust(ctx, sb, fmt.Sprint("w", i))
+	})
+	each(t, sbs, func(ctx context.Context, _ int, sb *client.Sandbox) error { return sb.Pause(ctx) })
+	d.eventually(20*time.Second, func() error {
+		now := d.settled(inst, 1)
+		kept := now["files"] - before["files"]
+		now["files"] = before["files"]
+		if now.String() != before.String() {
+			return fmt.Errorf("paused sandboxes hold something:\nbefore %s\nnow    %s", before, now)
+		}
+		if kept <= 0 {
+			return errors.New("they hold no files either")
+		}
+		return nil
+	})
+	each(t, sbs, func(ctx context.Context, i int, sb *client.Sandbox) error {
+		if err := sb.Resume(ctx); err != nil {
+			return err
+		}
+		return remembers(ctx, sb, fmt.Sprint("w", i))
+	})
+	each(t, sbs[:3], func(ctx context.Context, _ int, sb *client.Sandbox) error { return sb.Pause(ctx) })
+	d.cli("kill", "--all")
+	d.eventually(30*time.Second, func() error {
+		if now := d.settled(inst, 1); now.String() != before.String() {
+			return fmt.Errorf("left behind:\nbefore %s\nafter  %s", before, now)
+		}
+		return nil
+	})
+}
+
+// TestFault01_PausedOutliveTheDaemon: a server that was killed finds its paused
+// sandboxes and its snapshots again, and deadlines go on.
+func TestFault01_PausedOutliveTheDaemon(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	c := d.client()
+	sbs := many(t, c, 6, client.Timeout(20*time.Minute))
+	each(t, sbs, func(ctx context.Context, i int, sb *client.Sandbox) error {
+		return entrust(ctx, sb, fmt.Sprint("w", i))
+	})
+	each(t, sbs[:4], func(ctx context.Context, _ int, sb *client.Sandbox) error { return sb.Pause(ctx) })
+	snap, err := sbs[5].Snapshot(t.Context(), client.Name("kept"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		d.kill9()
+		d.up()
+	}
+	c = d.client()
+	paused := 0
+	for info, err := range c.List(t.Context(), client.States(nacre.StatePaused)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if paused++; info.State != nacre.StatePaused {
+			t.Errorf("%+v", info)
+		}
+	}
+	if paused != 4 {
+		t.Errorf("%d are paused after the restart, want 4", paused)
+	}
+	each(t, sbs, func(ctx context.Context, i int, sb *client.Sandbox) error {
+		if err := sb.Resume(ctx); err != nil {
+			return err
+		}
+		return remembers(ctx, sb, fmt.Sprint("w", i))
+	})
+	made, err := c.CreateFromSnapshot(t.Context(), snap.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remembers(t.Context(), made, "w5"); err != nil {
+		t.Error(err)
+	}
+	d.agree()
+}
+
+// TestFault03_KilledWhileItKeeps: the server is killed at random moments of pauses,
+// resumes, snapshots, restores and forks. Whatever was going on, each sandbox is
+// there afterwards, with its memory, and every snapshot that is listed can be used.
+func TestFault03_KilledWhileItKeeps(t *testing.T) {
+	d := prepared(t, "--memory-mib", "256")
+	d.ownBinary()
+	d.up()
+	c, inst := d.client(), d.instance()
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(uint64(seed), 1))
+	sbs := many(t, c, 3, client.Timeout(time.Hour))
+	each(t, sbs, func(ctx context.Context, i int, sb *client.Sandbox) error {
+		return entrust(ctx, sb, fmt.Sprint("w", i))
+	})
+	for round := range 12 {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i, sb := range sbs {
+			wg.Go(func() { // what becomes of each is not to be known
+				switch (round + i) % 4 {
+				case 0:
+					_ = sb.Pause(ctx)
+					_ = sb.Resume(ctx)
+				case 1:
+					if snap, err := sb.Snapshot(ctx); err == nil {
+						_ = sb.Restore(ctx, snap.ID)
+					}
+				case 2:
+					_, _ = c.Fork(ctx, sb.ID, 2)
+				case 3:
+					_ = sb.Pause(ctx)
+				}
+			})
+		}
+		time.Sleep(time.Duration(rng.IntN(900)) * time.Millisecond)
+		d.kill9()
+		cancel()
+		wg.Wait()
+		d.up()
+		c = d.client()
+		each(t, sbs, func(ctx context.Context, i int, sb *client.Sandbox) error {
+			if err := sb.Resume(ctx, client.Timeout(time.Hour)); err != nil {
+				return fmt.Errorf("round %d: %w", round, err)
+			}
+			return remembers(ctx, sb, fmt.Sprint("w", i))
+		})
+		mine := map[string]bool{sbs[0].ID: true, sbs[1].ID: true, sbs[2].ID: true}
+		for info, err := range c.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !mine[info.ID] { // a fork
+				if err := c.Kill(t.Context(), info.ID); err != nil && !errors.Is(err, client.ErrNotFound) {
+					t.Errorf("round %d: a fork cannot be ended: %v", round, err)
+				}
+			}
+		}
+	}
+	for s, err := range c.Snapshots(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := c.CreateFromSnapshot(t.Context(), s.ID)
+		if err != nil {
+			t.Errorf("snapshot %s is listed and cannot be used: %v", s.ID, err)
+			continue
+		}
+		if _, err := made.Run(t.Context(), "echo q > /tmp/ask; cat /tmp/answer"); err != nil {
+			t.Errorf("made from %s: %v", s.ID, err)
+		}
+		_ = made.Kill(t.Context())
+		if err := c.DeleteSnapshot(t.Context(), s.ID); err != nil {
+			t.Errorf("delete %s: %v", s.ID, err)
+		}
+	}
+	d.agree()
+	d.cli("kill", "--all")
+	d.eventually(30*time.Second, func() error {
+		left := d.traces(inst)
+		if n := len(d.handles()); n != 0 {
+			return fmt.Errorf("%d machines are left: %s", n, left)
+		}
+		for _, of := range []string{"images/uppers/*", "snapshots/plain/*", "snapshots/manifests/*"} {
+			if all, err := filepath.Glob(d.path(of)); err != nil || len(all) != 0 {
+				return fmt.Errorf("left on the disk: %v %v", all, err)
+			}
+		}
+		return nil
+	})
+}
+
+// TestFault11_DiskFullDuringPause: a pause that the disk does not hold is a 507 with
+// the reason, and the sandbox runs on.
+func TestFault11_DiskFullDuringPause(t *testing.T) {
+	d := prepared(t, "--memory-mib", "256")
+	dir := d.path("snapshots")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=3m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	d.up()
+	c := d.client()
+	sb := many(t, c, 1)[0]
+	if err := entrust(t.Context(), sb, "kept"); err != nil {
+		t.Fatal(err)
+	}
+	for what, call := range map[string]func() error{
+		"pause":    func() error { return sb.Pause(t.Context()) },
+		"snapshot": func() error { _, err := sb.Snapshot(t.Context()); return err },
+		"fork":     func() error { _, err := sb.Fork(t.Context()); return err },
+	} {
+		err := call()
+		if !errors.Is(err, client.ErrNoSpace) || !strings.Contains(err.Error(), "disk") {
+			t.Errorf("%s on a full disk: %v", what, err)
+		}
+		if err := remembers(t.Context(), sb, "kept"); err != nil {
+			t.Errorf("after the %s: %v", what, err)
+		}
+	}
+	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT, "size=512m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatalf("with room again: %v", err)
+	}
+	if err := sb.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := remembers(t.Context(), sb, "kept"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFault25_DamagedSnapshotIsRefused: what cannot be restored is refused with the
+// reason, and the sandbox stays paused.
+func TestFault25_DamagedSnapshotIsRefused(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	c := d.client()
+	sb := many(t, c, 1)[0]
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.stop() // the chunks behind the plain files may be written still
+	damaged := 0
+	err := filepath.WalkDir(d.path("snapshots"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() || strings.Contains(path, "/manifests/") {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil && info.Size() > 4096 {
+			damaged++
+			err = os.Truncate(path, info.Size()/2)
+		}
+		return err
+	})
+	if err != nil || damaged == 0 {
+		t.Fatalf("%d files were damaged: %v", damaged, err)
+	}
+	d.up()
+	err = sb.Resume(t.Context())
+	if !errors.Is(err, client.ErrConflict) || err.Error() == "" {
+		t.Errorf("a resume from damaged files: %v", err)
+	}
+	if info, err := sb.Info(t.Context()); err != nil || info.State != nacre.StatePaused {
+		t.Errorf("afterwards it is %+v, %v", info, err)
+	}
+	if n := len(d.handles()); n != 0 {
+		t.Errorf("%d machines run from a damaged snapshot", n)
+	}
+	if err := sb.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFault27_ResumeAgainstKill: whoever wins, nothing is left of a killed sandbox.
+func TestFault27_ResumeAgainstKill(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	c := d.client()
+	for i := range 8 {
+		sb := many(t, c, 1)[0]
+		if err := sb.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var g errgroup.Group
+		g.Go(func() error {
+			if err := sb.Resume(t.Context()); err != nil && !errors.Is(err, client.ErrNotFound) && !errors.Is(err, client.ErrConflict) {
+				return fmt.Errorf("resume: %w", err)
+			}
+			return nil
+		})
+		g.Go(func() error {
+			time.Sleep(time.Duration(i) * 40 * time.Millisecond)
+			return sb.Kill(t.Context())
+		})
+		if err := g.Wait(); err != nil {
+			t.Errorf("round %d: %v", i, err)
+		}
+		if _, err := sb.Info(t.Context()); !errors.Is(err, client.ErrNotFound) {
+			t.Errorf("round %d: a killed one is there: %v", i, err)
+		}
+	}
+	d.eventually(20*time.Second, func() error {
+		if n := len(d.handles()); n != 0 {
+			return fmt.Errorf("%d machines are left", n)
+		}
+		return nil
+	})
+	d.agree()
+}
+
+// TestFault23_HundredForks: a hundred forks of one sandbox have no random number, no
+// name and no address in common, and the time is right in each.
+func TestFault23_HundredForks(t *testing.T) {
+	d := start(t, "--memory-mib", "128")
+	c := d.client()
+	sb := many(t, c, 1, client.DenyOut("8.8.8.0/24"))[0]
+	const ask = `cat /etc/machine-id; hostname; hostname -I; head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid
+python3 -c 'import random,uuid,secrets; print(random.random()); print(uuid.uuid4()); print(secrets.token_hex())'`
+	if _, err := sb.Run(t.Context(), ask); err != nil { // the streams are in use when they are copied
+		t.Fatal(err)
+	}
+	if err := entrust(t.Context(), sb, "inherited"); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	forks, err := c.Fork(t.Context(), sb.ID, 100, client.Timeout(10*time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("100 forks in %s", time.Since(begin).Round(time.Millisecond))
+	seen := struct {
+		sync.Mutex
+		who map[string]string
+	}{who: map[string]string{}}
+	all := []*client.Sandbox{sb}
+	for i, f := range forks {
+		if f.Err != nil {
+			t.Fatalf("fork %d: %v", i, f.Err)
+		}
+		all = append(all, f.Sandbox)
+	}
+	var g errgroup.Group
+	g.SetLimit(8)
+	for _, one := range all {
+		g.Go(func() error {
+			res, err := one.Run(t.Context(), ask)
+			if err != nil {
+				return err
+			}
+			lines := strings.Split(strings.TrimSpace(res.Stdout), "\n")
+			if len(lines) != 8 {
+				return fmt.Errorf("%q", lines)
+			}
+			seen.Lock()
+			for _, l := range lines {
+				if other, ok := seen.who[l]; ok {
+					t.Errorf("%s and %s both have %q", one.ID, other, l)
+				}
+				seen.who[l] = one.ID
+			}
+			seen.Unlock()
+			if err := remembers(t.Context(), one, "inherited"); err != nil {
+				return err
+			}
+			return clockIsRight(t.Context(), one)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	// FAULTS 43: the policy is the source's.
+	if _, err := all[50].Run(t.Context(), "curl -s --max-time 3 http://8.8.8.8/"); err == nil {
+		t.Error("a fork reaches what its source may not")
+	}
+	if _, err := all[50].Run(t.Context(), "curl -s --max-time 5 http://1.1.1.1/"); err != nil {
+		t.Errorf("a fork does not reach what its source may: %v", err)
+	}
+	d.cli("kill", "--all")
+}
+
+// clockIsRight compares a guest's clock with ours, to 50 ms: the best of some looks
+// counts, for a look takes time itself.
+func clockIsRight(ctx context.Context, sb *client.Sandbox) error {
+	var off time.Duration
+	for range 5 {
+		before := time.Now()
+		res, err := sb.Run(ctx, "date +%s%N")
+		after := time.Now()
+		if err != nil {
+			return err
+		}
+		var ns int64
+		if _, err := fmt.Sscan(res.Stdout, &ns); err != nil {
+			return err
+		}
+		at := time.Unix(0, ns)
+		if off = max(before.Sub(at), at.Sub(after)); off <= 50*time.Millisecond {
+			return nil
+		}
+	}
+	return fmt.Errorf("the clock of %s is %s off", sb.ID, off)
+}
+
+// TestWakeOnRequest: each kind of request resumes a paused sandbox and is answered.
+func TestWakeOnRequest(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	c := d.client()
+	sb := many(t, c, 1, client.AutoPause(), client.AutoResume())[0]
+	d.serveInside(sb, 8000, "preview")
+	if _, err := sb.Start(t.Context(), webSocketEcho); err != nil {
+		t.Fatal(err)
+	}
+	d.eventually(20*time.Second, func() error { return d.echo(sb.ID) })
+	started := func() time.Time {
+		t.Helper()
+		info, err := sb.Info(t.Context())
+		if err != nil || info.State != nacre.StateRunning {
+			t.Fatalf("%+v %v", info, err)
+		}
+		return info.StartedAt
+	}
+	for _, c := range []struct {
+		name string
+		call func() error
+	}{
+		{"HTTP", func() error {
+			if a := d.preview(sb.ID, 8000, "/"); a.Status != 200 || !strings.Contains(a.Body, "preview") {
+				return errors.New(a.String())
+			}
+			return nil
+		}},
+		{"WebSocket", func() error { return d.echo(sb.ID) }},
+		{"a call of the guest", func() error { _, err := sb.Run(t.Context(), "true"); return err }},
+		{"a signed URL", func() error {
+			resp, err := plain.Get(sb.Files.DownloadURL("/tmp/www/index.html", time.Minute))
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				return errors.New(resp.Status)
+			}
+			return nil
+		}},
+	} {
+		if err := sb.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if err := c.call(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		t.Logf("%s was answered after %s", c.name, time.Since(begin).Round(time.Millisecond))
+		started()
+	}
+
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var g errgroup.Group
+	var mu sync.Mutex
+	runs := map[time.Time]bool{}
+	for range 30 {
+		g.Go(func() error {
+			if a := d.preview(sb.ID, 8000, "/"); a.Status != 200 {
+				return errors.New(a.String())
+			}
+			info, err := sb.Info(t.Context())
+			mu.Lock()
+			defer mu.Unlock()
+			runs[info.StartedAt] = true
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if len(runs) != 1 {
+		t.Errorf("thirty requests at once made %d resumes", len(runs))
+	}
+	// What may not reach it does not wake it, nor what only asks.
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a, err := d.ask(t.Context(), http.MethodPost, "/process.Process/List", []byte("{}"), as("E2b-Sandbox-Id", sb.ID, "Content-Type", "application/json"))
+	if err != nil || a.Status != http.StatusUnauthorized {
+		t.Errorf("a call without the token: %s %v", a, err)
+	}
+	if up, err := sb.IsRunning(t.Context()); up || err != nil {
+		t.Errorf("is it running: %v %v", up, err)
+	}
+	if info, err := sb.Info(t.Context()); err != nil || info.State != nacre.StatePaused {
+		t.Errorf("it was woken: %+v %v", info, err)
+	}
+	d.kill9() // and a server that knows it from its records alone wakes it too
+	d.up()
+	if a := d.preview(sb.ID, 8000, "/"); a.Status != 200 {
+		t.Errorf("after a restart of the server: %s", a)
+	}
+}
+
+// TestWakeThatDoesNotFit: the reason reaches who asked, and the sandbox is kept.
+func TestWakeThatDoesNotFit(t *testing.T) {
+	d := start(t, "--memory-mib", "256", "--max-sandboxes", "1", "--standby", "0")
+	c := d.client()
+	sb := many(t, c, 1, client.AutoResume())[0]
+	d.serveInside(sb, 8000, "preview")
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other := many(t, c, 1)[0]
+	a := d.preview(sb.ID, 8000, "/")
+	var body struct {
+		SandboxID, Message string
+		Code               int
+	}
+	if err := a.decode(&body); err != nil || a.Status != 503 || body.Code != 503 || body.SandboxID != sb.ID ||
+		!strings.Contains(body.Message, "could not be resumed") || a.Header.Get("Retry-After") == "" {
+		t.Errorf("%s %v", a, a.Header)
+	}
+	if err := other.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if a := d.preview(sb.ID, 8000, "/"); a.Status != 200 || !strings.Contains(a.Body, "preview") {
+		t.Errorf("with room again: %s", a)
+	}
+}
+
+// webSocketEcho is a server on port 8001 of which one can only say hello.
+const webSocketEcho = `exec python3 -c '
+import base64, hashlib, socketserver
+class H(socketserver.StreamRequestHandler):
+    def handle(self):
+        key = None
+        while (line := self.rfile.readline().strip()):
+            if line.lower().startswith(b"sec-websocket-key:"): key = line.split(b":", 1)[1].strip()
+        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+        while True:
+            head = self.rfile.read(2)
+            if len(head) < 2 or head[0] & 15 == 8: return
+            n = head[1] & 127; mask = self.rfile.read(4)
+            data = bytes(b ^ mask[i % 4] for i, b in enumerate(self.rfile.read(n)))
+            self.wfile.write(bytes([0x81, n]) + data)
+class S(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+S(("0.0.0.0", 8001), H).serve_forever()'`
+
+// echo says hello over a WebSocket through the edge.
+func (d *daemon) echo(id string) error {
+	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
+	defer cancel()
+	conn, _, err := websocket.Dial(ctx, d.note().APIURL, &websocket.DialOptions{Host: "8001-" + id + "." + d.note().Domain})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.CloseNow() }()
+	if err := conn.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
+		return err
+	}
+	_, got, err := conn.Read(ctx)
+	if err == nil && string(got) != "hello" {
+		err = fmt.Errorf("%q came back", got)
+	}
+	return err
+}
+
+// TestWebSocketAcrossAPause: it is cut at once, not left to hang.
+func TestWebSocketAcrossAPause(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	sb := many(t, d.client(), 1)[0]
+	if _, err := sb.Start(t.Context(), webSocketEcho); err != nil {
+		t.Fatal(err)
+	}
+	d.eventually(20*time.Second, func() error { return d.echo(sb.ID) })
+	conn, _, err := websocket.Dial(t.Context(), d.note().APIURL, &websocket.DialOptions{Host: "8001-" + sb.ID + "." + d.note().Domain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.CloseNow() }()
+	cut := make(chan time.Time, 1)
+	go func() {
+		_, _, _ = conn.Read(t.Context())
+		cut <- time.Now()
+	}()
+	begin := time.Now()
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case at := <-cut:
+		t.Logf("cut after %s, paused after %s", at.Sub(begin).Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
+	case <-time.After(5 * time.Second):
+		t.Error("a WebSocket hangs across a pause")
+	}
+	if err := sb.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.echo(sb.ID); err != nil {
+		t.Errorf("after the resume: %v", err)
+	}
+}
+
+// TestPauseFromTheCommandLine walks pause, resume, snapshot, restore and fork.
+func TestPauseFromTheCommandLine(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	id := strings.TrimSpace(d.cli("run", "--timeout", "30m"))
+	d.cli("exec", id, "--", "echo one > state")
+	snap := strings.TrimSpace(d.cli("snapshot", id, "--name", "first", "--comment", "of the test"))
+	d.cli("exec", id, "--", "echo two > state")
+	d.cli("pause", id)
+	if out := d.cli("ps"); !strings.Contains(out, "paused") {
+		t.Errorf("ps: %s", out)
+	}
+	d.cli("resume", id)
+	if out := d.cli("exec", id, "--", "cat state"); out != "two\n" {
+		t.Errorf("after the resume: %q", out)
+	}
+	forks := strings.Fields(d.cli("fork", "-n", "2", id))
+	d.cli("restore", id, snap)
+	if out := d.cli("exec", id, "--", "cat state"); out != "one\n" {
+		t.Errorf("after the restore: %q", out)
+	}
+	for _, f := range forks {
+		if out := d.cli("exec", f, "--", "cat state"); out != "two\n" {
+			t.Errorf("a fork has %q", out)
+		}
+	}
+	if out := d.cli("run", "--rm", "--template", "first", "--", "cat state"); out != "one\n" {
+		t.Errorf("made from the snapshot: %q", out)
+	}
+	if out := d.cli("snapshots", "--of", id); !strings.Contains(out, "of the test") || !strings.Contains(out, "MiB") {
+		t.Errorf("snapshots: %s", out)
+	}
+	d.cli("snapshots", "delete", "first")
+	if out := d.cli("snapshots", "-q"); out != "" {
+		t.Errorf("left are %q", out)
+	}
+}
