@@ -135,12 +135,14 @@ func TestKeptForm(t *testing.T) {
 	const kept = `{"template":"base","templateId":"t1","buildId":"b1","machine":"m1","endReason":"oom","detail":"d",` +
 		`"resources":{"CPUs":1,"MemoryMiB":2,"DiskMiB":3,"MaxPIDs":4},"metadata":{"k":"v"},` +
 		`"network":{"DenyInternet":true,"AllowOut":["a"],"DenyOut":["b"],"PrivateTraffic":true,"MaskRequestHost":"h"},` +
-		`"secure":true,"timeout":5,"onTimeout":"pause","tokenEpoch":6,"bootPath":"warm","bootTime":7}`
+		`"secure":true,"timeout":5,"onTimeout":"pause","tokenEpoch":6,"bootPath":"warm","bootTime":7,` +
+		`"parent":"i1","snapshot":"s1","origin":"s2","autoResume":true,"filesOnly":true,"pausedAt":8,"idleTimeout":9,"alwaysOn":true}`
 	s := nacre.Sandbox{
 		Template: "base", TemplateID: "t1", BuildID: "b1", Machine: "m1", EndReason: nacre.EndOOM, Detail: "d",
 		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 2, DiskMiB: 3, MaxPIDs: 4}, Metadata: map[string]string{"k": "v"},
 		Network: nacre.NetworkPolicy{DenyInternet: true, AllowOut: []string{"a"}, DenyOut: []string{"b"}, PrivateTraffic: true, MaskRequestHost: "h"},
 		Secure:  true, Timeout: 5, OnTimeout: nacre.TimeoutPause, TokenEpoch: 6, BootPath: nacre.BootWarm, BootTime: 7,
+		Parent: "i1", Snapshot: "s1", Origin: "s2", AutoResume: true, FilesOnly: true, PausedAt: fromMicro(8), IdleTimeout: 9, AlwaysOn: true,
 	}
 	text, err := encodeBody(&s)
 	if err != nil {
@@ -159,6 +161,64 @@ func TestKeptForm(t *testing.T) {
 	if got := tag("k", "v"); string(got) == string(tag("kv", "")) || len(got) != 16 {
 		t.Error("pairs of metadata can be mistaken for others")
 	}
+}
+
+// TestKeptSnapshotForm is TestKeptForm for snapshots.
+func TestKeptSnapshotForm(t *testing.T) {
+	const kept = `{"comment":"c","filesOnly":true,"restoreKey":"k","template":"base","templateId":"t1","buildId":"b1",` +
+		`"resources":{"CPUs":1,"MemoryMiB":2,"DiskMiB":3,"MaxPIDs":4},"metadata":{"k":"v"},` +
+		`"network":{"DenyInternet":true,"AllowOut":null,"DenyOut":null,"PrivateTraffic":false,"MaskRequestHost":""},` +
+		`"secure":true,"timeout":5,"onTimeout":"pause","bytes":6,"stopped":7,"lastUsedAt":8}`
+	text, err := encodeSnapshot(&nacre.Snapshot{
+		Comment: "c", FilesOnly: true, RestoreKey: "k", Template: "base", TemplateID: "t1", BuildID: "b1",
+		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 2, DiskMiB: 3, MaxPIDs: 4}, Metadata: map[string]string{"k": "v"},
+		Network: nacre.NetworkPolicy{DenyInternet: true}, Secure: true, Timeout: 5, OnTimeout: nacre.TimeoutPause,
+		Bytes: 6, Stopped: 7, LastUsedAt: fromMicro(8),
+	})
+	if err != nil || text != kept {
+		t.Errorf("the form of kept snapshots changed: %v\n%s", err, text)
+	}
+}
+
+// TestFault47_FromTheFirstVersion: records that the first version wrote are read.
+func TestFault47_FromTheFirstVersion(t *testing.T) {
+	urls(t, func(t *testing.T, url string) {
+		db := reopen(t, url, withKey)
+		s := sample()
+		s.Name = "" // the first version had none
+		if err := db.Insert(t.Context(), s, nacre.Event{Kind: nacre.EventCreated}); err != nil {
+			t.Fatal(err)
+		}
+		pool, d := db.pool, db.d
+		if !d.postgres {
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			if pool, err = sql.Open("sqlite", sqliteDSN(url, 0, false)); err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+		}
+		p, err := provider(d, pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.DownTo(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		if !d.postgres {
+			pool.Close()
+		}
+		again := reopen(t, url, withKey)
+		got, err := again.Get(t.Context(), s.TeamID, s.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(s, got); d != "" {
+			t.Error(d)
+		}
+	})
 }
 
 // TestEventBase: after a restore into a cluster whose transactions have lower

@@ -91,6 +91,12 @@ func TestSandboxModel(t *testing.T) {
 	})
 }
 
+func TestSnapshotStore(t *testing.T) {
+	engines(t, func(t *testing.T, open func(testing.TB, Options) *DB) {
+		nacretest.TestSnapshotStore(t, func(t *testing.T) nacretest.SnapshotStore { return open(t, withKey) })
+	})
+}
+
 func TestEventLog(t *testing.T) {
 	engines(t, func(t *testing.T, open func(testing.TB, Options) *DB) {
 		nacretest.TestEventLog(t, func(t *testing.T) nacretest.EventStore { return open(t, Options{}) })
