@@ -55,6 +55,7 @@ type Agent struct {
 	watchers *watcherTable
 	logs     *logRing
 	cpu      cpuMeter
+	conns    conns
 	handler  http.Handler
 
 	active   atomic.Int64 // requests under way
@@ -106,7 +107,7 @@ func (a *Agent) Serve(ln net.Listener) error {
 	}
 	stop := context.AfterFunc(a.closing, func() { _ = srv.Close() })
 	defer stop()
-	err := srv.Serve(bulk.Listener{Listener: ln})
+	err := srv.Serve(bulk.Listener{Listener: connListener{ln, &a.conns}})
 	if a.closing.Err() != nil {
 		return nil
 	}

@@ -50,7 +50,8 @@ func GuestSystem() *System {
 // user's process runs yet and only the host reaches the port.
 func (a *Agent) handleInit(w http.ResponseWriter, r *http.Request) {
 	presented := r.Header.Get(envd.HeaderHostToken)
-	if id := a.id.get(); id.inited && !sameToken(presented, id.hostToken) {
+	id := a.id.get()
+	if id.inited && !sameToken(presented, id.hostToken) {
 		if presented == "" {
 			writeError(w, http.StatusNotFound, "no such route")
 			return
@@ -67,7 +68,7 @@ func (a *Agent) handleInit(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	if in.HostToken == "" && a.id.get().hostToken == "" {
+	if in.HostToken == "" && id.hostToken == "" {
 		writeError(w, http.StatusBadRequest, "hostToken is missing: without it anybody could initialise the guest again")
 		return
 	}
@@ -77,6 +78,9 @@ func (a *Agent) handleInit(w http.ResponseWriter, r *http.Request) {
 	}
 	if in.NewIdentity {
 		a.logs.forget() // what the guest that this one is a copy of did
+	}
+	if id.inited && in.HostToken != "" && in.HostToken != id.hostToken {
+		a.conns.endOthers(r.RemoteAddr) // another machine: nobody is at their other ends
 	}
 	a.applySystem(&in)
 	w.WriteHeader(http.StatusNoContent)
