@@ -50,6 +50,11 @@ type Config struct {
 	SlotsReady   int
 	AllowPrivate []string
 
+	PriceVCPU   float64
+	PriceMemory float64
+	PriceDisk   float64
+	Credits     float64
+
 	LogLevel string
 	LogJSON  bool
 }
@@ -86,6 +91,11 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.NetworkPool, "network-pool", "", "IPv4 prefix for the sandboxes' addresses (default: one that is free here)")
 	fs.IntVar(&c.SlotsReady, "slots-ready", 16, "network slots made ahead")
 	fs.StringSliceVar(&c.AllowPrivate, "allow-private", nil, "private prefixes that sandboxes may reach, comma separated")
+
+	fs.Float64Var(&c.PriceVCPU, "price-vcpu-second", 0, "cents for a second of one virtual processor of a running sandbox")
+	fs.Float64Var(&c.PriceMemory, "price-gib-second", 0, "cents for a second of one GiB of memory of a running sandbox")
+	fs.Float64Var(&c.PriceDisk, "price-disk-gib-second", 0, "cents for a second of one GiB of disk of a paused sandbox")
+	fs.Float64Var(&c.Credits, "credits", 0, "cents that a team's balance begins with; nothing ends when they are spent")
 
 	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&c.LogJSON, "log-json", false, "log JSON lines")
@@ -191,6 +201,9 @@ func (c *Config) validate() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errors.New("--tls-cert and --tls-key go together")
+	}
+	if min(c.PriceVCPU, c.PriceMemory, c.PriceDisk, c.Credits) < 0 {
+		return errors.New("--price-vcpu-second, --price-gib-second, --price-disk-gib-second and --credits cannot be negative")
 	}
 	for _, p := range c.AllowPrivate {
 		if _, err := netip.ParsePrefix(p); err != nil {

@@ -25,7 +25,9 @@ func (s *Server) buildNouns(p *parts) nouns {
 		hub:      event.New(event.Config{Log: p.db, Signal: p.db, Logger: s.log}),
 		recorder: event.NewRecorder(p.db, time.Now, s.log),
 		meter: meter.New(meter.Config{Events: p.db, Signal: p.db, Usage: p.db, Records: p.db, Logger: s.log, Clock: time.Now,
-			Labels: []string{nacre.LabelWorkspace, nacre.LabelProject, nacre.LabelExternalSpace, nacre.LabelExternalUser, nacre.LabelExternalProject}}),
+			Labels:  []string{nacre.LabelWorkspace, nacre.LabelProject, nacre.LabelExternalSpace, nacre.LabelExternalUser, nacre.LabelExternalProject},
+			Prices:  meter.Prices{VCPU: s.cfg.PriceVCPU, Memory: s.cfg.PriceMemory, Disk: s.cfg.PriceDisk},
+			Credits: s.cfg.Credits}),
 		once: &api.Once{Requests: p.db, Logger: s.log, Clock: time.Now},
 	}
 }
@@ -39,7 +41,6 @@ func (n nouns) loops() map[string]func(context.Context) error {
 
 // miosaAPI makes the second dialect, over the same service and keys.
 func (s *Server) miosaAPI(p *parts, sec secrets, auth *api.Auth) *miosa.API {
-	p.nouns = s.buildNouns(p)
 	c := miosa.Config{
 		Service: p.control, Snapshots: p.control, Traffic: p.node, Activity: p.control, Auth: auth, TokenKey: sec.tokens,
 		Nouns: miosa.Nouns{

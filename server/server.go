@@ -174,6 +174,11 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 	if err != nil {
 		return p, err
 	}
+	p.nouns = s.buildNouns(p)
+	// Before control begins to write events, and to purge records.
+	if err := p.nouns.meter.CatchUp(ctx); err != nil {
+		return p, fmt.Errorf("usage: %w", err)
+	}
 	return p, s.buildEntrance(p, sec)
 }
 
@@ -292,10 +297,11 @@ func (s *Server) buildEntrance(p *parts, sec secrets) error {
 	auth := api.NewAuth(p.db, time.Now)
 	dialect := moru.New(moru.Config{
 		Service: p.control, Snapshots: p.control, Auth: auth, Teams: p.db, TokenKey: sec.tokens,
-		Domain: s.publicDomain(), EnvdVersion: envd.Version, Logger: s.log, Clock: time.Now,
+		Domain: s.publicDomain(), EnvdVersion: envd.Version, Once: p.nouns.once, Logger: s.log, Clock: time.Now,
 	})
 	p.handler = &entrance{api: dialect, miosa: s.miosaAPI(p, sec, auth), log: s.log, edge: edge.New(edge.Config{
 		Traffic: p.node, Waker: p.control, Activity: p.control, TokenKey: sec.tokens, Domain: s.cfg.Domain, Logger: s.log,
+		Previews: p.db,
 	})}
 	return nil
 }
