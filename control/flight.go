@@ -82,11 +82,7 @@ func (s *Service) take(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 			return nacre.Sandbox{}, nil, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "another change of the sandbox is still under way; try again shortly")
 		}
 	}
-	release = func() {
-		if exit := s.flight.end(id); exit != nil {
-			s.exited(context.WithoutCancel(ctx), team, id, *exit)
-		}
-	}
+	release = func() { s.landed(ctx, team, id) }
 	rec, err = s.cfg.Store.Get(ctx, team, id)
 	if err == nil && (rec.State == nacre.StatePausing || rec.State == nacre.StateResuming) {
 		if err = s.settleOne(ctx, rec); err == nil {
@@ -101,6 +97,14 @@ func (s *Service) take(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 		return nacre.Sandbox{}, nil, err
 	}
 	return rec, release, nil
+}
+
+// landed ends what was begun with a sandbox, and deals with an exit that came
+// meanwhile.
+func (s *Service) landed(ctx context.Context, team nacre.TeamID, id nacre.SandboxID) {
+	if exit := s.flight.end(id); exit != nil {
+		s.exited(context.WithoutCancel(ctx), team, id, *exit)
+	}
 }
 
 // inHand is the set of snapshots that this process is making or about to give up.

@@ -136,10 +136,31 @@ func (s *Service) compare(ctx context.Context, node nacre.Node, records map[nacr
 			continue
 		}
 		if v := seen.verdict(rec); (v.to != "" || v.stop) && !s.flight.has(rec.ID) {
-			g.Go(func() error { return s.settle(ctx, node, rec, v) })
+			g.Go(func() error { return s.settleSeen(ctx, node, rec, v) })
 		}
 	}
 	return nil
+}
+
+// settleSeen carries out a verdict on what was seen a moment ago: nobody may have
+// begun anything with the sandbox since, nor begin before it is done. Else a sandbox
+// that was resumed in between would lose its machine.
+func (s *Service) settleSeen(ctx context.Context, node nacre.Node, rec nacre.Sandbox, v verdict) error {
+	if rec.State == nacre.StateStopping {
+		return s.settle(ctx, node, rec, v)
+	}
+	if ok, _ := s.flight.begin(rec.ID); !ok {
+		return nil
+	}
+	defer s.landed(ctx, rec.TeamID, rec.ID)
+	now, err := s.cfg.Store.Get(ctx, rec.TeamID, rec.ID)
+	if nacre.IsCode(err, nacre.CodeNotFound) || err == nil && now.Version != rec.Version {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, node, rec, v)
 }
 
 // sight is what a node says that there is.
