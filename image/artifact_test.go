@@ -641,3 +641,17 @@ func BenchmarkPutTogether(b *testing.B) {
 		release()
 	}
 }
+
+// TestFault04_OrderOfACommit: the manifest is begun when all files are on the disk,
+// gets its name when it is, and the call returns when the name is too: whenever the
+// power goes, a snapshot that is listed is whole.
+func TestFault04_OrderOfACommit(t *testing.T) {
+	var steps []string
+	a := newArtifacts(t, func(o *image.ArtifactOptions) {
+		o.Step = func(step string) error { steps = append(steps, step); return nil }
+	})
+	a.keep(files(12, 10))
+	if want := []string{"create", "sync files", "commit: write", "commit: rename", "commit: sync"}; !slices.Equal(steps, want) {
+		t.Errorf("steps %q, want %q", steps, want)
+	}
+}

@@ -59,6 +59,13 @@ func (s *metricStore) add(id nacre.SandboxID, cpus int, p point) {
 	r.next = (r.next + 1) % sampleKept
 }
 
+// begin takes back an end: the sandbox has a machine again.
+func (s *metricStore) begin(id nacre.SandboxID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = slices.DeleteFunc(s.ended, func(e nacre.SandboxID) bool { return e == id })
+}
+
 // end makes the sandbox's samples the first to go when too many are kept.
 func (s *metricStore) end(id nacre.SandboxID) {
 	s.mu.Lock()

@@ -85,6 +85,7 @@ type Node struct {
 	lastStart time.Time         // when a start last began or ended
 	kick      chan struct{}     // wakes the refill of standbys
 	handing   chan struct{}     // one token for each standby that is handed over
+	keeping   chan struct{}     // one token for each snapshot that is taken
 }
 
 var (
@@ -119,6 +120,7 @@ func New(cfg Config) (*Node, error) {
 		exited:    make(chan struct{}),
 		kick:      make(chan struct{}, 1),
 		handing:   make(chan struct{}, handOvers*runtime.NumCPU()),
+		keeping:   make(chan struct{}, snapshotsAtOnce*runtime.NumCPU()),
 	}
 	n.gate = newGate(cfg.Admission, cfg.Host)
 	n.life, n.end = context.WithCancel(context.Background())
@@ -187,15 +189,26 @@ func (n *Node) spawn(fn func()) bool {
 	return true
 }
 
+// keepsLog returns whether a sandbox's log is kept whatever its age: it runs, or it
+// may run again.
+func (n *Node) keepsLog(ctx context.Context) func(nacre.SandboxID) bool {
+	kept, err := n.Snapshots(ctx)
+	paused := map[nacre.SandboxID]bool{}
+	for _, m := range kept {
+		paused[m.Sandbox] = true
+	}
+	return func(id nacre.SandboxID) bool {
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		return n.sandboxes[id] != nil || paused[id] || err != nil
+	}
+}
+
 func (n *Node) purgeLogs(ctx context.Context) {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
-		keep := func(id nacre.SandboxID) bool {
-			n.mu.RLock()
-			defer n.mu.RUnlock()
-			return n.sandboxes[id] != nil
-		}
+		keep := n.keepsLog(ctx)
 		if err := n.logs.purge(n.cfg.Clock().Add(-n.cfg.Retention), keep); err != nil {
 			n.log.Warn("old logs could not be deleted", "err", err)
 		}

@@ -10,7 +10,7 @@ import (
 
 // snapping is a snapshot of a sandbox under way.
 type snapping struct {
-	pause  bool // traffic has ended
+	pause  bool // traffic has ended; guarded by Node.mu
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when it is over, well or not
 }
@@ -32,16 +32,13 @@ func (n *Node) Snapshot(ctx context.Context, id nacre.SandboxID, spec nacre.Snap
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	e, s, err := n.beginSnapshot(id, spec, cancel)
+	e, s, err := n.beginSnapshot(id, cancel)
 	if err != nil {
 		return nacre.SnapshotManifest{}, err
 	}
 	defer n.wg.Done()
 	defer context.AfterFunc(n.life, func() { cancel(errClosed()) })()
-	m, err := n.keep(ctx, e.unit, spec)
-	if err == nil && spec.Pause {
-		n.leave(e)
-	}
+	m, err := n.keepInTurn(ctx, e, s, spec)
 	n.mu.Lock()
 	e.snap = nil
 	close(s.done)
@@ -52,9 +49,30 @@ func (n *Node) Snapshot(ctx context.Context, id nacre.SandboxID, spec nacre.Snap
 	return m, err
 }
 
-// beginSnapshot marks the sandbox. With Pause its route is closed from then on.
-// The caller calls n.wg.Done.
-func (n *Node) beginSnapshot(id nacre.SandboxID, spec nacre.SnapshotSpec, cancel context.CancelCauseFunc) (*entry, *snapping, error) {
+// snapshotsAtOnce, for each processor: more would only stand still for longer.
+const snapshotsAtOnce = 2
+
+// keepInTurn takes the snapshot, and with Pause ends the machine, when few others
+// are taken. The route is closed then, and not while it waits.
+func (n *Node) keepInTurn(ctx context.Context, e *entry, s *snapping, spec nacre.SnapshotSpec) (nacre.SnapshotManifest, error) {
+	select {
+	case n.keeping <- struct{}{}:
+		defer func() { <-n.keeping }()
+	case <-ctx.Done():
+		return nacre.SnapshotManifest{}, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the snapshot was called off while it waited for its turn")
+	}
+	n.mu.Lock()
+	s.pause = spec.Pause
+	n.mu.Unlock()
+	m, err := n.keep(ctx, e.unit, spec)
+	if err == nil && spec.Pause {
+		n.leave(e)
+	}
+	return m, err
+}
+
+// beginSnapshot marks the sandbox. The caller calls n.wg.Done.
+func (n *Node) beginSnapshot(id nacre.SandboxID, cancel context.CancelCauseFunc) (*entry, *snapping, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	e := n.sandboxes[id]
@@ -66,7 +84,7 @@ func (n *Node) beginSnapshot(id nacre.SandboxID, spec nacre.SnapshotSpec, cancel
 	case e == nil || !e.runs():
 		return nil, nil, errNoMachine(id)
 	}
-	s := &snapping{pause: spec.Pause, cancel: cancel, done: make(chan struct{})}
+	s := &snapping{cancel: cancel, done: make(chan struct{})}
 	e.snap = s
 	n.wg.Add(1)
 	return e, s, nil

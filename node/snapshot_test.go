@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -494,4 +496,111 @@ func TestPausesAtRandom(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestFault27_ResumeAgainstKill: of a resume and a stop at once either wins, and
+// nothing is left of the loser.
+func TestFault27_ResumeAgainstKill(t *testing.T) {
+	w := newWorld(t)
+	n := w.start()
+	w.host.BootTime = 2 * time.Millisecond
+	spec, _ := w.begin()
+	w.write(spec.Sandbox, "held")
+	snap := nacre.NewSnapshotID()
+	if _, err := n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: snap, Pause: true}); err != nil {
+		t.Fatal(err)
+	}
+	resumed := spec
+	resumed.Snapshot = snap
+	for i := range 10 {
+		done := make(chan error, 1)
+		go func() { _, err := n.Start(t.Context(), resumed); done <- err }()
+		time.Sleep(time.Duration(i) * time.Millisecond / 2) // any moment will do
+		if err := n.Stop(t.Context(), spec.Sandbox); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err == nil {
+			if err := n.Stop(t.Context(), spec.Sandbox); err != nil {
+				t.Fatal(err)
+			}
+		} else if !nacre.IsCode(err, nacre.CodeConflict) {
+			t.Fatalf("the resume ended with %v", err)
+		}
+		if l := w.leaks(); len(l) > 0 || w.machine(spec.Sandbox) != "" {
+			t.Fatalf("left behind: %v", l)
+		}
+	}
+	w.whole(spec, snap, "held")
+}
+
+// TestPausesWaitForTheirTurn: many at once stand still one after the other, each for
+// a short time.
+func TestPausesWaitForTheirTurn(t *testing.T) {
+	w := newWorld(t)
+	n := w.start()
+	var specs []nacre.StartSpec
+	for range 40 {
+		spec, _ := w.begin()
+		specs = append(specs, spec)
+	}
+	var mu sync.Mutex
+	most, now := 0, 0
+	w.host.SetHook(func(op string, _ nacre.MachineID) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch op {
+		case "machine.snapshot":
+			now++
+			most = max(most, now)
+		case "machine.stop":
+			now--
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	for _, s := range specs {
+		wg.Go(func() {
+			if _, err := n.Snapshot(t.Context(), s.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if limit := 2 * runtime.NumCPU(); most > limit {
+		t.Errorf("%d stood still at once, want at most %d", most, limit)
+	}
+	if got := len(w.snapshots()); got != len(specs) {
+		t.Errorf("%d of %d are kept", got, len(specs))
+	}
+}
+
+// TestLogsOfPausedSandboxesStay: however long it is paused.
+func TestLogsOfPausedSandboxesStay(t *testing.T) {
+	w := newWorld(t)
+	now := time.Now()
+	w.tweak = func(c *node.Config) { c.Clock = func() time.Time { return now } }
+	n := w.start()
+	spec, st := w.begin()
+	w.host.Machine(st.Machine).Guest.Log(nacre.LogStdout, "long ago", nil)
+	gone, st := w.begin()
+	w.host.Machine(st.Machine).Guest.Log(nacre.LogStdout, "over", nil)
+	if _, err := n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Stop(t.Context(), gone.Sandbox); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(30 * 24 * time.Hour)
+	n = w.restart() // which deletes what is old
+	lines := func(id nacre.SandboxID) int {
+		l, err := n.Logs(t.Context(), id, nacre.LogQuery{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(l)
+	}
+	w.eventually("the ended sandbox's log is deleted", func() bool { return lines(gone.Sandbox) == 0 })
+	if lines(spec.Sandbox) != 1 {
+		t.Error("the paused sandbox's log is deleted")
+	}
 }

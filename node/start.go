@@ -272,6 +272,7 @@ func (n *Node) publish(e *entry, u *unit) error {
 // observe starts to record the sandbox's log and metrics; n.mu is held.
 func (n *Node) observe(u *unit) {
 	u.tail = n.logs.tail(u.spec.Sandbox, u.id, u.from)
+	n.metrics.begin(u.spec.Sandbox)
 	n.wg.Go(func() { n.collect(u) })
 	n.wg.Go(func() { n.sample(u) })
 }
