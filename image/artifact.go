@@ -102,8 +102,9 @@ type artifact struct {
 	plain bool // its directory in "plain" is whole
 	index bool // its chunks are all there
 	used  time.Time
-	work  *work     // done to the plain copy at the moment
-	retry time.Time // when to try again to cut it into chunks
+	work  *work              // done to the plain copy at the moment
+	retry time.Time          // when to try again to cut it into chunks
+	flush context.CancelFunc // of one being written: ends what begins to write it to the disk
 }
 
 type artifactState int
@@ -213,7 +214,29 @@ func (s *Artifacts) Create(_ context.Context, id nacre.SnapshotID) (string, erro
 		s.forget(id)
 		return "", diskError(err)
 	}
-	return filepath.Join(s.path, plainPath(id)), nil
+	dir := filepath.Join(s.path, plainPath(id))
+	s.startFlush(id, dir)
+	return dir, nil
+}
+
+func (s *Artifacts) startFlush(id nacre.SnapshotID, dir string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.all[id]; a != nil && !s.closed {
+		ctx, cancel := context.WithCancel(s.life)
+		a.flush = cancel
+		s.running.Go(func() { flush(ctx, dir) })
+	}
+}
+
+// endFlush ends it; the store's mu is not held.
+func (s *Artifacts) endFlush(a *artifact) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.flush != nil {
+		a.flush()
+		a.flush = nil
+	}
 }
 
 // forget drops one that was being written.
@@ -238,6 +261,7 @@ func (s *Artifacts) Commit(ctx context.Context, m nacre.SnapshotManifest) (nacre
 	if a == nil || a.state != writing {
 		return m, nacre.Errorf(nacre.CodeNotFound, "snapshot %s is not being written", m.ID)
 	}
+	s.endFlush(a)
 	if err := s.measure(&m); err != nil {
 		return m, err
 	}
@@ -330,6 +354,7 @@ func (s *Artifacts) Discard(_ context.Context, id nacre.SnapshotID) error {
 		return nil
 	}
 	s.mu.Unlock()
+	s.endFlush(a)
 	err := s.removePlain(id)
 	if err == nil {
 		s.forget(id)

@@ -2,6 +2,9 @@
 // build, and one writable layer a machine. With a blob store behind it an image
 // that is imported on one host is there for all: the others fetch it once, check
 // it as it comes in, and never again.
+//
+// It keeps snapshots' files too: plain ones, that a restore needs nothing done to,
+// and behind them chunks named after their content, of which equal ones cost nothing.
 package image
 
 import (
