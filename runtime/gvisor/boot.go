@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,6 +68,7 @@ func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) 
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	m, err := r.boot(ctx, l)
+	defer r.fillAhead()
 	if err != nil {
 		r.adopt(spec.ID, nil)
 		switch cause := context.Cause(ctx); {
@@ -107,48 +107,49 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	}
 	defer r.boots.Release(1)
 
-	g := r.cgroup.group(string(spec.ID))
-	err = g.create(limits{
-		cpus:   int64(max(spec.Resources.CPUs, bootCPUs)),
-		memory: int64(spec.Resources.MemoryMiB+memoryOverhead) << 20,
-		pids:   int64(spec.Resources.MaxPIDs),
-	})
+	p, err := r.sandboxFor(spec.ID)
 	if errors.Is(err, fs.ErrExist) {
 		return nil, nacre.Wrap(nacre.CodeConflict, err, "machine "+string(spec.ID)+" exists already")
 	}
-	var proc *process
+	if err != nil {
+		return nil, fmt.Errorf("sandbox of machine %s: %w", spec.ID, err)
+	}
+	g, proc := p.group, p.proc
 	defer func() {
+		p.orders.Close()
 		if err == nil {
 			return
 		}
 		err = explain(err, spec.StateDir)
-		if proc != nil {
-			proc.kill()
-			_, _, _ = proc.wait()
-			proc.close()
-		}
+		p.end(context.WithoutCancel(ctx))
 		err = errors.Join(err, g.destroy(context.WithoutCancel(ctx)))
 		for _, f := range []string{socketFile, fatalFile, debugFile, bootFile} {
 			_ = os.Remove(filepath.Join(spec.StateDir, f))
 		}
 		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
 	}()
+	err = g.set(r.cgroup.settings(limits{
+		cpus:   int64(max(spec.Resources.CPUs, bootCPUs)),
+		memory: int64(spec.Resources.MemoryMiB+memoryOverhead) << 20,
+		pids:   int64(spec.Resources.MaxPIDs),
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
 	}
-
-	r.trace("1-cgroup")
-	l.group = g
+	r.trace("1-process")
+	l.proc = proc
 	defer l.close()
 	if err := l.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare machine %s: %w", spec.ID, err)
 	}
 	r.trace("2-open")
-	if proc, err = l.start(); err != nil {
+	if err := l.takeLink(); err != nil {
+		return nil, err
+	}
+	if err := l.orders.send(p.orders); err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
-	l.proc = proc
-	r.trace("3-process")
+	r.trace("3-orders")
 	goOn := proc.killOnEnd(ctx)
 	if err := l.handshake(); err != nil {
 		goOn()
@@ -177,15 +178,13 @@ func explain(err error, dir string) error {
 
 // launch is one start of a sandbox process.
 type launch struct {
-	r     *Runtime
-	spec  nacre.MachineSpec
-	snap  *snapshot // to restore; nil for a new guest
-	group *group
-	proc  *process
+	r    *Runtime
+	spec nacre.MachineSpec
+	snap *snapshot // to restore; nil for a new guest
+	proc *process
 
-	args  []string
-	files []*os.File // the child's descriptors
-	own   []*os.File // closed at the end
+	orders orders
+	own    []*os.File // closed at the end
 	// The sandbox writes one byte to syncEnd when it has booted.
 	sync, syncEnd *os.File
 	control       *os.File // the sandbox listens on it
@@ -198,11 +197,8 @@ func (l *launch) close() {
 	}
 }
 
-// give hands the file to the child as the value of a flag.
-func (l *launch) give(flag string, f *os.File) {
-	l.args = append(l.args, "--"+flag+"="+strconv.Itoa(len(l.files)))
-	l.files = append(l.files, f)
-}
+// give hands the file to the sandbox as the value of a flag.
+func (l *launch) give(flag string, f *os.File) { l.orders.give(flag, f) }
 
 func (l *launch) open(path string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(path, flags, 0o600)
@@ -224,12 +220,8 @@ func (l *launch) prepare() error {
 	if err != nil {
 		return err
 	}
-	l.args = append([]string{argv0}, l.r.flags...)
-	filter, err := l.r.filter()
-	if err != nil {
-		return err
-	}
-	l.files = []*os.File{null, null, null, filter}
+	o := &l.orders
+	o.add(l.r.flags...)
 	l.give("log-fd", fatal)
 	l.give("panic-log-fd", fatal)
 	if l.r.cfg.Debug {
@@ -240,7 +232,7 @@ func (l *launch) prepare() error {
 		l.give("debug-log-fd", debug)
 	}
 	// From here on they are the verb's flags.
-	l.args = append(l.args, "boot", "--bundle=/", "--setup-root", "--apply-caps",
+	o.add("boot", "--bundle=/", "--apply-caps",
 		"--gofer-mount-confs="+mountConf(s.Root),
 		"--cpu-num="+strconv.Itoa(s.Resources.CPUs),
 		"--cpu-quota="+strconv.Itoa(s.Resources.CPUs*cpuPeriod),
@@ -254,7 +246,7 @@ func (l *launch) prepare() error {
 	for range 3 {
 		l.give("stdio-fds", null)
 	}
-	l.args = append(l.args, string(s.ID))
+	o.ID = string(s.ID)
 	return nil
 }
 
@@ -314,89 +306,24 @@ func (l *launch) prepareFiles() error {
 	return nil
 }
 
-// start makes the process, inside its cgroup and network namespace.
-func (l *launch) start() (*process, error) {
+// takeLink opens the slot's interface for the guest.
+func (l *launch) takeLink() error {
 	netns, err := l.open(l.spec.Slot.Path, os.O_RDONLY)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	const nobody = 65534
-	one := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: nobody, Size: 1}}
-	pidfd := -1
-	attr := &syscall.SysProcAttr{
-		Setsid: true,
-		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID |
-			syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
-		Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
-		UidMappings: one,
-		GidMappings: one,
-		// To make an empty root for itself; the verb drops every capability before
-		// the guest exists. Without CAP_SETPCAP it leaves the bounding set alone, for
-		// which it would stop all its threads forty times (30 ms): the set bounds what
-		// a program gains when it is executed, and here none ever gains anything.
-		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT},
-		PidFD:       &pidfd,
-	}
-	if l.r.cgroup.v2() {
-		dir, err := l.open(l.group.dir(""), os.O_RDONLY|unix.O_DIRECTORY)
-		if err != nil {
-			return nil, err
-		}
-		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
-	}
-	var p *os.Process
 	err = onOwnThread(func() error {
 		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("network namespace %s: %w", l.spec.Slot.Name, err)
-		}
-		var err error
-		if l.links, err = takeLink(l.spec.Slot, l.r.conf); err != nil {
-			return fmt.Errorf("network namespace %s: %w", l.spec.Slot.Name, err)
-		}
-		l.own = append(l.own, l.links.FilePayload.Files...)
-		if !l.r.cgroup.v2() {
-			if err := l.group.joinThread(); err != nil {
-				return err
-			}
-		}
-		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-			return os.NewSyscallError("prctl", err)
-		}
-		program, err := l.programFD()
-		if err != nil {
 			return err
 		}
-		defer unix.Close(program)
-		keepFiles()
-		p, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(program), l.args, &os.ProcAttr{Env: []string{}, Files: l.files, Sys: attr})
+		l.links, err = takeLink(l.spec.Slot, l.r.conf)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("network namespace %s: %w", l.spec.Slot.Name, err)
 	}
-	pid := p.Pid
-	_ = p.Release() // waiting is done with the pidfd
-	proc, err := newProcess(pid, pidfd, true)
-	if err != nil {
-		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, so the number is still its own
-		_, _ = unix.Wait4(pid, nil, 0, nil)
-	}
-	return proc, err
-}
-
-// programFD returns a descriptor of the program that the child still has when it
-// executes it, and then no more. Between fork and exec the child moves its files to
-// their places, through numbers above the highest of them; ours is above those.
-func (l *launch) programFD() (int, error) {
-	above := len(l.files)
-	for _, f := range l.files {
-		above = max(above, int(f.Fd()))
-	}
-	fd, err := unix.FcntlInt(l.r.program.Fd(), unix.F_DUPFD_CLOEXEC, above+2*len(l.files)+16)
-	if err != nil {
-		return -1, os.NewSyscallError("fcntl", err)
-	}
-	return fd, nil
+	l.own = append(l.own, l.links.FilePayload.Files...)
+	return nil
 }
 
 // onOwnThread runs f on a thread of its own, which then ends: whatever f changed

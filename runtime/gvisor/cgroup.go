@@ -143,14 +143,38 @@ type limits struct {
 // cpuPeriod is the time, in microseconds, that CPU quotas are counted over.
 const cpuPeriod = 100000
 
-// create makes the group, which must not exist yet, with its limits.
-func (g *group) create(l limits) error {
-	for _, d := range g.h.dirs(g.name) {
+// create makes the group, which must not exist yet. It has no limits.
+func (g *group) create() error {
+	for i, d := range g.h.dirs(g.name) {
 		if err := os.Mkdir(d, 0o755); err != nil {
+			for _, made := range g.h.dirs(g.name)[:i] {
+				_ = os.Remove(made)
+			}
 			return err
 		}
 	}
-	return g.set(g.h.settings(l))
+	return nil
+}
+
+// rename gives the group, with what is in it, another name that must be free. Only
+// version 1 can.
+func (g *group) rename(name string) error {
+	for _, d := range g.h.dirs(name) {
+		if _, err := os.Stat(d); err == nil {
+			return fmt.Errorf("%s: %w", d, fs.ErrExist)
+		}
+	}
+	to := g.h.dirs(name)
+	for i, d := range g.h.dirs(g.name) {
+		if err := os.Rename(d, to[i]); err != nil {
+			for j, back := range g.h.dirs(g.name)[:i] {
+				err = errors.Join(err, os.Rename(to[j], back))
+			}
+			return err
+		}
+	}
+	g.name = name
+	return nil
 }
 
 func (g *group) set(settings []setting) error {

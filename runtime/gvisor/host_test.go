@@ -3,6 +3,7 @@ package gvisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -68,8 +69,14 @@ func run(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	h, err := findHierarchy("/proc/self/mountinfo", host.parent)
-	if err != nil {
+	// The daemons that tests killed had sandboxes ahead, whose groups the next one
+	// sweeps.
+	r, err := New(Config{CgroupParent: host.parent, Program: host.program})
+	if err == nil {
+		err = errors.Join(r.Sweep(context.Background(), func(nacre.MachineID) bool { return true }), r.Close())
+	}
+	h, herr := findHierarchy("/proc/self/mountinfo", host.parent)
+	if err = errors.Join(err, herr); err != nil {
 		panic(err)
 	}
 	for _, d := range h.dirs("") {
@@ -271,10 +278,10 @@ type order struct {
 	KeepRunning bool
 }
 
-// orders sends a daemon an order and returns its answer.
-type orders func(order) (nacre.Handle, error)
+// errands sends a daemon an order and returns its answer.
+type errands func(order) (nacre.Handle, error)
 
-func (do orders) try(o order) { _, _ = do(o) }
+func (do errands) try(o order) { _, _ = do(o) }
 
 // inDaemon starts the machine in a process of its own, which kill ends as kill -9
 // does. It returns what the daemon would have kept on disk.
@@ -290,7 +297,7 @@ func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()
 }
 
 // newDaemon runs the test binary as a daemon that does what it is told.
-func newDaemon(t testing.TB, binary string) (do orders, kill func()) {
+func newDaemon(t testing.TB, binary string) (do errands, kill func()) {
 	t.Helper()
 	c := exec.Command(binary)
 	c.Env = append(os.Environ(), daemonEnv+"="+host.parent)

@@ -27,7 +27,7 @@ func Main() bool {
 		return false
 	}
 	if os.Args[0] != selfExe {
-		useFilter()
+		prepareSandbox()
 	}
 	cli.Run(nil, map[util.SubCommand]string{
 		new(sentrycmd.Boot):   "internal",

@@ -21,9 +21,6 @@ import (
 // which a Go module cannot. Here the daemon compiles it once and hands it to each
 // sandbox, which fills in its own values (see filter.Install).
 
-// filterFD is where a sandbox finds the program, behind its standard streams.
-const filterFD = 3
-
 // withVars is a platform whose variables have these values.
 type withVars struct {
 	platform.SeccompInfo

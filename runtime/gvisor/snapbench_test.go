@@ -60,6 +60,7 @@ func benchSnapshot(b *testing.B, mib int) {
 		check(b, m.Stop(ctx))
 		lap("pause", begin)
 		spec := newBig()
+		awaitAhead(r)
 		begin = time.Now()
 		m, err = r.Restore(ctx, spec, dir)
 		check(b, err)
@@ -94,7 +95,7 @@ func benchSnapshot(b *testing.B, mib int) {
 // and what an idle restored machine holds, two seconds later, beside a booted one.
 func BenchmarkFork(b *testing.B) {
 	newReal := realHost(b)
-	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: testLog(b), Boots: 10})
+	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: testLog(b), Boots: 10, Ahead: benchAhead()})
 	check(b, err)
 	b.Cleanup(func() { check(b, r.Close()) })
 	ctx := context.Background()
@@ -110,6 +111,7 @@ func BenchmarkFork(b *testing.B) {
 					specs = append(specs, newReal(b))
 				}
 				dir := b.TempDir()
+				awaitAhead(r)
 				begin := time.Now()
 				_, err := m.Snapshot(ctx, dir, nacre.SnapshotOptions{KeepRunning: true})
 				check(b, err)
@@ -150,4 +152,10 @@ func BenchmarkFork(b *testing.B) {
 			b.ReportMetric(float64(u.MemoryBytes)/(1<<20), "booted-MiB")
 		})
 	}
+}
+
+// benchAhead is the size of the driver's pool, from NACRE_BENCH_AHEAD.
+func benchAhead() int {
+	n, _ := strconv.Atoi(os.Getenv("NACRE_BENCH_AHEAD"))
+	return n
 }

@@ -1,0 +1,284 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+)
+
+// sandbox is a process that is to become a machine. It has done what every start
+// has in common and waits for its orders; it knows nothing of any guest. It ends when
+// this process does.
+type sandbox struct {
+	proc   *process
+	group  *group
+	orders *os.File // our end of the socket
+}
+
+// end makes sure that nothing but the group is left.
+func (s *sandbox) end(ctx context.Context) {
+	s.orders.Close()
+	s.proc.kill()
+	_, _, _ = s.proc.wait()
+	s.proc.close()
+}
+
+// alive tells whether the process still waits.
+func (s *sandbox) alive() bool {
+	fds := []unix.PollFd{{Fd: int32(s.orders.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 0
+}
+
+// ahead is a pool of sandboxes that were started before anybody needed them: their
+// start is half of a machine's.
+type ahead struct {
+	mu     sync.Mutex
+	ready  []*sandbox
+	made   int       // for the names of their groups
+	last   time.Time // when a machine's start began or ended
+	filler bool      // one is at work
+	closed bool
+}
+
+// aheadPrefix begins the names of the groups of sandboxes that are nobody's yet.
+const aheadPrefix = "ahead-"
+
+// aheadQuiet is how long no start may have begun or ended before the pool is filled
+// again: starts go first.
+const aheadQuiet = 100 * time.Millisecond
+
+// sandboxFor returns a sandbox whose group is the machine's. When the machine has a
+// group already the error is fs.ErrExist.
+func (r *Runtime) sandboxFor(id nacre.MachineID) (*sandbox, error) {
+	for s := r.takeAhead(); s != nil; s = r.takeAhead() {
+		var err error
+		if s.alive() {
+			if err = s.group.rename(string(id)); err == nil {
+				return s, nil
+			}
+		}
+		s.end(context.Background())
+		if derr := s.group.destroy(context.Background()); derr != nil {
+			r.cfg.Log.Warn("a sandbox that was started ahead left something behind", "error", derr)
+		}
+		if errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+	return r.newSandbox(string(id))
+}
+
+// takeAhead takes a sandbox that waits out of the pool, nil when there is none.
+func (r *Runtime) takeAhead() *sandbox {
+	a := &r.ahead
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = time.Now()
+	if len(a.ready) == 0 {
+		return nil
+	}
+	s := a.ready[0]
+	a.ready = a.ready[1:]
+	return s
+}
+
+// fillAhead fills the pool in the background, when a start has ended.
+func (r *Runtime) fillAhead() {
+	a := &r.ahead
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = time.Now()
+	if a.closed || a.filler || r.cfg.Ahead <= len(a.ready) {
+		return
+	}
+	a.filler = true
+	r.work.Go(func() {
+		for r.fillOne() {
+		}
+	})
+}
+
+// fillOne waits for quiet, makes one sandbox and tells whether there should be more.
+func (r *Runtime) fillOne() bool {
+	a := &r.ahead
+	for {
+		a.mu.Lock()
+		wait := aheadQuiet - time.Since(a.last)
+		if a.closed || len(a.ready) >= r.cfg.Ahead {
+			a.filler = false
+			a.mu.Unlock()
+			return false
+		}
+		a.mu.Unlock()
+		if wait <= 0 {
+			break
+		}
+		select {
+		case <-time.After(wait):
+		case <-r.life.Done():
+		}
+	}
+	a.mu.Lock()
+	a.made++
+	name := fmt.Sprintf("%s%d-%d", aheadPrefix, os.Getpid(), a.made)
+	a.mu.Unlock()
+	s, err := r.newSandbox(name)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		r.cfg.Log.Warn("a sandbox could not be started ahead; the next start is slower", "error", err)
+		a.filler = false
+		return false
+	}
+	a.ready = append(a.ready, s)
+	return true
+}
+
+// closeAhead ends the sandboxes that were not needed.
+func (r *Runtime) closeAhead() {
+	a := &r.ahead
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+}
+
+// dropAhead ends those that wait, once nobody makes any.
+func (r *Runtime) dropAhead() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for s := r.takeAhead(); s != nil; s = r.takeAhead() {
+		s.end(ctx)
+		if err := s.group.destroy(ctx); err != nil {
+			r.cfg.Log.Warn("a sandbox that was started ahead left something behind", "error", err)
+		}
+	}
+}
+
+// ownAhead tells whether the group is of a sandbox in this process's pool, or of one
+// that is being made for it.
+func (r *Runtime) ownAhead(name string) bool {
+	return strings.HasPrefix(name, aheadPrefix+strconv.Itoa(os.Getpid())+"-")
+}
+
+// newSandbox starts a sandbox in a group of that name, which must not exist.
+func (r *Runtime) newSandbox(name string) (s *sandbox, err error) {
+	s = &sandbox{group: r.cgroup.group(name)}
+	if err := s.group.create(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = s.group.destroy(context.Background())
+		}
+	}()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "orders")
+	defer theirs.Close()
+	s.orders = os.NewFile(uintptr(fds[0]), "orders")
+	if s.proc, err = r.spawn(s.group, theirs); err != nil {
+		s.orders.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// spawn makes a sandbox's process, in its group and in namespaces of its own.
+func (r *Runtime) spawn(g *group, orders *os.File) (*process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	filter, err := r.filter()
+	if err != nil {
+		return nil, err
+	}
+	files := []*os.File{null, null, null, filterFD: filter, ordersFD: orders}
+	const nobody = 65534
+	one := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: nobody, Size: 1}}
+	pidfd := -1
+	attr := &syscall.SysProcAttr{
+		Setsid: true,
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID |
+			syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET,
+		Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
+		UidMappings: one,
+		GidMappings: one,
+		// To make an empty root for itself; the verb drops every capability before
+		// the guest exists. Without CAP_SETPCAP it leaves the bounding set alone, for
+		// which it would stop all its threads forty times (30 ms): the set bounds what
+		// a program gains when it is executed, and here none ever gains anything.
+		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT},
+		PidFD:       &pidfd,
+	}
+	if r.cgroup.v2() {
+		dir, err := os.OpenFile(g.dir(""), os.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	}
+	var p *os.Process
+	err = onOwnThread(func() error {
+		if !r.cgroup.v2() {
+			if err := g.joinThread(); err != nil {
+				return err
+			}
+		}
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return os.NewSyscallError("prctl", err)
+		}
+		program, err := r.programFD(files)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(program)
+		keepFiles()
+		p, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(program), []string{argv0, nameless}, &os.ProcAttr{Env: []string{}, Files: files, Sys: attr})
+		return err
+	})
+	runtime.KeepAlive(files)
+	if err != nil {
+		return nil, err
+	}
+	pid := p.Pid
+	_ = p.Release() // waiting is done with the pidfd
+	proc, err := newProcess(pid, pidfd, true)
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, so the number is still its own
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+	}
+	return proc, err
+}
+
+// programFD returns a descriptor of the program that the child still has when it
+// executes it, and then no more. Between fork and exec the child moves its files to
+// their places, through numbers above the highest of them; ours is above those.
+func (r *Runtime) programFD(files []*os.File) (int, error) {
+	above := len(files)
+	for _, f := range files {
+		above = max(above, int(f.Fd()))
+	}
+	fd, err := unix.FcntlInt(r.program.Fd(), unix.F_DUPFD_CLOEXEC, above+2*len(files)+16)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
+}
