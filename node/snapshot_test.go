@@ -604,3 +604,55 @@ func TestLogsOfPausedSandboxesStay(t *testing.T) {
 		t.Error("the paused sandbox's log is deleted")
 	}
 }
+
+// TestPausedWhileItsMachineStays: when the machine cannot be taken down after a
+// pause, the pause has worked all the same: nobody reaches the machine any more, and
+// the resume, a stop or the next daemon takes it away.
+func TestPausedWhileItsMachineStays(t *testing.T) {
+	for _, how := range []string{"resume", "stop", "restart"} {
+		t.Run(how, func(t *testing.T) {
+			w := newWorld(t)
+			n := w.start()
+			spec, st := w.begin()
+			w.write(spec.Sandbox, "held")
+			w.host.SetHook(func(op string, _ nacre.MachineID) error {
+				if op == "machine.stop" {
+					return nacre.Errorf(nacre.CodeInternal, "it does not die")
+				}
+				return nil
+			})
+			snap := nacre.NewSnapshotID()
+			if _, err := n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: snap, Pause: true}); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := n.Route(spec.Sandbox); ok {
+				t.Error("there is a route")
+			}
+			if w.machine(spec.Sandbox) != st.Machine {
+				t.Error("the machine that stays is not told of")
+			}
+			w.host.SetHook(nil)
+			switch how {
+			case "stop":
+				if err := n.Stop(t.Context(), spec.Sandbox); err != nil {
+					t.Fatal(err)
+				}
+			case "restart":
+				n = w.restart()
+			}
+			spec.Snapshot = snap
+			if _, err := n.Start(t.Context(), spec); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.read(spec.Sandbox); got != "held" {
+				t.Errorf("it has %q", got)
+			}
+			if w.host.Machine(st.Machine) != nil {
+				t.Error("the old machine is there")
+			}
+			if l := w.leaks(); len(l) > 0 {
+				t.Errorf("left behind: %v", l)
+			}
+		})
+	}
+}

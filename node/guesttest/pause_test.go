@@ -16,6 +16,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/image"
 	"github.com/nacrehq/nacre/nacretest"
+	"github.com/nacrehq/nacre/node"
 )
 
 // keeper holds one of everything that a pause must not lose, and tells on demand
@@ -251,6 +252,61 @@ func TestChunksOfGuests(t *testing.T) {
 		if cost := chunked("a fork", keep(fork.Sandbox, true)); cost > whole/10 {
 			t.Errorf("a fork cost %d bytes, the first %d", cost, whole)
 		}
+	}
+}
+
+// TestWarmStandbys: what a template's start command began runs in every sandbox that
+// is handed over, which was restored before anybody asked for it.
+func TestWarmStandbys(t *testing.T) {
+	w := newWorld(t)
+	w.standby = node.Standby{Count: 2, Quiet: time.Millisecond, Patience: time.Millisecond}
+	n := w.start()
+	first := w.spec()
+	w.begin(first)
+	p, err := w.guest(first.Sandbox).Processes().Start(t.Context(), nacre.ProcessSpec{Cmd: "/usr/bin/python3", Args: []string{"-uc", keeper}, Stdin: true, User: "root"})
+	w.check(err)
+	w.until(p, "ready")
+	m, err := n.Snapshot(t.Context(), first.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID()})
+	w.check(err)
+	w.check(n.Stop(t.Context(), first.Sandbox))
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.check(n.Run(ctx)) })
+	defer wg.Wait()
+	defer cancel()
+	spec := w.spec()
+	spec.Snapshot = m.ID
+	n.KeepReady(node.Shape{Build: spec.Build, Resources: spec.Resources, Snapshot: m.ID})
+	names := map[string]bool{}
+	for range 3 {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			c, err := n.Capacity(t.Context())
+			w.check(err)
+			if c.Standbys > 0 {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("there is no standby")
+			}
+		}
+		spec.Sandbox = nacre.NewSandboxID()
+		begin := time.Now()
+		st := w.begin(spec)
+		t.Logf("handed over in %v", time.Since(begin))
+		if st.BootPath != nacre.BootStandby {
+			t.Errorf("%+v", st)
+		}
+		procs := w.guest(spec.Sandbox).Processes()
+		again, err := procs.Connect(t.Context(), p.PID())
+		w.check(err)
+		w.check(procs.Input(t.Context(), p.PID(), []byte("?\n")))
+		w.until(again, kept)
+		again.Close()
+		names[w.shell(spec.Sandbox, "hostname; cat /etc/machine-id; echo $WHO")] = true
+	}
+	if len(names) != 3 {
+		t.Errorf("they share names: %v", names)
 	}
 }
 

@@ -46,6 +46,7 @@ type world struct {
 	base, cgroup        string
 	memoryMiB           int
 	tweak               func(*image.ArtifactOptions)
+	standby             node.Standby
 	n                   *node.Node
 	arts                *image.Artifacts
 	stop                func()
@@ -119,7 +120,7 @@ func (w *world) start() *node.Node {
 	key := nacre.TokenKey{1, 2, 3}
 	w.n, err = node.New(node.Config{
 		Dir: filepath.Join(w.dir, "node"), Runtime: rt, Network: net1, Images: images, Artifacts: w.arts,
-		AgentPath: w.agent, TokenKey: key, Logger: log,
+		AgentPath: w.agent, TokenKey: key, Logger: log, Standby: w.standby,
 		NewAgent: func(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent {
 			return envd.New(envd.Options{Dial: dial, HostToken: hostToken, AccessToken: accessToken})
 		},
