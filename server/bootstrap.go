@@ -49,9 +49,11 @@ var builtins = [...]struct {
 	id    nacre.TemplateID
 	names []string
 	size  nacre.Resources
+	// start is run before its warm snapshot is taken, which is when ready succeeds.
+	start, ready string
 }{
 	{id: "tnacrebase0000000000", names: []string{"base", "moru-ai/base", "e2bdev/base"}},
-	{id: "tnacrepython00000000", names: []string{"python"}},
+	{id: "tnacrepython00000000", names: []string{"python"}, start: startPython(), ready: "test -S /tmp/.python/sock"},
 	{id: "tnacrenode0000000000", names: []string{"node"}},
 	{id: "tnacremiosa000000000", names: []string{"miosa-sandbox"}, size: nacre.Resources{CPUs: 1, MemoryMiB: 1024, DiskMiB: 3072}},
 }
@@ -79,10 +81,10 @@ func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
 			res = b.size
 			res.MaxPIDs = s.cfg.MaxPIDs
 		}
-		t := nacre.Template{ID: b.id, Names: b.names, Public: true, Build: build, Resources: res, CreatedAt: now, UpdatedAt: now}
+		t := nacre.Template{ID: b.id, Names: b.names, Public: true, Build: build, Resources: res, Start: b.start, Ready: b.ready, CreatedAt: now, UpdatedAt: now}
 		if old, err := p.db.ResolveTemplate(ctx, "", string(b.id)); err == nil {
 			t.CreatedAt = old.CreatedAt
-			if old.Build == build && old.Resources == res {
+			if old.Build == build && old.Resources == res && old.Start == b.start && old.Ready == b.ready {
 				continue
 			}
 		} else if !nacre.IsCode(err, nacre.CodeNotFound) {

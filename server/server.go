@@ -174,6 +174,10 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 	if err != nil {
 		return p, err
 	}
+	// Requests wake paused sandboxes from the first one on.
+	if err := p.control.Load(ctx); err != nil {
+		return p, err
+	}
 	p.nouns = s.buildNouns(p)
 	// Before control begins to write events, and to purge records.
 	if err := p.nouns.meter.CatchUp(ctx); err != nil {
@@ -274,6 +278,7 @@ func (s *Server) serve(ctx context.Context, p *parts, adm *admin, ready func(Sta
 	}
 	adm.ready(p.node, p.findings, at.http, at.https)
 	s.log.Info("ready", "http", at.http, "https", at.https, "version", s.opts.Version)
+	g.Go(func() error { s.warmTemplates(ctx, p); return nil })
 	ready(Status{Ready: true, Step: "ready", Version: s.opts.Version, PID: os.Getpid(), HTTP: at.http, HTTPS: at.https})
 	return g.Wait()
 }
