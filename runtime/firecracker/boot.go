@@ -1,0 +1,302 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/runtime/firecracker/wire"
+)
+
+// Files in a machine's state directory.
+const (
+	consoleFile = "console.log" // with Config.Debug
+	stopFile    = "stopping"    // Stop was called: the end is no crash
+	hungFile    = "hung"        // the VMM did not answer and was killed
+	exitFile    = "exit.json"   // how it ended
+	birthFile   = "boot.json"   // what it was booted from, for its snapshots
+	heldFile    = "held"        // the guest may stand still: a snapshot was begun
+)
+
+// upperFile is the writable layer, in RootFS.UpperDir.
+const upperFile = "upper"
+
+const (
+	// vmmOverhead is what the VMM may use beside the guest's memory, in MiB.
+	vmmOverhead = 32
+	// kernelShare is what the guest's kernel keeps for itself, in MiB: a sandbox that
+	// was promised memory has it.
+	kernelShare = 8
+	// bootTimeout ends a boot that hangs, whatever the caller's patience.
+	bootTimeout = time.Minute
+	// vmmTasks caps the VMM's own threads; the guest's tasks are none of the host's.
+	vmmTasks = 128
+	// defaultPIDs caps the tasks of a guest whose spec does not say.
+	defaultPIDs = 1024
+	maxCPUs     = 32
+)
+
+// Start implements nacre.Runtime.
+func (r *Runtime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Machine, error) {
+	if err := validate(spec); err != nil {
+		return nil, err
+	}
+	return r.launch(ctx, &launch{r: r, spec: spec})
+}
+
+func validate(s nacre.MachineSpec) error {
+	switch {
+	case !s.ID.Valid():
+		return nacre.Invalidf("ID", "%q is no machine id", s.ID)
+	case s.Resources.CPUs < 1 || s.Resources.CPUs > maxCPUs:
+		return nacre.Invalidf("Resources.CPUs", "a machine has 1 to %d CPUs", maxCPUs)
+	case s.Resources.MemoryMiB < 64:
+		return nacre.Invalidf("Resources.MemoryMiB", "a microVM needs at least 64 MiB of memory")
+	case s.Root.UpperMiB < 16:
+		return nacre.Invalidf("Root.UpperMiB", "a microVM needs at least 16 MiB of disk")
+	case !s.Slot.Guest.IsValid():
+		return nacre.Invalidf("Slot.Guest", "the slot has no guest address")
+	case len(s.Hostname) > 64:
+		return nacre.Invalidf("Hostname", "a host name has at most 64 characters")
+	case !filepath.IsAbs(s.AgentPath):
+		return nacre.Invalidf("AgentPath", "%q is no absolute path", s.AgentPath)
+	}
+	return nil
+}
+
+// launch is one start of a VMM.
+type launch struct {
+	r     *Runtime
+	spec  nacre.MachineSpec
+	snap  *snapshot // to restore; nil for a new guest
+	jail  jail
+	birth birth
+}
+
+// launch boots a machine that is new or restored.
+func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) {
+	spec := &l.spec
+	if spec.Resources.MaxPIDs == 0 {
+		spec.Resources.MaxPIDs = defaultPIDs
+	}
+	if err := r.claim(spec.ID); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	m, err := r.boot(ctx, l)
+	if err != nil {
+		r.adopt(spec.ID, nil)
+		switch cause := context.Cause(ctx); {
+		case cause != nil:
+			err = nacre.Wrap(nacre.CodeDeadline, errors.Join(cause, err), "the machine's start was called off")
+		case errors.Is(err, unix.ENOSPC):
+			err = nacre.Wrap(nacre.CodeNoSpace, err, "the node's disk is full")
+		}
+		return nil, err
+	}
+	r.adopt(spec.ID, m)
+	return m, nil
+}
+
+// boot makes the machine, or leaves nothing.
+func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
+	spec := l.spec
+	if err := r.boots.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer r.boots.Release(1)
+	g := r.cgroup.Group(string(spec.ID))
+	err = g.Create(cgroup.Limits{
+		CPUs:   int64(spec.Resources.CPUs),
+		Memory: int64(spec.Resources.MemoryMiB+kernelShare+vmmOverhead) << 20,
+		PIDs:   vmmTasks,
+	})
+	if errors.Is(err, fs.ErrExist) {
+		return nil, nacre.Wrap(nacre.CodeConflict, err, "machine "+string(spec.ID)+" exists already")
+	}
+	l.jail = r.jailOf(spec.ID, spec.StateDir)
+	var proc *pidfd.Process
+	defer func() {
+		if err == nil {
+			return
+		}
+		err = l.explain(err)
+		if proc != nil {
+			proc.Kill()
+			_, _, _ = proc.Wait()
+			proc.Close()
+		}
+		err = errors.Join(err, g.Destroy(context.WithoutCancel(ctx)), disconnectTap(spec.Slot), l.jail.remove())
+		for _, f := range []string{birthFile, consoleFile} {
+			_ = os.Remove(filepath.Join(spec.StateDir, f))
+		}
+		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
+	}()
+	if err != nil {
+		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
+	}
+	if err := l.prepare(); err != nil {
+		return nil, fmt.Errorf("prepare machine %s: %w", spec.ID, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if proc, err = r.startVMM(ctx, l.jail, spec, g); err != nil {
+		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
+	}
+	goOn := proc.KillOnEnd(ctx)
+	if err := l.begin(ctx, proc); err != nil {
+		goOn()
+		return nil, fmt.Errorf("boot machine %s: %w", spec.ID, err)
+	}
+	if !goOn() {
+		return nil, context.Cause(ctx)
+	}
+	return newMachine(r, spec.ID, proc, g, state{
+		BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir, Upper: spec.Root.UpperDir, Program: filepath.Base(r.cfg.Firecracker),
+		Slot: slotName{spec.Slot.Name, spec.Slot.Path},
+	}), nil
+}
+
+// explain adds what the guest left as its last word, or on its console.
+func (l *launch) explain(err error) error {
+	if b, rerr := l.jail.tail(upperName, wire.LastWordSize); rerr == nil {
+		if w, ok := wire.DecodeLastWord(b); ok && w.Failed != "" {
+			err = fmt.Errorf("%w; the guest says: %q", err, w.Failed)
+		}
+	}
+	if l.r.cfg.Debug {
+		b, _ := os.ReadFile(filepath.Join(l.spec.StateDir, consoleFile))
+		l.r.cfg.Log.Warn("console of a machine that did not start", "machine", l.spec.ID, "console", string(b[max(0, len(b)-4000):]))
+	}
+	return err
+}
+
+// prepare brings the machine's files into its jail and makes its network.
+func (l *launch) prepare() error {
+	s, r := l.spec, l.r
+	if err := checkImage(s.Root.Image); err != nil {
+		return err
+	}
+	initImage, err := l.initImage()
+	if err != nil {
+		return err
+	}
+	if l.birth, err = l.born(initImage); err != nil {
+		return err
+	}
+	if err := l.jail.make(); err != nil {
+		return err
+	}
+	upper := filepath.Join(s.Root.UpperDir, upperFile)
+	from := ""
+	if l.snap != nil {
+		from = filepath.Join(l.snap.dir, diskFile)
+	} else if from, err = r.stock.emptyUpper(filepath.Dir(s.AgentPath), s.Root.UpperMiB); err != nil {
+		return err
+	}
+	if err := clone(from, upper, 0o600); err != nil {
+		return err
+	}
+	if err := l.jail.own(upper, upperName); err != nil {
+		return err
+	}
+	shared := map[string]string{initName: initImage, rootName: s.Root.Image}
+	if l.fresh() {
+		shared[kernelName] = r.cfg.Kernel
+	} else {
+		shared[stateName] = filepath.Join(l.snap.dir, stateFile)
+		shared[memName] = filepath.Join(l.snap.dir, memFile)
+	}
+	for name, src := range shared {
+		if err := l.jail.bring(src, name); err != nil {
+			return err
+		}
+	}
+	return connectTap(s.Slot, l.jail.uid)
+}
+
+// fresh tells whether the guest boots, and does not go on.
+func (l *launch) fresh() bool { return l.snap == nil || l.snap.FilesOnly }
+
+// initImage returns the drive with the spec's agent, or the one that the
+// snapshot's guest goes on with.
+func (l *launch) initImage() (string, error) {
+	dir := filepath.Dir(l.spec.AgentPath)
+	if l.fresh() {
+		return l.r.stock.initImage(l.spec.AgentPath)
+	}
+	return l.r.stock.keep(filepath.Join(l.snap.dir, initFile), l.snap.Birth.Init, dir, func() error { return l.snap.checkSums(initFile) })
+}
+
+// begin configures the VMM and returns when the guest's first program answers.
+func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	// A VMM that ends ends the waiting; its socket may stay as a file.
+	ended := make(chan struct{})
+	defer func() { cancel(nil); <-ended }()
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			if !proc.Alive() {
+				cancel(errors.New("the VMM has ended"))
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	a := newAPI(l.jail.root, apiName)
+	if _, err := a.awaitUp(ctx); err != nil {
+		return err
+	}
+	if !l.fresh() {
+		return l.restore(ctx, a)
+	}
+	s := l.spec
+	for _, c := range []struct {
+		path string
+		body any
+	}{
+		{"/machine-config", machineConfig{CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB + kernelShare}},
+		{"/boot-source", bootSource{"/" + kernelName, l.bootArgs()}},
+		{"/drives/init", drive{ID: "init", Path: "/" + initName, IsRoot: true, ReadOnly: true}},
+		{"/drives/root", drive{ID: "root", Path: "/" + rootName, ReadOnly: true}},
+		{"/drives/upper", drive{ID: "upper", Path: "/" + upperName}},
+		{"/network-interfaces/eth0", networkInterface{"eth0", tapLink, wire.GuestMAC}},
+		{"/vsock", vsock{3, "/" + vsockName}},
+		{"/actions", map[string]string{"action_type": "InstanceStart"}},
+	} {
+		if err := a.put(ctx, c.path, c.body); err != nil {
+			return err
+		}
+	}
+	return awaitGuest(ctx, l.jail.root, func() string { return "ping" })
+}
+
+func (l *launch) bootArgs() string {
+	b := wire.Boot{Hostname: l.spec.Hostname, MaxPIDs: l.spec.Resources.MaxPIDs, MTU: l.spec.Slot.MTU, UpperMiB: l.spec.Root.UpperMiB}
+	// Without a console the first program would have no standard streams, of which Go
+	// wants all three; what it says goes to /dev/null outside.
+	args := []string{"console=ttyS0", "reboot=k", "panic=1", "nomodule", "rootfstype=erofs", "init=/init", "random.trust_cpu=on"}
+	if !l.r.cfg.Debug {
+		args = append(args, "quiet", "loglevel=0")
+	}
+	if l.r.cfg.BootArgs != "" {
+		args = append(args, l.r.cfg.BootArgs)
+	}
+	return strings.Join(append(args, b.CommandLine()), " ")
+}

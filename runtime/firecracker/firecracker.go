@@ -1,0 +1,287 @@
+// Package firecracker runs machines as Firecracker microVMs: each has a kernel of
+// its own (guest/kernel) behind the processor's virtualization, and its VMM runs in
+// a jail of Firecracker's making, as a user of its own in a file system that holds
+// nothing but the machine's drives.
+//
+// The driver speaks Firecracker's REST API; releases from 1.12 on are told apart by
+// asking. Inside, a small program (guestinit) is the machine's first; it starts the
+// agent in a namespace of its own and carries connections between the host, by
+// vsock, and the guest's TCP ports. So the guest is reached without a network, and
+// its network is the same in every slot, so that a snapshot fits any.
+//
+// A machine outlives this process: the VMM has a session and a PID namespace of its
+// own and no pipe to the daemon. What is found again after a crash is its cgroup,
+// named after the machine, and a process id with its start time.
+package firecracker
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
+)
+
+// assets holds guestinit, which `make` builds before cmd/nacre.
+//
+//go:embed all:assets
+var assets embed.FS
+
+// Config of a driver. Firecracker, Jailer and Kernel have no default.
+type Config struct {
+	Firecracker string // path of the VMM, static
+	Jailer      string // path of its jailer, of the same release
+	Kernel      string // path of the guest's kernel, an ELF file
+	// Init is the path of guestinit; default: the one in this program.
+	Init string
+	// AllowHoles takes releases with known holes too. For tests only.
+	AllowHoles bool
+	// CgroupParent holds one cgroup a machine. Two installations on one host need
+	// two. Default "nacre-firecracker".
+	CgroupParent string
+	// BootArgs are added to the guest kernel's command line.
+	BootArgs string
+	// Boots is how many machines may boot at once; further ones wait. Default 4.
+	Boots int
+	// Debug makes each guest write its console to console.log, which grows without
+	// bound, in its state directory.
+	Debug bool
+	Log   *slog.Logger // default slog.Default()
+	Clock nacre.Clock  // default time.Now
+}
+
+// Runtime makes Firecracker machines. It implements nacre.Runtime.
+type Runtime struct {
+	cfg     Config
+	version version
+	cgroup  *cgroup.Hierarchy
+	boots   *semaphore.Weighted
+	stock   stock
+	key     string // what this process's snapshots are bound to
+	bootID  string // of the host's kernel: process ids mean nothing in another boot
+
+	recovering sync.Mutex
+
+	mu       sync.Mutex
+	machines map[nacre.MachineID]*machine // nil: being started
+	closed   bool
+	work     sync.WaitGroup // claims, and watchers of machines
+}
+
+// New returns a driver. It needs root, /dev/kvm, and cgroups with cpu, memory and
+// pids. Whether the host's processor really runs guests is Probe's to say.
+func New(cfg Config) (*Runtime, error) {
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "nacre-firecracker"
+	}
+	if cfg.Boots <= 0 {
+		cfg.Boots = 4
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if os.Geteuid() != 0 {
+		return nil, nacre.Errorf(nacre.CodeForbidden, "machines need root; run nacre as root")
+	}
+	r := &Runtime{cfg: cfg, boots: semaphore.NewWeighted(int64(cfg.Boots)), machines: map[nacre.MachineID]*machine{}}
+	if err := r.checkPrograms(); err != nil {
+		return nil, err
+	}
+	var err error
+	if r.stock.init, err = initProgram(cfg.Init); err != nil {
+		return nil, err
+	}
+	if r.cgroup, err = cgroup.Find("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
+		return nil, err
+	}
+	if err = r.cgroup.Prepare(); err != nil {
+		return nil, err
+	}
+	if r.key, err = restoreKey(r.version); err != nil {
+		return nil, err
+	}
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	r.bootID = strings.TrimSpace(string(id))
+	return r, nil
+}
+
+func (r *Runtime) checkPrograms() error {
+	for _, p := range []struct{ what, path string }{{"Firecracker", r.cfg.Firecracker}, {"its jailer", r.cfg.Jailer}, {"the guest's kernel", r.cfg.Kernel}} {
+		if st, err := os.Stat(p.path); err != nil || !st.Mode().IsRegular() {
+			return nacre.Wrap(nacre.CodeUnavailable, err, p.what+" is not at "+p.path+"; `nacre setup firecracker` brings it")
+		}
+	}
+	for _, p := range []struct {
+		path   string
+		jailer bool
+	}{{r.cfg.Firecracker, false}, {r.cfg.Jailer, true}} {
+		v, err := askVersion(p.path)
+		if err != nil {
+			return err
+		}
+		if err := checkVersion(v, p.jailer, r.cfg.AllowHoles); err != nil {
+			return err
+		}
+		if p.jailer && v != r.version {
+			return nacre.Errorf(nacre.CodeUnsupported, "Firecracker is %s, its jailer %s; install both from one release", r.version, v)
+		}
+		r.version = v
+	}
+	return nil
+}
+
+func initProgram(path string) ([]byte, error) {
+	if path != "" {
+		return os.ReadFile(path)
+	}
+	b, err := assets.ReadFile("assets/guestinit")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nacre.Errorf(nacre.CodeUnavailable, "this binary was built without the guests' first program; build it with `make build`")
+	}
+	return b, err
+}
+
+// restoreKey names what a snapshot can only be restored on: Firecracker reads its
+// own release's snapshots, and a guest goes on using what its processor could.
+func restoreKey(v version) (string, error) {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	for l := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(l, ":")
+		switch name = strings.TrimSpace(name); name {
+		case "vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features":
+			fmt.Fprintf(h, "%s:%s\n", name, strings.TrimSpace(value))
+		case "":
+			return fmt.Sprintf("firecracker/%s/%s/%x", v, runtime.GOARCH, h.Sum(nil)[:6]), nil // one processor is enough
+		}
+	}
+	return fmt.Sprintf("firecracker/%s/%s/%x", v, runtime.GOARCH, h.Sum(nil)[:6]), nil
+}
+
+// Name is "firecracker".
+func (r *Runtime) Name() string { return "firecracker" }
+
+// Version is the release of Firecracker that the machines run on.
+func (r *Runtime) Version() string { return r.version.String() }
+
+// Capabilities of the driver.
+func (r *Runtime) Capabilities() nacre.Capabilities {
+	return nacre.Capabilities{Isolation: "Firecracker microVM", MemoryInKiB: 48 << 10, Snapshots: true, RestoreKey: r.key}
+}
+
+// Close ends what this process does for its machines, not the machines: they
+// run on, and another process may Recover them. The driver and its machines are
+// of no use afterwards. Starts under way are waited for. A repeat is no error.
+func (r *Runtime) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	for _, m := range r.machines {
+		if m != nil {
+			m.proc.Close()
+		}
+	}
+	r.mu.Unlock()
+	r.work.Wait()
+	return nil
+}
+
+// claim reserves the id for a machine that is about to be there; adopt follows.
+func (r *Runtime) claim(id nacre.MachineID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nacre.Errorf(nacre.CodeUnavailable, "the node is shutting down; try again")
+	}
+	if _, ok := r.machines[id]; ok {
+		return nacre.Errorf(nacre.CodeConflict, "machine %s exists already", id)
+	}
+	r.machines[id] = nil
+	r.work.Add(1)
+	return nil
+}
+
+// adopt registers the machine and watches it until it ends; nil gives the id
+// back.
+func (r *Runtime) adopt(id nacre.MachineID, m *machine) {
+	defer r.work.Done()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m == nil {
+		delete(r.machines, id)
+		return
+	}
+	r.machines[id] = m
+	if r.closed {
+		m.proc.Close()
+	}
+	r.work.Go(m.guard)
+	r.work.Go(func() {
+		m.watch()
+		r.mu.Lock()
+		delete(r.machines, id)
+		r.mu.Unlock()
+	})
+}
+
+// known tells whether the machine is this process's business.
+func (r *Runtime) known(id nacre.MachineID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.machines[id]
+	return ok
+}
+
+// Sweep removes the cgroups, and the processes in them, of machines that keep does
+// not know. A VMM is in its cgroup from its first instruction on; its jail is a
+// part of the state directory, and its tap interface of the slot.
+func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) error {
+	names, err := r.cgroup.List()
+	if err != nil {
+		return err
+	}
+	var first error
+	for _, name := range names {
+		id := nacre.MachineID(name)
+		if !id.Valid() || r.known(id) || keep(id) {
+			continue
+		}
+		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)
+		if err := r.cgroup.Group(name).Destroy(ctx); err != nil && first == nil {
+			first = fmt.Errorf("clearing machine %s: %w", id, err)
+		}
+	}
+	return first
+}
+
+// RemoveParent removes the cgroup that holds the machines' ones, after the last
+// machine has ended. The driver must not be used afterwards. A repeat is no error.
+func (r *Runtime) RemoveParent() error {
+	var errs []error
+	for _, d := range r.cgroup.Dirs("") {
+		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

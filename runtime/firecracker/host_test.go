@@ -1,0 +1,304 @@
+package firecracker
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/nacretest/kvmhost"
+)
+
+// daemonEnv makes this test binary a daemon that starts the machines given on
+// stdin and prints their handles.
+const daemonEnv = "NACRE_TEST_DAEMON"
+
+const parent = "nacre-test-firecracker"
+
+// host is what all tests share.
+var host struct {
+	dir   string
+	slots atomic.Int32
+}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == ProbeArg {
+		os.Exit(ProbeMain())
+	}
+	if os.Getenv(daemonEnv) != "" {
+		daemon()
+	}
+	os.Exit(kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Timeout: 25 * 60 * 1e9}))
+}
+
+// files brings the guest's kernel, its programs and a root image.
+func files() (map[string]string, error) {
+	kernel, err := kvmhost.Script(`exec ../../guest/kernel/build.sh`)
+	if err != nil {
+		return nil, fmt.Errorf("the guest's kernel: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "nacre-firecracker-")
+	if err != nil {
+		return nil, err
+	}
+	for name, pkg := range map[string]string{"testguest": "nacretest/testguest", "guestinit": "runtime/firecracker/guestinit"} {
+		c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, name), "github.com/nacrehq/nacre/"+pkg)
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := c.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	if err := rootImage(dir); err != nil {
+		return nil, err
+	}
+	m := map[string]string{"/assets/vmlinux": kernel}
+	for _, f := range []string{"testguest", "guestinit", "root.erofs"} {
+		m["/assets/"+f] = filepath.Join(dir, f)
+	}
+	return m, kvmhost.WithLibraries(m, "mkfs.ext4")
+}
+
+func rootImage(dir string) error {
+	root := filepath.Join(dir, "root")
+	for _, d := range []string{"bin", "etc", "tmp", "proc", "sys", "dev", "run", "root"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(filepath.Join(root, "tmp"), 0o1777); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "testguest"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(root, "bin/tool"), b, 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(root, "etc/hostname"), []byte("image\n"), 0o644)
+	}
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command("mkfs.erofs", "-E", "noinline_data", filepath.Join(dir, "root.erofs"), root).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mkfs.erofs: %w: %s", err, out)
+	}
+	return nil
+}
+
+// setup runs on the host that has KVM.
+func setup() (err error) {
+	if host.dir, err = os.MkdirTemp("", "fc-"); err != nil {
+		return err
+	}
+	// The driver keeps files beside the agent and the image.
+	for _, f := range []string{"testguest", "root.erofs"} {
+		if err := clone("/assets/"+f, filepath.Join(host.dir, f), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func config(log *slog.Logger) Config {
+	return Config{Firecracker: kvmhost.Firecracker, Jailer: kvmhost.Jailer, Kernel: "/assets/vmlinux", Init: "/assets/guestinit",
+		AllowHoles: true, CgroupParent: parent, Log: log, Debug: os.Getenv("NACRE_FIRECRACKER_DEBUG") != "",
+		BootArgs: "mitigations=off tsc=reliable no_timer_check i8042.noaux i8042.nokbd"}
+}
+
+// newRuntime returns a driver; its machines are gone when the test ends.
+func newRuntime(t testing.TB) *Runtime {
+	t.Helper()
+	r, err := New(config(testLog(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	w := io.Discard
+	if testing.Verbose() {
+		w = os.Stderr
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo})).With("test", t.Name())
+}
+
+// newSpec returns the spec of a machine that has a slot, a root and a state
+// directory of its own, all gone when the test ends.
+func newSpec(t testing.TB) nacre.MachineSpec {
+	t.Helper()
+	id := nacre.NewMachineID()
+	dir := t.TempDir()
+	spec := nacre.MachineSpec{
+		ID:        id,
+		Hostname:  "box",
+		AgentPath: filepath.Join(host.dir, "testguest"),
+		Root:      nacre.RootFS{Image: filepath.Join(host.dir, "root.erofs"), UpperDir: filepath.Join(dir, "upper"), UpperMiB: 64},
+		StateDir:  filepath.Join(dir, "state"),
+		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 128, MaxPIDs: 256},
+		Slot:      newSlot(t, string(id)),
+	}
+	for _, d := range []string{spec.Root.UpperDir, spec.StateDir} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return spec
+}
+
+// newSlot makes a network namespace with one veth pair: no way out, only the
+// host's end.
+func newSlot(t testing.TB, name string) nacre.Slot {
+	t.Helper()
+	n := int(host.slots.Add(1))
+	base := netip.AddrFrom4([4]byte{10, 213, byte(n >> 6), byte(n << 2)})
+	gw := base.Next()
+	guest := gw.Next()
+	s := nacre.Slot{Name: name, Path: "/run/netns/" + name, HostLink: "nft" + strconv.Itoa(n),
+		Guest: netip.PrefixFrom(guest, 30), Gateway: gw, MTU: 1500}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	orig, err := netns.Get()
+	check(t, err)
+	defer orig.Close()
+	ns, err := netns.NewNamed(name)
+	check(t, err)
+	defer ns.Close()
+	check(t, netns.Set(orig))
+	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	check(t, err)
+	t.Cleanup(func() {
+		defer here.Close()
+		if l, err := here.LinkByName(s.HostLink); err == nil {
+			check(t, here.LinkDel(l))
+		}
+		check(t, netns.DeleteNamed(name))
+	})
+	la := netlink.NewLinkAttrs()
+	la.Name = s.HostLink
+	check(t, here.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))}))
+	up := func(h *netlink.Handle, name string, addr netip.Addr) {
+		l, err := h.LinkByName(name)
+		check(t, err)
+		if addr.IsValid() {
+			check(t, h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(30, 32)}}))
+		}
+		check(t, h.LinkSetUp(l))
+	}
+	there, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	check(t, err)
+	defer there.Close()
+	up(here, s.HostLink, gw)
+	up(there, "lo", netip.Addr{})
+	up(there, "eth0", guest)
+	l, err := there.LinkByName("eth0")
+	check(t, err)
+	s.MAC = l.Attrs().HardwareAddr.String()
+	check(t, there.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice()}))
+	return s
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func daemon() {
+	fail := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "test daemon:", err)
+			os.Exit(1)
+		}
+	}
+	r, err := New(config(slog.New(slog.DiscardHandler)))
+	fail(err)
+	for in := json.NewDecoder(os.Stdin); ; {
+		var s nacre.MachineSpec
+		fail(in.Decode(&s))
+		m, err := r.Start(context.Background(), s)
+		fail(err)
+		fail(json.NewEncoder(os.Stdout).Encode(m.Handle()))
+	}
+}
+
+// inDaemon starts the machine in a process of its own, which kill ends as kill -9
+// does. It returns what the daemon would have kept on disk.
+func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()) {
+	t.Helper()
+	self, err := os.Executable()
+	check(t, err)
+	c := exec.Command(self)
+	c.Env = append(os.Environ(), daemonEnv+"=1")
+	c.Stderr = os.Stderr
+	in, err := c.StdinPipe()
+	check(t, err)
+	out, err := c.StdoutPipe()
+	check(t, err)
+	check(t, c.Start())
+	kill = sync.OnceFunc(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
+	t.Cleanup(kill)
+	check(t, json.NewEncoder(in).Encode(spec))
+	if err := json.NewDecoder(out).Decode(&h); err != nil {
+		t.Fatal("the daemon started no machine:", err)
+	}
+	return h, kill
+}
+
+// leftovers names what the host still holds of a machine.
+func leftovers(spec nacre.MachineSpec) []string {
+	var out []string
+	h, err := cgroup.Find("/proc/self/mountinfo", parent)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, d := range h.Dirs(string(spec.ID)) {
+		if _, err := os.Stat(d); err == nil {
+			out = append(out, d)
+		}
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		if b, _ := os.ReadFile(p); strings.Contains(string(b), string(spec.ID)) {
+			out = append(out, p)
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for l := range strings.Lines(string(mounts)) {
+		// The test's own slot is a mount that carries the id.
+		if strings.Contains(l, string(spec.ID)) && !strings.Contains(l, "/run/netns/") {
+			out = append(out, strings.TrimSpace(l))
+		}
+	}
+	if _, err := os.Stat(filepath.Join(spec.StateDir, "jail")); err == nil {
+		out = append(out, spec.StateDir+"/jail")
+	}
+	return out
+}

@@ -1,0 +1,236 @@
+package firecracker
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// Names of what Install puts into its directory.
+const (
+	VMMName    = "firecracker"
+	JailerName = "jailer"
+	KernelName = "vmlinux"
+)
+
+// Release says where a release of Firecracker comes from.
+type Release struct {
+	// Source is the release's archive (.tgz), by path or https URL, or a directory that
+	// holds the unpacked programs.
+	Source string
+	// SHA256 of the archive, in hex. A URL demands one.
+	SHA256 string
+	Kernel string // path of the guest's kernel
+	// AllowHoles takes a release with known holes.
+	AllowHoles bool
+}
+
+// Installed returns the configuration of what Install put into dir; ok tells whether
+// it is all there.
+func Installed(dir string) (c Config, ok bool) {
+	c = Config{Firecracker: filepath.Join(dir, VMMName), Jailer: filepath.Join(dir, JailerName), Kernel: filepath.Join(dir, KernelName)}
+	for _, p := range []string{c.Firecracker, c.Jailer, c.Kernel} {
+		if st, err := os.Stat(p); err != nil || !st.Mode().IsRegular() {
+			return c, false
+		}
+	}
+	return c, true
+}
+
+// Install checks a release and puts it, with the kernel, into dir. A release that the
+// driver would refuse is refused here. What was there before is replaced file by
+// file, and kept when anything fails; running machines keep theirs.
+func Install(ctx context.Context, dir string, from Release) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(dir, ".tmp-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	if err := gather(ctx, tmp, from); err != nil {
+		return "", err
+	}
+	if err := checkKernel(from.Kernel); err != nil {
+		return "", err
+	}
+	if err := clone(from.Kernel, filepath.Join(tmp, KernelName), 0o444); err != nil {
+		return "", fmt.Errorf("guest kernel: %w", err)
+	}
+	c, _ := Installed(tmp)
+	r := &Runtime{cfg: c}
+	r.cfg.AllowHoles = from.AllowHoles
+	if err := r.checkPrograms(); err != nil {
+		return "", err
+	}
+	for _, name := range []string{KernelName, JailerName, VMMName} {
+		if err := os.Rename(filepath.Join(tmp, name), filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
+	return r.version.String(), nil
+}
+
+// gather puts the two programs into dir.
+func gather(ctx context.Context, dir string, from Release) error {
+	if st, err := os.Stat(from.Source); err == nil && st.IsDir() {
+		entries, err := os.ReadDir(from.Source)
+		if err != nil {
+			return err
+		}
+		found := 0
+		for _, e := range entries {
+			if name := programName(e.Name()); name != "" && e.Type().IsRegular() {
+				if err := clone(filepath.Join(from.Source, e.Name()), filepath.Join(dir, name), 0o755); err != nil {
+					return err
+				}
+				found++
+			}
+		}
+		return foundBoth(found)
+	}
+	archive := from.Source
+	if strings.Contains(from.Source, "://") {
+		archive = filepath.Join(dir, "archive")
+		if err := download(ctx, from.Source, archive); err != nil {
+			return err
+		}
+	}
+	if err := checkArchive(archive, from); err != nil {
+		return err
+	}
+	return unpack(archive, dir)
+}
+
+func foundBoth(n int) error {
+	if n != 2 {
+		return nacre.Errorf(nacre.CodeInvalid, "the release holds %d of the two programs firecracker and jailer", n)
+	}
+	return nil
+}
+
+func checkArchive(path string, from Release) error {
+	if from.SHA256 == "" {
+		if path != from.Source {
+			return nacre.Invalidf("sha256", "give the SHA-256 of what is downloaded; Firecracker publishes it beside each release")
+		}
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, from.SHA256) {
+		return nacre.Errorf(nacre.CodeConflict, "the archive's SHA-256 is %s, want %s; it is not the release that was meant", got, from.SHA256)
+	}
+	return nil
+}
+
+// maxRelease bounds a download and each program in it, in bytes.
+const maxRelease = 256 << 20
+
+func download(ctx context.Context, url, path string) error {
+	if !strings.HasPrefix(url, "https://") {
+		return nacre.Invalidf("from", "%q: want a path or an https URL", url)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeUnavailable, err, "the release could not be downloaded; get it another way and give its path")
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nacre.Errorf(nacre.CodeUnavailable, "the release could not be downloaded: %s; get it another way and give its path", resp.Status)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, io.LimitReader(resp.Body, maxRelease))
+	return errors.Join(err, f.Close())
+}
+
+// Firecracker's archives hold release-v1.16.0-x86_64/firecracker-v1.16.0-x86_64 and
+// jailer-v1.16.0-x86_64 beside others with longer names.
+var programFile = regexp.MustCompile(`^(firecracker|jailer)(-v[0-9.]+-x86_64)?$`)
+
+func programName(base string) string {
+	m := programFile.FindStringSubmatch(base)
+	if m == nil {
+		return ""
+	}
+	return m[1]
+}
+
+func unpack(archive, dir string) error {
+	f, err := os.Open(archive)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInvalid, err, "the release is no gzip archive")
+	}
+	found := 0
+	for t := tar.NewReader(z); ; {
+		h, err := t.Next()
+		if err == io.EOF {
+			return foundBoth(found)
+		}
+		if err != nil {
+			return nacre.Wrap(nacre.CodeInvalid, err, "the release's archive is damaged")
+		}
+		name := programName(path.Base(h.Name))
+		if name == "" || h.Typeflag != tar.TypeReg || h.Size > maxRelease {
+			continue
+		}
+		out, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+		if err != nil {
+			return err
+		}
+		_, err = io.CopyN(out, t, h.Size)
+		if err = errors.Join(err, out.Close()); err != nil {
+			return err
+		}
+		found++
+	}
+}
+
+func checkKernel(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInvalid, err, "the guest's kernel cannot be read")
+	}
+	defer f.Close()
+	var magic [4]byte
+	if _, err := io.ReadFull(f, magic[:]); err != nil || string(magic[:]) != "\x7fELF" {
+		return nacre.Errorf(nacre.CodeInvalid, "the guest's kernel must be an uncompressed ELF file (vmlinux)")
+	}
+	return nil
+}

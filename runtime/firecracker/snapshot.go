@@ -1,0 +1,326 @@
+package firecracker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+)
+
+// A snapshot is Firecracker's own two files, the machine's disk at the same moment,
+// the init drive, and a manifest that is written last. What a program wrote an
+// instant ago is in the guest's memory or on the disk, so it is in the snapshot
+// without a sync.
+const (
+	stateFile    = "vmstate"
+	memFile      = "memory"
+	diskFile     = "disk.ext4"
+	initFile     = "init.erofs"
+	manifestFile = "snapshot.json"
+
+	manifestVersion = 1
+)
+
+// manifest says what a snapshot holds.
+type manifest struct {
+	Version   int
+	Birth     birth
+	FilesOnly bool
+	Files     []manifestEntry
+}
+
+type manifestEntry struct {
+	Name string
+	Size int64
+	Sum  string // of sumFile; "" when it was not taken
+}
+
+// birth is what a machine was booted from and its snapshots can only be restored
+// on. It is kept in the state directory, for the daemon may be another one by the
+// time a snapshot is taken.
+type birth struct {
+	Key                       string
+	CPUs, MemoryMiB, UpperMiB int
+	Image                     string // imageID of the root
+	Init                      string // the init drive's file name beside the agent's binary
+	InitDir                   string // where that was
+}
+
+// born records what the machine is booted from.
+func (l *launch) born(initImage string) (b birth, err error) {
+	s := l.spec
+	b = birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB,
+		Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage)}
+	if b.Image, err = imageID(s.Root.Image); err != nil {
+		return b, err
+	}
+	if l.snap != nil && b.Image != l.snap.Birth.Image {
+		return b, nacre.Errorf(nacre.CodeConflict, "the snapshot was taken over another root image; restore it over its own")
+	}
+	return b, writeJSON(filepath.Join(s.StateDir, birthFile), b)
+}
+
+// Snapshot implements nacre.Machine.
+func (m *machine) Snapshot(ctx context.Context, dir string, opt nacre.SnapshotOptions) (info nacre.SnapshotInfo, err error) {
+	if err := m.gone(); err != nil {
+		return info, err
+	}
+	if !m.snapping.TryLock() {
+		return info, nacre.Errorf(nacre.CodeConflict, "a snapshot of the machine is being taken; try again when it is done")
+	}
+	defer m.snapping.Unlock()
+	if m.held || m.markedHeld() {
+		return info, nacre.Errorf(nacre.CodeConflict, "the machine stands still after a snapshot; let it go on first")
+	}
+	s := &saving{m: m, dir: dir, opt: opt}
+	if err = s.prepare(); err == nil {
+		err = s.save(ctx)
+	}
+	if err != nil {
+		s.discard()
+		return info, snapshotError(ctx, m.goneOr(err))
+	}
+	return s.info, nil
+}
+
+// snapshotError gives an error its code.
+func snapshotError(ctx context.Context, err error) error {
+	var own *nacre.Error
+	var vmm *apiError
+	switch {
+	case errors.As(err, &own):
+		return err
+	case ctx.Err() != nil:
+		return nacre.Wrap(nacre.CodeDeadline, errors.Join(ctx.Err(), err), "the snapshot took longer than it was given; the sandbox goes on")
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.As(err, &vmm) && fullDisk(vmm.text):
+		return nacre.Wrap(nacre.CodeNoSpace, err, "the node's disk is too full for the snapshot; the sandbox goes on")
+	}
+	return fmt.Errorf("snapshot: %w", err)
+}
+
+// saving is one snapshot being taken.
+type saving struct {
+	m     *machine
+	dir   string
+	opt   nacre.SnapshotOptions
+	birth birth
+	files []string // made by us
+	info  nacre.SnapshotInfo
+}
+
+func (s *saving) discard() {
+	for _, f := range s.files {
+		_ = os.Remove(filepath.Join(s.dir, f))
+	}
+	for _, f := range []string{stateFile, memFile} {
+		_ = os.Remove(filepath.Join(s.m.jail.root, saveDir, f))
+	}
+}
+
+// prepare does what can fail before the guest stands still.
+func (s *saving) prepare() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		return nacre.Errorf(nacre.CodeConflict, "the snapshot's directory is not empty; it holds %s", entries[0].Name())
+	}
+	b, err := os.ReadFile(filepath.Join(s.m.st.Dir, birthFile))
+	if err == nil {
+		err = json.Unmarshal(b, &s.birth)
+	}
+	if err != nil {
+		return nacre.Wrap(nacre.CodeUnsupported, err, "what the machine was booted from is not known")
+	}
+	if s.opt.FilesOnly {
+		return nil
+	}
+	s.files = append(s.files, initFile)
+	return share(filepath.Join(s.birth.InitDir, s.birth.Init), filepath.Join(s.dir, initFile))
+}
+
+// save stops the guest, writes it, and lets it go on where it must.
+func (s *saving) save(ctx context.Context) error {
+	m := s.m
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.opt.FilesOnly {
+		// What the guest still has in its memory goes to the disk first.
+		c, err := ask(ctx, m.jail.root, "sync")
+		if err != nil {
+			return err
+		}
+		c.Close()
+	}
+	// The mark tells a later process that the guest may stand still.
+	if err := os.WriteFile(filepath.Join(m.st.Dir, heldFile), nil, 0o600); err != nil {
+		return err
+	}
+	begin := time.Now()
+	// A call that was begun is waited for: what becomes of one that is called off is
+	// not known.
+	calls := context.WithoutCancel(ctx)
+	if err := m.api.setState(calls, statePaused); err != nil {
+		return errors.Join(err, m.unmarkHeld())
+	}
+	m.held = true
+	err := s.write(calls)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if s.opt.KeepRunning && err == nil {
+		err = m.letGo(calls)
+	}
+	s.info.Stopped = time.Since(begin)
+	if err == nil {
+		err = s.finish()
+	}
+	if err != nil && m.held {
+		err = errors.Join(err, m.letGo(calls))
+	}
+	return err
+}
+
+// write has the VMM write the guest, and copies the disk.
+func (s *saving) write(ctx context.Context) error {
+	m := s.m
+	if !s.opt.FilesOnly {
+		err := m.api.put(ctx, "/snapshot/create", snapshotCreate{"Full", "/" + saveDir + "/" + stateFile, "/" + saveDir + "/" + memFile})
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{stateFile, memFile} {
+			if err := s.take(name); err != nil {
+				return err
+			}
+		}
+	}
+	s.files = append(s.files, diskFile)
+	return clone(filepath.Join(m.jail.root, upperName), filepath.Join(s.dir, diskFile), 0o600)
+}
+
+// take moves a file that the VMM wrote out of the jail. From then on it is root's.
+func (s *saving) take(name string) error {
+	src, dst := filepath.Join(s.m.jail.root, saveDir, name), filepath.Join(s.dir, name)
+	// The VMM is not trusted: what it left must be a file of its own.
+	var st unix.Stat_t
+	if err := unix.Lstat(src, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != s.m.jail.uid || st.Nlink != 1 {
+		return fmt.Errorf("%s is no file of the VMM's", name)
+	}
+	s.files = append(s.files, name)
+	if err := os.Rename(src, dst); err != nil {
+		if !errors.Is(err, unix.EXDEV) {
+			return err
+		}
+		if err := clone(src, dst, 0o644); err != nil {
+			return err
+		}
+		_ = os.Remove(src)
+	}
+	return errors.Join(os.Chown(dst, 0, 0), os.Chmod(dst, 0o644))
+}
+
+// finish describes what was written.
+func (s *saving) finish() error {
+	man := manifest{Version: manifestVersion, Birth: s.birth, FilesOnly: s.opt.FilesOnly}
+	for _, name := range s.files {
+		path := filepath.Join(s.dir, name)
+		if name == memFile {
+			if err := punch(path); err != nil {
+				return err
+			}
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return err
+		}
+		e := manifestEntry{Name: name, Size: st.Size}
+		if small(name) || s.opt.SumPages {
+			sum, err := sumFile(path)
+			if err != nil {
+				return err
+			}
+			e.Sum = sum
+		}
+		man.Files = append(man.Files, e)
+		f := nacre.SnapshotFile{Name: name, Size: st.Size, Disk: st.Blocks * 512}
+		if st.Nlink > 1 {
+			f.Disk = 0
+		}
+		s.info.Files = append(s.info.Files, f)
+	}
+	s.files = append(s.files, manifestFile)
+	path := filepath.Join(s.dir, manifestFile)
+	if err := writeJSON(path, man); err != nil {
+		return err
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	s.info.Files = append(s.info.Files, nacre.SnapshotFile{Name: manifestFile, Size: st.Size(), Disk: (st.Size() + 4095) &^ 4095})
+	s.info.RestoreKey, s.info.FilesOnly = s.birth.Key, s.opt.FilesOnly
+	return nil
+}
+
+// small tells the files that are verified before each restore.
+func small(name string) bool { return name == stateFile || name == initFile }
+
+// Resume implements nacre.Machine.
+func (m *machine) Resume(ctx context.Context) error {
+	if err := m.gone(); err != nil {
+		return err
+	}
+	if !m.snapping.TryLock() {
+		return nacre.Errorf(nacre.CodeConflict, "a snapshot of the machine is being taken; it goes on by itself")
+	}
+	defer m.snapping.Unlock()
+	if !m.held && !m.markedHeld() {
+		return nil
+	}
+	if err := m.letGo(ctx); err != nil {
+		return m.goneOr(err)
+	}
+	return nil
+}
+
+// letGo resumes the guest's processors; one that runs is left alone. A call of an
+// earlier process that is still under way comes first: the VMM does one at a time.
+func (m *machine) letGo(ctx context.Context) error {
+	var info instanceInfo
+	if err := m.api.call(ctx, "GET", "/", nil, &info); err != nil {
+		return err
+	}
+	if info.State == "Paused" {
+		if err := m.api.setState(ctx, stateResumed); err != nil {
+			return fmt.Errorf("let the guest go on: %w", err)
+		}
+	}
+	m.held = false
+	return m.unmarkHeld()
+}
+
+func (m *machine) markedHeld() bool {
+	_, err := os.Stat(filepath.Join(m.st.Dir, heldFile))
+	return err == nil
+}
+
+func (m *machine) unmarkHeld() error {
+	err := os.Remove(filepath.Join(m.st.Dir, heldFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
