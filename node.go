@@ -66,8 +66,6 @@ type StartSpec struct {
 	// be these. "" boots. One that is not here is CodeNotFound, one that cannot be
 	// restored here CodeUnsupported, a damaged one CodeConflict.
 	Snapshot SnapshotID
-	// Boot uses the snapshot's files alone: its memory is left and the guest boots.
-	Boot bool
 }
 
 // SnapshotSpec is what a node needs to know to keep a sandbox.

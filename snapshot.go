@@ -214,7 +214,9 @@ type PauseRequest struct {
 type ResumeRequest struct {
 	// Timeout 0 means the sandbox's own. The deadline is never moved to an earlier time.
 	Timeout time.Duration
-	Boot    bool // do not restore the memory: boot with the files
+	// Boot asks for a boot with the files. One that was paused with its memory is
+	// CodeUnsupported then, and stays paused.
+	Boot bool
 }
 
 // SnapshotRequest describes a snapshot to be taken.
