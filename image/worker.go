@@ -33,7 +33,7 @@ func (s *Artifacts) Run(ctx context.Context) error {
 	lowerPriority()
 	tick := time.NewTicker(lookAround)
 	defer tick.Stop()
-	var collected time.Time
+	collected := time.Now() // not while everything starts
 	for ctx.Err() == nil {
 		s.relieve()
 		if a := s.next(); a != nil {
@@ -69,7 +69,7 @@ func (s *Artifacts) next() (a *artifact) {
 	defer s.mu.Unlock()
 	for _, b := range s.all {
 		age := now.Sub(b.m.CreatedAt)
-		if b.state != committed || !b.plain || b.index || b.work != nil || now.Before(b.retry) || b.m.Pause && age < s.o.Settle {
+		if b.state != committed || !b.plain || b.index || b.work != nil || now.Before(b.retry) || age < s.o.Settle {
 			continue
 		}
 		if a == nil || b.m.CreatedAt.Before(a.m.CreatedAt) {
