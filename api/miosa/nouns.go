@@ -17,6 +17,9 @@ type Nouns struct {
 	Once     *api.Once // nil: an Idempotency-Key means nothing
 	Usage    Usage
 
+	Publisher   Publisher
+	Deployments nacre.DeploymentStore
+
 	// Emit takes events that come with no change of a record; nil drops them. It must
 	// not block.
 	Emit func(nacre.Event)

@@ -10,13 +10,13 @@ import (
 // routes is the table of operations: what is offered, then what is known and not.
 func (a *API) routes() []api.Route {
 	var out []api.Route
-	for _, group := range [][]op{a.sandboxRoutes(), a.processRoutes(), a.fileRoutes(), a.snapshotRoutes(), a.previewRoutes(), a.tenantRoutes(), a.otherRoutes()} {
+	for _, o := range notOffered { // first: some are words where others have a name
+		out = append(out, unsupported(o[0], o[1]))
+	}
+	for _, group := range [][]op{a.sandboxRoutes(), a.processRoutes(), a.fileRoutes(), a.snapshotRoutes(), a.previewRoutes(), a.deployRoutes(), a.tenantRoutes(), a.otherRoutes()} {
 		for _, o := range group {
 			out = append(out, o.route())
 		}
-	}
-	for _, o := range notOffered {
-		out = append(out, unsupported(o[0], o[1]))
 	}
 	// A browser's socket can send no header, so this one knows its token itself.
 	socket := op{"GET /sandboxes/{id}/terminal/{session}/ws", a.terminalSocket}.route()
@@ -202,7 +202,6 @@ func unsupported(method, path string) api.Route {
 var notOffered = [][2]string{
 	{"POST", "/sandboxes/batch"},
 	{"POST", "/sandboxes/run"},
-	{"POST", "/sandboxes/{id}/deploy"},
 	{"POST", "/sandboxes/{id}/template/start"},
 	{"GET", "/sandboxes/{id}/artifacts"},
 	{"POST", "/sandboxes/{id}/code/run"},

@@ -1,0 +1,178 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+const (
+	guestUser   = "sandbox"
+	shellEnv    = "/etc/profile.d/venv.sh" // makes bash put /opt/venv on the PATH
+	maxSaid     = 2 << 10                  // of a command's output, in a failure's words
+	healthEvery = 200 * time.Millisecond
+	healthCall  = 5 * time.Second
+)
+
+// serve builds what is to be built and starts the command; it returns when that is
+// healthy.
+func (d *Deployer) serve(ctx context.Context, dep nacre.Deployment, id nacre.SandboxID) error {
+	agent, err := d.Traffic.Agent(ctx, id)
+	if err != nil {
+		return err
+	}
+	if dep.Build != "" {
+		if err := d.build(ctx, agent, dep); err != nil {
+			return err
+		}
+	}
+	stream, err := start(ctx, agent, dep, dep.Start, 0)
+	if err != nil {
+		return nacre.Wrap(nacre.ErrorCode(err), err, "the start command could not be started: "+nacre.ErrorMessage(err))
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.HealthTime)
+	defer cancel()
+	ended, read := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(read)
+		ended <- follow(stream)
+	}()
+	err = d.healthy(ctx, dep, id, ended)
+	// The process runs on; only the reading of it ends.
+	_ = stream.Close()
+	<-read
+	return err
+}
+
+// start runs a command line as the guest's user, or as the image's own where there is
+// no such user.
+func start(ctx context.Context, agent nacre.Agent, dep nacre.Deployment, command string, limit time.Duration) (nacre.ProcessStream, error) {
+	spec := nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", command}, Cwd: dep.Dir, User: guestUser, Tag: "deployment", Timeout: limit,
+		Env: map[string]string{"BASH_ENV": shellEnv, "PORT": strconv.Itoa(dep.Port)}}
+	stream, err := agent.Processes().Start(ctx, spec)
+	if nacre.IsCode(err, nacre.CodeUnauthenticated) {
+		spec.User = ""
+		stream, err = agent.Processes().Start(ctx, spec)
+	}
+	return stream, err
+}
+
+func (d *Deployer) build(ctx context.Context, agent nacre.Agent, dep nacre.Deployment) error {
+	stream, err := start(ctx, agent, dep, dep.Build, d.BuildTime)
+	if err != nil {
+		return nacre.Wrap(nacre.ErrorCode(err), err, "the build command could not be started: "+nacre.ErrorMessage(err))
+	}
+	defer stream.Close()
+	var exit *exitError
+	err = follow(stream)
+	switch {
+	case errors.As(err, &exit) && exit.code == 0:
+		return nil
+	case errors.As(err, &exit):
+		return nacre.Errorf(nacre.CodeInvalid, "the build command failed with status %d: %s", exit.code, exit.said)
+	}
+	return nacre.Wrap(nacre.ErrorCode(err), err, "the build command did not end: "+nacre.ErrorMessage(err))
+}
+
+// exitError is how a process ended, with the last that it said.
+type exitError struct {
+	code int
+	said string
+}
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+// follow reads a process to its end.
+func follow(stream nacre.ProcessStream) error {
+	var said []byte
+	exit := &exitError{code: -1}
+	for {
+		e, err := stream.Next()
+		if errors.Is(err, io.EOF) {
+			exit.said = strings.TrimSpace(strings.ToValidUTF8(string(said), "\uFFFD"))
+			return exit
+		}
+		if err != nil {
+			return err
+		}
+		said = append(append(said, e.Stdout...), e.Stderr...)
+		if extra := len(said) - maxSaid; extra > 0 {
+			said = said[extra:]
+		}
+		if e.Exit != nil {
+			exit.code = e.Exit.Code
+		}
+	}
+}
+
+// healthy waits until the port answers as it should. A command that ends before that
+// failed; one that leaves its server behind has ended well.
+func (d *Deployer) healthy(ctx context.Context, dep nacre.Deployment, id nacre.SandboxID, ended <-chan error) error {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return d.Traffic.Dial(ctx, id, dep.Port)
+	}}
+	client := &http.Client{Transport: transport, Timeout: healthCall,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	tick := time.NewTicker(healthEvery)
+	defer tick.Stop()
+	why := "nothing listens on port " + strconv.Itoa(dep.Port)
+	for {
+		err := d.ask(ctx, client, dep, id)
+		if err == nil {
+			return nil
+		}
+		if !nacre.IsCode(err, nacre.CodeUnavailable) {
+			why = nacre.ErrorMessage(err)
+		}
+		select {
+		case <-ctx.Done():
+			return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "it was not healthy in time: "+why)
+		case err := <-ended:
+			var exit *exitError
+			if !errors.As(err, &exit) {
+				return err
+			}
+			if exit.code == 0 {
+				ended = nil // it may have left a server behind
+				continue
+			}
+			return &nacre.Error{Code: nacre.CodeInvalid, Err: exit,
+				Message: fmt.Sprintf("the start command ended with status %d: %s", exit.code, exit.said)}
+		case <-tick.C:
+		}
+	}
+}
+
+// ask tells whether the deployment is healthy: its health path answers below 400, or
+// without one somebody listens.
+func (d *Deployer) ask(ctx context.Context, client *http.Client, dep nacre.Deployment, id nacre.SandboxID) error {
+	if dep.Health == "" {
+		conn, err := d.Traffic.Dial(ctx, id, dep.Port)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(id)+".internal"+dep.Health, nil)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeInvalid, err, "the health path is no path")
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nacre.Wrap(nacre.CodeUnavailable, err, "no answer on port "+strconv.Itoa(dep.Port))
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	if resp.StatusCode >= 400 {
+		return nacre.Errorf(nacre.CodeInvalid, "%s answers %d", dep.Health, resp.StatusCode)
+	}
+	return nil
+}
