@@ -4,22 +4,26 @@ GO      ?= go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 AGENT   := internal/agentbin/assets/nacre-agent
+INIT    := runtime/firecracker/assets/guestinit
 
 export CGO_ENABLED = 0
 # One set of flags everywhere, so that gVisor is compiled once.
 export GOFLAGS := $(GOFLAGS) -trimpath
 
-.PHONY: build up test lint unit e2e bench fuzz deps clean generate
+.PHONY: build up test lint unit e2e test-firecracker guest-kernel bench fuzz deps clean generate
 
 build: bin/nacre
 
 # Go's build cache knows better than make what is out of date.
-.PHONY: bin/nacre $(AGENT)
-bin/nacre: $(AGENT)
+.PHONY: bin/nacre $(AGENT) $(INIT)
+bin/nacre: $(AGENT) $(INIT)
 	$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/nacre
 
 $(AGENT):
 	$(GO) build -ldflags "-s -w" -o $@ ./cmd/nacre-agent
+
+$(INIT):
+	$(GO) build -ldflags "-s -w" -o $@ ./runtime/firecracker/guestinit
 
 # up builds, prepares the host and runs the server in the foreground.
 up: build
@@ -27,17 +31,26 @@ up: build
 
 # test runs everything: rules, contract suites on the real things, and the
 # published SDKs end to end. It needs root and installs what it needs.
-test: deps build lint unit e2e
+test: deps build lint unit e2e test-firecracker
 
 lint:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi
 	$(GO) vet ./...
 
 unit: deps build
-	$(GO) test -timeout 30m -p 2 $$($(GO) list ./... | grep -v /e2e$$)
+	$(GO) test -timeout 30m -p 2 $$($(GO) list ./... | grep -v -e /e2e$$ -e /runtime/firecracker$$)
 
 e2e: deps build
 	$(GO) test -timeout 45m -count 1 ./e2e
+
+# test-firecracker runs Firecracker, its jailer and the driver inside a QEMU machine
+# with emulated virtualization (nacretest/kvmhost), which it makes of Debian's packages.
+test-firecracker: deps
+	$(GO) test -timeout 45m -count 1 ./runtime/firecracker
+
+# guest-kernel builds the kernel of Firecracker's guests and prints its path.
+guest-kernel:
+	@guest/kernel/build.sh
 
 # bench measures what the README shows; raw results go to bench/results.
 bench: deps build
@@ -51,4 +64,4 @@ deps:
 	@./scripts/deps.sh
 
 clean:
-	rm -rf bin $(AGENT)
+	rm -rf bin $(AGENT) $(INIT)

@@ -70,7 +70,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.TLSCert, "tls-cert", "", "certificate for *.DOMAIN in PEM (default: a local authority makes one)")
 	fs.StringVar(&c.TLSKey, "tls-key", "", "private key of --tls-cert in PEM")
 
-	fs.StringVar(&c.Runtime, "runtime", "auto", "what machines are made of: auto or gvisor")
+	fs.StringVar(&c.Runtime, "runtime", "auto", "what machines are made of: auto, gvisor or firecracker")
 	fs.StringVar(&c.Store, "store", "", "records: sqlite:PATH or postgres://... (default sqlite:DATA-DIR/nacre.db)")
 	fs.StringVar(&c.Blobs, "blobs", "", "templates' artifacts: a directory (default DATA-DIR/blobs)")
 	fs.StringVar(&c.CacheDir, "cache-dir", defaultCacheDir(), "what is expensive to make and may be deleted: the base image")
@@ -193,8 +193,8 @@ func (c *Config) validate() error {
 			return fmt.Errorf("--%s %q: want HOST:PORT", name, addr)
 		}
 	}
-	if c.Runtime != "auto" && c.Runtime != "gvisor" {
-		return fmt.Errorf("--runtime %q: want auto or gvisor", c.Runtime)
+	if c.Runtime != runtimeAuto && c.Runtime != runtimeGVisor && c.Runtime != runtimeFirecracker {
+		return fmt.Errorf("--runtime %q: want auto, gvisor or firecracker", c.Runtime)
 	}
 	if c.Domain == "" || strings.ContainsAny(c.Domain, ":/ *") || c.Domain != strings.ToLower(c.Domain) {
 		return fmt.Errorf("--domain %q: want a lower-case domain name without a port", c.Domain)

@@ -28,7 +28,6 @@ import (
 	"github.com/nacrehq/nacre/internal/agentbin"
 	"github.com/nacrehq/nacre/network"
 	"github.com/nacrehq/nacre/node"
-	"github.com/nacrehq/nacre/runtime/gvisor"
 	"github.com/nacrehq/nacre/sqlstore"
 )
 
@@ -97,7 +96,7 @@ func (s *Server) Run(ctx context.Context, ready func(Status)) error {
 type parts struct {
 	db        *sqlstore.DB
 	net       *network.Network
-	runtime   *gvisor.Runtime
+	runtime   machineRuntime
 	node      *node.Node
 	images    nacre.ImageStore
 	artifacts *image.Artifacts
@@ -205,8 +204,8 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	p.onClose(func() error { return p.net.Close(context.WithoutCancel(ctx)) })
-	if p.runtime, err = gvisor.New(gvisor.Config{CgroupParent: sec.cgroup(), Agent: agentPath, Log: s.log}); err != nil {
-		return fmt.Errorf("gVisor: %w", err)
+	if p.runtime, err = openRuntime(ctx, s.cfg, sec.cgroup(), agentPath, s.log); err != nil {
+		return fmt.Errorf("runtime: %w", err)
 	}
 	p.onClose(p.runtime.Close)
 	blobs, err := blob.Open(s.cfg.Blobs)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/nacrehq/nacre/runtime/firecracker"
 	"github.com/nacrehq/nacre/runtime/gvisor"
 )
 
@@ -21,6 +22,9 @@ var version = "dev"
 func main() {
 	if gvisor.Main() { // one of gVisor's own processes
 		return
+	}
+	if len(os.Args) == 2 && os.Args[1] == firecracker.ProbeArg {
+		os.Exit(firecracker.ProbeMain())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRoot().ExecuteContext(ctx)
@@ -49,7 +53,7 @@ func newRoot() *cobra.Command {
 	}
 	g.flags(root)
 	root.AddGroup(&cobra.Group{ID: "server", Title: "The server:"}, &cobra.Group{ID: "sandbox", Title: "Sandboxes:"})
-	for _, c := range []*cobra.Command{newUpCommand(), newDownCommand(g), newEnvCommand(g), newDoctorCommand(g), newConfigCommand(), newKeyCommand(g)} {
+	for _, c := range []*cobra.Command{newUpCommand(), newDownCommand(g), newEnvCommand(g), newDoctorCommand(g), newSetupCommand(), newConfigCommand(), newKeyCommand(g)} {
 		c.GroupID = "server"
 		root.AddCommand(c)
 	}
