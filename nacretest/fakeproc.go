@@ -68,10 +68,10 @@ func (p fakeProcesses) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre
 	}
 	g.procs[proc.info.PID] = proc
 	if !spec.Unlogged {
-		g.logLocked(nacre.LogProcessStart, "", map[string]string{"pid": strconv.Itoa(proc.info.PID), "command": strings.Join(argv, " ")})
+		g.logLocked(nacre.LogProcessStart, "", map[string]string{"pid": strconv.Itoa(proc.info.PID), "command": strings.Join(argv, " "), "tag": spec.Tag})
 	}
 	g.mu.Unlock()
-	s := proc.follow()
+	s := proc.follow(ctx)
 	go proc.run(argv, spec.Timeout)
 	return s, nil
 }
@@ -249,8 +249,9 @@ func (p *fakeProcess) gone() {
 	}
 }
 
-func (p *fakeProcess) follow() *fakeStream {
+func (p *fakeProcess) follow(ctx context.Context) *fakeStream {
 	s := &fakeStream{proc: p, more: make(chan struct{}, 1)}
+	s.stop = context.AfterFunc(ctx, func() { s.fail(ctx.Err()) })
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.subs[s] = struct{}{}
@@ -260,6 +261,7 @@ func (p *fakeProcess) follow() *fakeStream {
 type fakeStream struct {
 	proc *fakeProcess
 	more chan struct{}
+	stop func() bool
 
 	mu     sync.Mutex
 	events []nacre.ProcessEvent
@@ -311,6 +313,7 @@ func (s *fakeStream) Next() (nacre.ProcessEvent, error) {
 }
 
 func (s *fakeStream) Close() error {
+	s.stop()
 	s.proc.mu.Lock()
 	delete(s.proc.subs, s)
 	s.proc.mu.Unlock()
@@ -336,7 +339,7 @@ func (p fakeProcesses) Connect(ctx context.Context, pid int) (nacre.ProcessStrea
 	if err != nil {
 		return nil, err
 	}
-	return proc.follow(), nil
+	return proc.follow(ctx), nil
 }
 
 func (p fakeProcesses) List(ctx context.Context) ([]nacre.ProcessInfo, error) {

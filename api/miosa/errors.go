@@ -1,6 +1,7 @@
 package miosa
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -151,9 +152,11 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 
 // encode is for values that always encode.
 func encode(v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
 		panic(err)
 	}
-	return b
+	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'})
 }

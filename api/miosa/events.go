@@ -128,6 +128,9 @@ func (a *API) streamEvents(c *api.Call, f nacre.EventFilter, end bool) error {
 		return err
 	}
 	return quiet(c, follow(c.R.Context(), s, produce, func(e nacre.Event) error {
+		if kind := e.Data["kind"]; kind != "" && kind != string(nacre.SnapshotUser) {
+			return nil // of a snapshot that nobody asked for
+		}
 		body, last := eventOf(e)
 		word, _ := body["type"].(string)
 		if last && e.Data["reason"] == string(nacre.EndIdle) && selected(types, "sandbox.idle") {

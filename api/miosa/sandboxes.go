@@ -2,7 +2,6 @@ package miosa
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -236,14 +235,11 @@ func (r *rows) add(s sandbox) error {
 		r.skip--
 		return nil
 	}
-	row, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
+	row := encode(s)
 	if r.n++; r.n > 1 {
 		row = append([]byte{','}, row...)
 	}
-	_, err = r.c.W.Write(row)
+	_, err := r.c.W.Write(row)
 	return err
 }
 
