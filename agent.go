@@ -38,8 +38,8 @@ type AgentInit struct {
 	DNS         string // address for /etc/resolv.conf
 	DefaultUser string // "" means "user"
 	DefaultCwd  string // "" means the user's home
-	// NewIdentity is for a guest that was restored as another sandbox: it gets its
-	// own /etc/machine-id.
+	// NewIdentity is for a guest that is new, or was restored as another sandbox: it
+	// gets its own /etc/machine-id, and its log begins here.
 	NewIdentity bool
 }
 

@@ -201,7 +201,11 @@ func (s *Artifacts) Create(_ context.Context, id nacre.SnapshotID) (string, erro
 		return "", err
 	}
 	s.mu.Lock()
-	if s.closed || s.all[id] != nil {
+	if s.closed {
+		s.mu.Unlock()
+		return "", errClosed()
+	}
+	if s.all[id] != nil {
 		s.mu.Unlock()
 		return "", nacre.Errorf(nacre.CodeConflict, "snapshot %s exists already", id)
 	}
@@ -239,6 +243,10 @@ func (s *Artifacts) endFlush(a *artifact) {
 		a.flush()
 		a.flush = nil
 	}
+}
+
+func errClosed() error {
+	return nacre.Errorf(nacre.CodeUnavailable, "the node is shutting down; try again")
 }
 
 // forget drops one that was being written.

@@ -34,7 +34,7 @@ func (s *Artifacts) await(ctx context.Context, a *artifact) error {
 		if w == nil {
 			if s.closed {
 				s.mu.Unlock()
-				return nacre.Errorf(nacre.CodeUnavailable, "the node is shutting down; try again")
+				return errClosed()
 			}
 			w = &work{done: make(chan struct{})}
 			a.work = w

@@ -130,19 +130,27 @@ func (t *logTail) load() error {
 	return nil
 }
 
-// remember notes what an earlier machine's log has of the time after LogSeq.
+// remember notes what the log has of the time after LogSeq, from its end on.
 func (t *logTail) remember() error {
 	t.known = map[int64]int64{}
-	for _, name := range []string{logOldName(t.id), logName(t.id)} {
+	for _, name := range []string{logName(t.id), logOldName(t.id)} {
 		data, err := t.store.root.ReadFile(name)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		for line := range bytes.Lines(data) {
+		for len(data) > 0 {
+			data = bytes.TrimSuffix(data, []byte("\n"))
+			begin := bytes.LastIndexByte(data, '\n') + 1
 			var l logLine
-			if json.Unmarshal(line, &l) == nil && l.Machine != t.machine && l.Seq > t.from.LogSeq {
-				t.known[l.Seq] = l.Time.UnixMicro()
+			if json.Unmarshal(data[begin:], &l) == nil {
+				if l.Machine == t.from.Machine && l.Seq <= t.from.LogSeq {
+					return nil
+				}
+				if l.Machine != t.machine && l.Seq > t.from.LogSeq {
+					t.known[l.Seq] = l.Time.UnixMicro()
+				}
 			}
+			data = data[:begin]
 		}
 	}
 	return nil

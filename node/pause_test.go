@@ -3,6 +3,7 @@ package node_test
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -348,6 +349,63 @@ func TestPausedWhileItsMachineStays(t *testing.T) {
 			}
 			if l := w.leaks(); len(l) > 0 {
 				t.Errorf("left behind: %v", l)
+			}
+		})
+	}
+}
+
+// TestALineAtTheMomentOfASnapshot: what the guest logs between the host's last look
+// and the moment at which it stands still is in the sandbox's log once, when it goes
+// back to the snapshot and when it goes on after a pause.
+func TestALineAtTheMomentOfASnapshot(t *testing.T) {
+	for _, pause := range []bool{false, true} {
+		t.Run(fmt.Sprint("pause ", pause), func(t *testing.T) {
+			w := newWorld(t)
+			n := w.start()
+			spec, st := w.begin()
+			lines := func() (out []string) {
+				l, err := n.Logs(t.Context(), spec.Sandbox, nacre.LogQuery{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range l {
+					out = append(out, e.Message)
+				}
+				return out
+			}
+			guest := w.host.Machine(st.Machine).Guest
+			guest.Log(nacre.LogStdout, "early", nil)
+			w.eventually("the first line is kept", func() bool { return len(lines()) == 1 })
+			w.host.SetHook(func(op string, _ nacre.MachineID) error {
+				if op == "machine.snapshot" {
+					guest.Log(nacre.LogStdout, "late", nil)
+				}
+				return nil
+			})
+			snap := nacre.NewSnapshotID()
+			if _, err := n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: snap, Pause: pause}); err != nil {
+				t.Fatal(err)
+			}
+			w.host.SetHook(nil)
+			want := []string{"early", "late", "again"}
+			if !pause {
+				guest.Log(nacre.LogStdout, "undone", nil)
+				w.eventually("the last line is kept", func() bool { return len(lines()) == 3 })
+				if err := n.Stop(t.Context(), spec.Sandbox); err != nil {
+					t.Fatal(err)
+				}
+				want = []string{"early", "late", "undone", "again"}
+			}
+			spec.Snapshot = snap
+			st, err := n.Start(t.Context(), spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n = w.restart() // before anything of the new machine is written
+			w.host.Machine(st.Machine).Guest.Log(nacre.LogStdout, "again", nil)
+			w.eventually("the new line is kept", func() bool { l := lines(); return len(l) > 0 && l[len(l)-1] == "again" })
+			if got := lines(); !slices.Equal(got, want) {
+				t.Errorf("the log is %q, want %q", got, want)
 			}
 		})
 	}
