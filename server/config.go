@@ -28,23 +28,25 @@ type Config struct {
 	TLSCert string
 	TLSKey  string
 
-	Runtime      string
-	Store        string
-	Blobs        string
-	CacheDir     string
-	BaseImage    string
-	Install      bool
-	Standby      int
-	CPUs         int
-	MemoryMiB    int
-	DiskMiB      int
-	MaxPIDs      int
-	MaxSandboxes int
-	PerTeam      int
-	Overcommit   float64
-	ReserveMiB   int
-	MaxTimeout   time.Duration
-	Retention    time.Duration
+	Runtime            string
+	Store              string
+	Blobs              string
+	CacheDir           string
+	BaseImage          string
+	Install            bool
+	Standby            int
+	CPUs               int
+	MemoryMiB          int
+	DiskMiB            int
+	MaxPIDs            int
+	MaxSandboxes       int
+	PerTeam            int
+	PausedPerTeam      int
+	SnapshotMiBPerTeam int64
+	Overcommit         float64
+	ReserveMiB         int
+	MaxTimeout         time.Duration
+	Retention          time.Duration
 
 	NetworkPool  string
 	SlotsReady   int
@@ -82,7 +84,9 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.DiskMiB, "disk-mib", 10240, "size of a sandbox's writable layer")
 	fs.IntVar(&c.MaxPIDs, "max-pids", 4096, "host tasks that one sandbox may have")
 	fs.IntVar(&c.MaxSandboxes, "max-sandboxes", 1000, "sandboxes on this host")
-	fs.IntVar(&c.PerTeam, "max-sandboxes-per-team", 1000, "sandboxes of one team")
+	fs.IntVar(&c.PerTeam, "max-sandboxes-per-team", 1000, "sandboxes of one team that are not paused")
+	fs.IntVar(&c.PausedPerTeam, "max-paused-per-team", 10000, "paused sandboxes of one team; 0 for any number")
+	fs.Int64Var(&c.SnapshotMiBPerTeam, "max-snapshots-mib-per-team", 0, "disk that a team's snapshots and paused sandboxes may occupy; 0 for any")
 	fs.Float64Var(&c.Overcommit, "memory-overcommit", 10, "sum of memory limits over the host's memory")
 	fs.IntVar(&c.ReserveMiB, "memory-reserve-mib", 0, "memory that creates leave free; 0 means the larger of 512 and 5 %")
 	fs.DurationVar(&c.MaxTimeout, "max-timeout", 24*time.Hour, "longest deadline that a client may ask for")

@@ -168,7 +168,9 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 	}
 	p.control, err = control.New(control.Config{
 		Store: db, Snapshots: db, Templates: db, Node: p.node, Traffic: p.node, Telemetry: p.node, Clock: time.Now, Logger: s.log,
-		Limits: control.Limits{MaxTimeout: s.cfg.MaxTimeout, MaxPerTeam: s.cfg.PerTeam}, Retention: s.cfg.Retention,
+		Limits: control.Limits{MaxTimeout: s.cfg.MaxTimeout, MaxPerTeam: s.cfg.PerTeam,
+			MaxPaused: s.cfg.PausedPerTeam, MaxSnapshotBytes: s.cfg.SnapshotMiBPerTeam << 20},
+		Retention: s.cfg.Retention,
 	})
 	if err != nil {
 		return p, err
