@@ -31,6 +31,7 @@ type options struct {
 	n       int      // samples of a slow step; 0 means each benchmark's own number
 	records int
 	quick   bool
+	full    bool
 }
 
 // samples is how often a step is measured.
@@ -66,6 +67,10 @@ func benchmarks() []benchmark {
 		{"exec", "a command in a running sandbox", benchExec},
 		{"output", "a command that prints a lot", benchOutput},
 		{"files", "large files in and out", benchFiles},
+		{"pause", "pausing and resuming, by what is in memory", benchPause},
+		{"fork", "snapshots of a running sandbox, and forks", benchFork},
+		{"wake", "a request that resumes its sandbox", benchWake},
+		{"chaos", "paused sandboxes resumed at random, compared", benchChaos},
 		{"memory", "what an idle sandbox costs", benchMemory},
 		{"burst", "a hundred creates at once", benchBurst},
 		{"restart", "killing, and the server's own restart", benchRestart},
@@ -127,7 +132,6 @@ func run(ctx context.Context) error {
 func parseFlags() (options, error) {
 	var o options
 	var only string
-	full := false
 	flag.StringVar(&o.nacre, "nacre", "bin/nacre", "the binary to measure; `make build` makes it")
 	flag.StringVar(&o.cache, "cache-dir", "", "cache of the base image, the SDK and the peers (default NACRE_CACHE_DIR or /var/cache/nacre)")
 	flag.StringVar(&o.out, "out", "bench/results/latest.json", "file for the raw figures")
@@ -135,7 +139,7 @@ func parseFlags() (options, error) {
 	flag.IntVar(&o.n, "n", 0, "samples of each slow step, instead of the usual number")
 	flag.IntVar(&o.records, "records", 0, "records to list among (default 100000; 1000000 with -full)")
 	flag.BoolVar(&o.quick, "quick", false, "a tenth of the samples: shows that it works")
-	flag.BoolVar(&full, "full", false, "what the README shows: a million records")
+	flag.BoolVar(&o.full, "full", false, "what the README shows: a million records, a thousand paused sandboxes")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return o, fmt.Errorf("unknown argument %q", flag.Arg(0))
@@ -156,7 +160,7 @@ func parseFlags() (options, error) {
 	}
 	if o.records == 0 {
 		o.records = 100_000
-		if full {
+		if o.full {
 			o.records = 1_000_000
 		}
 	}

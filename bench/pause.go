@@ -1,0 +1,337 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nacrehq/nacre"
+)
+
+// holder keeps so many MiB of random bytes in memory, one of them also in a file,
+// and tells on demand the sums of both.
+const holder = `
+import hashlib, os, sys
+blocks = [os.urandom(1 << 20) for _ in range(max(1, int(sys.argv[1])))]
+open('/tmp/held', 'wb').write(blocks[0])
+for f in ('/tmp/ask', '/tmp/answer'):
+    os.mkfifo(f)
+open('/tmp/ready', 'w').close()
+while True:
+    open('/tmp/ask').read()
+    with open('/tmp/answer', 'w') as out:
+        out.write(hashlib.sha256(blocks[0]).hexdigest() + '\n')
+`
+
+// hold starts a holder and waits until its memory is filled.
+func hold(ctx context.Context, a nacre.Agent, mib int) error {
+	if _, err := a.Files().Write(ctx, "user", "/tmp/holder.py", strings.NewReader(holder)); err != nil {
+		return err
+	}
+	p, err := a.Processes().Start(ctx, nacre.ProcessSpec{Cmd: "/usr/bin/python3", Args: []string{"/tmp/holder.py", strconv.Itoa(mib)}, User: "user"})
+	if err != nil {
+		return err
+	}
+	_ = p.Close()
+	_, err = execute(ctx, a, "/bin/sh", "-c", "until [ -e /tmp/ready ]; do sleep 0.05; done")
+	return err
+}
+
+// intact fails unless what is held in memory is what is in the file.
+func intact(ctx context.Context, a nacre.Agent) error {
+	_, err := execute(ctx, a, "/bin/sh", "-c", `echo > /tmp/ask; [ "$(cat /tmp/answer)" = "$(sha256sum < /tmp/held | cut -c1-64)" ]`)
+	return err
+}
+
+func (d *daemon) pause(ctx context.Context, s box) error {
+	return d.call(ctx, http.MethodPost, "/sandboxes/"+s.ID+"/pause", "{}", nil)
+}
+
+func (d *daemon) resume(ctx context.Context, s box) error {
+	return d.call(ctx, http.MethodPost, "/sandboxes/"+s.ID+"/connect", `{"timeout":3600}`, nil)
+}
+
+// occupied is what files below a directory occupy on the disk, in MiB.
+func occupied(dir string) float64 {
+	var n int64
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // it went away meanwhile
+		}
+		if info, err := e.Info(); err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok && !info.IsDir() {
+				n += st.Blocks * 512
+			}
+		}
+		return nil
+	})
+	return float64(n) / (1 << 20)
+}
+
+// benchPause: how long a pause and a resume take, by what the sandbox has in memory,
+// and what the paused sandbox occupies.
+func benchPause(ctx context.Context, b *bench) error {
+	d, err := b.start(ctx, "--standby", "0", "--memory-mib", "3072")
+	if err != nil {
+		return err
+	}
+	defer d.destroy()
+	for _, c := range []struct {
+		name  string
+		mib   int
+		times int
+		aim   string
+	}{
+		{"idle", 0, 20, ""}, {"512 MiB touched", 512, 5, "<= 100"}, {"2 GiB touched", 2048, 3, "<= 400"},
+	} {
+		if b.quick && c.mib > 512 {
+			continue
+		}
+		err := d.with(ctx, func(s box) error {
+			a := d.edge(s)
+			if err := hold(ctx, a, c.mib); err != nil {
+				return err
+			}
+			var paused, resumed, first, disk series
+			before, _ := d.diskOf() // a template's own
+			for range b.samples(c.times) {
+				begin := time.Now()
+				if err := d.pause(ctx, s); err != nil {
+					return err
+				}
+				paused.since(begin)
+				plain, _ := d.diskOf()
+				disk.add(plain - before)
+				begin = time.Now()
+				if err := d.resume(ctx, s); err != nil {
+					return err
+				}
+				resumed.since(begin)
+				if _, err := execute(ctx, a, "/bin/true"); err != nil {
+					return err
+				}
+				first.since(begin)
+				if err := intact(ctx, a); err != nil {
+					return fmt.Errorf("after a resume: %w", err)
+				}
+			}
+			r := b.report
+			r.add("pause, "+c.name, "ms", paused, c.aim, "")
+			r.add("resume, "+c.name, "ms", resumed, "<= 200", "")
+			r.add("resume -> first command answered, "+c.name, "ms", first, "", "")
+			r.add("a paused sandbox's plain files, "+c.name, "MiB", disk, "", "on the disk")
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forked is an element of a fork's answer.
+type forked struct {
+	Sandbox *box
+	Error   *struct{ Message string }
+}
+
+func (d *daemon) fork(ctx context.Context, s box, count int) ([]box, error) {
+	var all []forked
+	if err := d.call(ctx, http.MethodPost, "/sandboxes/"+s.ID+"/fork", fmt.Sprintf(`{"count":%d,"timeout":600}`, count), &all); err != nil {
+		return nil, err
+	}
+	out := make([]box, 0, count)
+	for _, f := range all {
+		if f.Sandbox == nil {
+			return out, errors.New(f.Error.Message)
+		}
+		out = append(out, *f.Sandbox)
+	}
+	return out, nil
+}
+
+// benchFork: snapshots of a running sandbox, how long it stood still, and its forks.
+func benchFork(ctx context.Context, b *bench) error {
+	d, err := b.start(ctx, "--standby", "0")
+	if err != nil {
+		return err
+	}
+	defer d.destroy()
+	return d.with(ctx, func(s box) error {
+		a := d.edge(s)
+		if err := hold(ctx, a, 1); err != nil {
+			return err
+		}
+		var took, still, bytes series
+		for range b.samples(15) {
+			var snap struct {
+				SnapshotID string
+				StoppedMS  float64
+				SizeBytes  int64
+			}
+			begin := time.Now()
+			if err := d.call(ctx, http.MethodPost, "/sandboxes/"+s.ID+"/snapshots", "{}", &snap); err != nil {
+				return err
+			}
+			took.since(begin)
+			still.add(snap.StoppedMS)
+			bytes.add(float64(snap.SizeBytes) / (1 << 20))
+			if err := d.call(ctx, http.MethodDelete, "/templates/"+snap.SnapshotID, "", nil); err != nil {
+				return err
+			}
+		}
+		r := b.report
+		r.add("snapshot of a running sandbox, idle", "ms", took, "", "")
+		r.add("  of which it stood still", "ms", still, "<= 50", "")
+		r.add("  its size", "MiB", bytes, "", "")
+		for _, c := range []struct {
+			name     string
+			n, times int
+			aim      string
+		}{{"one fork", 1, 15, "<= 100"}, {"ten forks", 10, 5, "<= 600"}} {
+			var made, answered series
+			for range b.samples(c.times) {
+				begin := time.Now()
+				forks, err := d.fork(ctx, s, c.n)
+				if err != nil {
+					return err
+				}
+				made.since(begin)
+				for _, f := range forks {
+					if err := intact(ctx, d.edge(f)); err != nil {
+						return fmt.Errorf("in a fork: %w", err)
+					}
+				}
+				answered.since(begin)
+				for _, f := range forks {
+					if err := d.kill(ctx, f); err != nil {
+						return err
+					}
+				}
+			}
+			r.add(c.name+" of a running sandbox", "ms", made, c.aim, "")
+			r.add("  and its memory and file compared, one after the other", "ms", answered, "", "")
+		}
+		if b.quick {
+			return nil
+		}
+		return b.ratio(ctx, d, s)
+	})
+}
+
+// ratio: what ten snapshots of one sandbox, in which something changes in between,
+// occupy once the chunks behind them are cut.
+func (b *bench) ratio(ctx context.Context, d *daemon, s box) error {
+	const n = 10
+	plain0, all0 := d.diskOf()
+	for i := range n {
+		if err := d.call(ctx, http.MethodPost, "/sandboxes/"+s.ID+"/snapshots", "{}", nil); err != nil {
+			return err
+		}
+		if _, err := execute(ctx, d.edge(s), "/bin/sh", "-c", fmt.Sprintf("head -c 1000000 /dev/urandom > /tmp/change%d", i)); err != nil {
+			return err
+		}
+	}
+	plain, all := d.diskOf()
+	for last, quiet := all-plain, 0; quiet < 40; quiet++ { // they are cut once the host is quiet
+		if err := pause(ctx, time.Second); err != nil {
+			return err
+		}
+		if plain, all = d.diskOf(); all-plain != last {
+			last, quiet = all-plain, 0
+		}
+	}
+	plain, all = plain-plain0, all-all0
+	r := b.report
+	r.value("ten snapshots of one sandbox: plain files", "MiB", plain, "", "on the disk; 1 MB of the sandbox changes between two")
+	r.value("ten snapshots of one sandbox: the chunks behind them", "MiB", all-plain, "", "on the disk")
+	r.value("  chunks / plain files", "x", (all-plain)/plain, "", "")
+	return nil
+}
+
+// benchWake: a request that resumes its sandbox, beside a resume through the API.
+func benchWake(ctx context.Context, b *bench) error {
+	d, err := b.start(ctx, "--standby", "0")
+	if err != nil {
+		return err
+	}
+	defer d.destroy()
+	var s box
+	if err := d.call(ctx, http.MethodPost, "/sandboxes", `{"templateID":"base","timeout":900,"autoPause":true,"autoResume":{"enabled":true}}`, &s); err != nil {
+		return err
+	}
+	a := d.edge(s)
+	server, err := a.Processes().Start(ctx, nacre.ProcessSpec{Cmd: "/usr/bin/python3", Args: []string{"-m", "http.server", "8000"}, User: "user"})
+	if err != nil {
+		return err
+	}
+	_ = server.Close()
+	request := func() error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodHead, d.file.APIURL+"/", nil)
+		if err != nil {
+			return err
+		}
+		req.Host = "8000-" + s.ID + "." + d.file.Domain
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	}
+	for request() != nil {
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	var running, resumed, woken series
+	for range b.samples(20) {
+		begin := time.Now()
+		if err := request(); err != nil {
+			return err
+		}
+		running.since(begin)
+		if err := d.pause(ctx, s); err != nil {
+			return err
+		}
+		begin = time.Now()
+		if err := d.resume(ctx, s); err != nil {
+			return err
+		}
+		resumed.since(begin)
+		if err := d.pause(ctx, s); err != nil {
+			return err
+		}
+		begin = time.Now()
+		if err := request(); err != nil {
+			return err
+		}
+		woken.since(begin)
+	}
+	r := b.report
+	r.add("HTTP request to a running sandbox", "ms", running, "", "python3 -m http.server")
+	r.add("HTTP request that wakes a paused sandbox", "ms", woken, "", "")
+	r.value("  over a resume and a request", "ms", woken.at(50)-resumed.at(50)-running.at(50), "<= 5", "difference of the medians")
+	return d.kill(ctx, s)
+}
+
+// diskOf is what a data directory's snapshots and what is behind them occupy, in MiB.
+func (d *daemon) diskOf() (plain, all float64) {
+	plain = occupied(filepath.Join(d.dir, "snapshots", "plain"))
+	all = occupied(filepath.Join(d.dir, "snapshots"))
+	if entries, err := os.ReadDir(filepath.Join(d.dir, "blobs")); err == nil && len(entries) > 0 {
+		all += occupied(filepath.Join(d.dir, "blobs"))
+	}
+	return plain, all
+}
