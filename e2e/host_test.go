@@ -176,14 +176,19 @@ func (d *daemon) processes(leaders bool) []int {
 	return out
 }
 
-// settled waits until the pools are full and two looks agree, and returns the last.
+// settled waits until the pools are full and nothing has changed for a third of a
+// second, after which the runtime would have begun to fill its own, and returns the
+// last look.
 func (d *daemon) settled(instance string, standbys int) traces {
 	d.t.Helper()
-	last := d.traces(instance)
+	last, since := d.traces(instance), time.Now()
 	d.eventually(30*time.Second, func() error {
 		c := d.status().Capacity // first: what stands by has all its traces
 		now := d.traces(instance)
-		same := now.String() == last.String()
+		if now.String() != last.String() {
+			since = time.Now()
+		}
+		same := time.Since(since) > 350*time.Millisecond
 		last = now
 		if c == nil || c.Standbys != standbys {
 			return fmt.Errorf("the standbys are not all there: %+v", c)

@@ -44,11 +44,12 @@ type Config struct {
 	// Default: this program as it was started, whatever became of its file since.
 	Program string
 	// Agent is the agent's binary that machines are started with. The driver keeps
-	// files of its own beside it, of which Sweep removes the old ones.
+	// files of its own beside it, of which Sweep removes the old ones. "" for a driver
+	// that only clears.
 	Agent string
 	// Ahead is how many sandbox processes are started before they are needed, which
 	// halves a machine's start. Each takes about 10 MiB while it waits. Default 2, -1
-	// none. They are made once machines are started; version 2 of cgroups has none.
+	// none. They are made after the first Sweep or start; version 2 of cgroups has none.
 	Ahead int
 	// Debug makes each sandbox write debug.log, which grows without bound, to its
 	// state directory.
@@ -283,8 +284,12 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 			first = fmt.Errorf("clearing machine %s: %w", id, err)
 		}
 	}
-	if first == nil && !strangers && r.cfg.Agent != "" {
+	if r.cfg.Agent == "" {
+		return first // who starts no machines
+	}
+	if first == nil && !strangers {
 		first = r.sweepAgents()
 	}
+	r.fillAhead()
 	return first
 }
