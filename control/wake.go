@@ -46,21 +46,26 @@ func (s *Service) Resume(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 }
 
 // bringBack resumes a sandbox once, however many ask for it at the same time. did
-// is true for the one who did.
+// is true for the one who did. The resume goes on when nobody waits for it any more.
 func (s *Service) bringBack(ctx context.Context, team nacre.TeamID, id nacre.SandboxID, r nacre.ResumeRequest) (resumed, error) {
 	mine := false
-	out, err, _ := s.resumes.Do(string(id), func() (any, error) {
+	done := s.resumes.DoChan(string(id), func() (any, error) {
 		mine = true
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTime)
 		defer cancel()
 		return s.resume(ctx, team, id, r)
 	})
-	if err != nil {
-		return resumed{}, err
+	select {
+	case <-ctx.Done():
+		return resumed{}, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "sandbox "+string(id)+" is being resumed; ask for it again in a moment")
+	case out := <-done:
+		if out.Err != nil {
+			return resumed{}, out.Err
+		}
+		res := out.Val.(resumed)
+		res.did = res.did && mine
+		return res, nil
 	}
-	res := out.(resumed)
-	res.did = res.did && mine
-	return res, nil
 }
 
 func (s *Service) resume(ctx context.Context, team nacre.TeamID, id nacre.SandboxID, r nacre.ResumeRequest) (resumed, error) {
