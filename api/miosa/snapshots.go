@@ -196,7 +196,7 @@ func deref(s *string) string {
 
 // snapshot finds the path's snapshot; below a sandbox it must be of that one.
 func (a *API) snapshot(c *api.Call) (nacre.Snapshot, error) {
-	unknown := as("NO_SNAPSHOT_AVAILABLE", nacre.Errorf(nacre.CodeNotFound, "there is no such snapshot"))
+	unknown := as("SNAPSHOT_NOT_FOUND", nacre.Errorf(nacre.CodeNotFound, "there is no such snapshot"))
 	id := nacre.SnapshotID(c.R.PathValue("snapshot"))
 	if !id.Valid() {
 		return nacre.Snapshot{}, unknown
