@@ -59,12 +59,8 @@ func newPreviews(from nacre.PreviewRoutes, clock nacre.Clock) *previews {
 // find returns the preview of a slug, or of a whole host when slug is "". Unknown
 // ones are CodeNotFound.
 func (p *previews) find(ctx context.Context, slug, host string) (nacre.PreviewRoute, error) {
-	key := slug
-	if slug == "" {
-		key = "." + host
-	}
 	p.mu.Lock()
-	was, ok := p.known[key]
+	was, ok := p.known[keyOf(slug, host)]
 	p.mu.Unlock()
 	now := p.clock()
 	age := now.Sub(was.at)
@@ -74,7 +70,16 @@ func (p *previews) find(ctx context.Context, slug, host string) (nacre.PreviewRo
 	case ok && !was.found && age >= 0 && age < missingTTL:
 		return nacre.PreviewRoute{}, errNoPreview()
 	}
-	usable := ok && was.found && age < staleMost
+	return p.ask(ctx, slug, host, now)
+}
+
+// ask is find without an answer from memory, unless the store has none.
+func (p *previews) ask(ctx context.Context, slug, host string, now time.Time) (nacre.PreviewRoute, error) {
+	key := keyOf(slug, host)
+	p.mu.Lock()
+	was, ok := p.known[key]
+	p.mu.Unlock()
+	usable := ok && was.found && now.Sub(was.at) < staleMost
 	limit := lookupTime
 	if usable {
 		limit = staleLookup
@@ -95,6 +100,13 @@ func (p *previews) find(ctx context.Context, slug, host string) (nacre.PreviewRo
 		return was.route, nil
 	}
 	return route, err
+}
+
+func keyOf(slug, host string) string {
+	if slug != "" {
+		return slug
+	}
+	return "." + host
 }
 
 func (p *previews) keep(key string, l lookup) {
@@ -153,6 +165,13 @@ func (e *Edge) servePreview(w http.ResponseWriter, r *http.Request, t target) {
 	token, fromQuery := shownToken(r)
 	if p.Private {
 		expires, ok := e.opens(route, token)
+		if !ok && strings.HasPrefix(token, tokenPrefix) { // it may be newer than what we remember
+			if route, err = e.previews.ask(r.Context(), t.slug, t.host, e.clock()); err == nil {
+				p = route.Preview
+				expires, ok = e.opens(route, token)
+				ok = ok || !p.Private
+			}
+		}
 		if !ok {
 			e.previewError(w, r, http.StatusUnauthorized, "This preview is private",
 				"Open it with the link that was shared with you; links end after a while, so ask for a new one if yours did.")

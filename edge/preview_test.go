@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -182,6 +183,13 @@ func TestPrivatePreview(t *testing.T) {
 			}
 		}
 	}
+	fresh := nacre.NewPreviewToken()
+	w.previews.set(func() {
+		r := w.previews.slugs["shut"]
+		r.Tokens = append(slices.Clone(r.Tokens), nacre.PreviewToken{Hash: nacre.HashPreviewToken(fresh), ExpiresAt: w.now.Add(time.Hour)})
+		w.previews.slugs["shut"] = r
+	})
+	w.want(200, "serverA", host, "/a?token="+fresh) // at once
 	w.previews.set(func() {
 		r := w.previews.slugs["shut"]
 		r.Tokens = nil

@@ -72,7 +72,16 @@ func (a *API) sandboxEvents(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	return a.streamEvents(c, nacre.EventFilter{TeamID: c.Team, SandboxID: s.ID, After: after}, true)
+	f := nacre.EventFilter{TeamID: c.Team, SandboxID: s.ID, After: after}
+	if s.State == nacre.StateEnded {
+		if left, err := a.Events.Events(c.R.Context(), f); err != nil || len(left) == 0 {
+			if err == nil {
+				_, err = startSSE(c) // and its end: nothing follows
+			}
+			return err
+		}
+	}
+	return a.streamEvents(c, f, true)
 }
 
 // tenantEvents streams the events of all the team's sandboxes, from now on or from

@@ -75,6 +75,7 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	out := nacre.CreateRequest{
 		Template: defaultTemplate, Timeout: seconds(timeout), IdleTimeout: seconds(idle), AlwaysOn: in.AlwaysOn,
 		Resources: res, Env: in.Env, Metadata: meta, Secure: true,
+		Network: nacre.NetworkPolicy{PrivateTraffic: true}, // previews open ports, and nothing else
 	}
 	if in.TemplateID != "" {
 		out.Template = in.TemplateID
