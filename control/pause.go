@@ -189,11 +189,13 @@ func (s *Service) pauseDue(ctx context.Context, m member) {
 	again := s.roster.again(m.id, retryWait)
 	s.log.Error("a sandbox whose time is over could not be paused; it runs on and is tried again", "sandbox", m.id, "in", again, "err", err)
 	_, uerr := s.cfg.Store.Update(ctx, m.team, m.id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
-		if r.State != nacre.StateRunning || r.AlwaysOn {
+		now := s.now()
+		if r.State != nacre.StateRunning {
 			return nil, errNothing
 		}
-		now := s.now()
-		r.Deadline = now.Add(again)
+		if !r.AlwaysOn && !r.Deadline.After(now) {
+			r.Deadline = now.Add(again)
+		}
 		r.Detail = "its time was over, but it could not be paused; it runs on and is tried again: " + nacre.ErrorMessage(err)
 		return []nacre.Event{event(*r, nacre.EventDeadline, now, map[string]string{
 			"deadline": r.Deadline.Format(time.RFC3339Nano), "detail": r.Detail,

@@ -168,8 +168,8 @@ func (r *roster) sleep(rec nacre.Sandbox) {
 	}
 }
 
-// again sets a sandbox that could not be paused at its deadline going until the
-// next attempt, d from now, and returns the number of attempts.
+// again gives a sandbox whose time is over, but that could not be ended or paused, the
+// time until the next attempt, and returns it.
 func (r *roster) again(id nacre.SandboxID, wait func(tries int) time.Duration) (d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -179,10 +179,14 @@ func (r *roster) again(id nacre.SandboxID, wait func(tries int) time.Duration) (
 	}
 	m.tries++
 	d = wait(m.tries)
-	m.running, m.until = true, time.Now().Add(d)
-	if m.idle > 0 {
-		m.active = time.Now()
+	now := time.Now()
+	if !m.until.IsZero() && !m.until.After(now) {
+		m.until = now.Add(d)
 	}
+	if m.idle > 0 && !m.active.Add(m.idle).After(now) {
+		m.active = now.Add(d - m.idle)
+	}
+	m.running = true
 	r.requeue(m)
 	return d
 }

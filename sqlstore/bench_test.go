@@ -301,6 +301,7 @@ func (m *million) cases(rng *rand.Rand, deep []string) []listCase {
 		{"a small team, any state", func() nacre.SandboxFilter {
 			return nacre.SandboxFilter{TeamID: nacre.TeamID("team_small" + strconv.Itoa(rng.IntN(1000)))}
 		}},
+		{"by name", of(nacre.SandboxFilter{TeamID: m.big, Name: "x", States: alive})},
 		{"a thousand running", of(nacre.SandboxFilter{TeamID: m.big, States: running, Limit: 1000})},
 		{"metadata, selective", func() nacre.SandboxFilter { return meta(m.big, nil, "user", user()) }},
 		{"metadata, selective, alive", func() nacre.SandboxFilter { return meta(m.big, alive, "user", user()) }},
@@ -361,6 +362,31 @@ func TestPlans(t *testing.T) {
 		if !sel.sort && !strings.Contains(plan, "(started_at,") && !strings.Contains(plan, "started_at<") {
 			t.Errorf("%s: the cursor does not bound the range:\n%s", c.name, plan)
 		}
+	}
+}
+
+// TestSnapshotPlans: what is asked of snapshots often reads no more than it finds.
+func TestSnapshotPlans(t *testing.T) {
+	db := openSQLite(t, Options{})
+	after := &snapshotCursor{created: 1, id: nacre.NewSnapshotID()}
+	for _, c := range []struct {
+		name, index string
+		f           nacre.SnapshotFilter
+	}{
+		{"a team's", "snapshots_team", nacre.SnapshotFilter{TeamID: "team_a"}},
+		{"by name", "snapshots_name", nacre.SnapshotFilter{TeamID: "team_a", Name: "x"}},
+		{"of a sandbox", "snapshots_sandbox", nacre.SnapshotFilter{TeamID: "team_a", Sandbox: nacre.NewSandboxID()}},
+		{"that expire", "snapshots_expires", nacre.SnapshotFilter{AllTeams: true, ExpiresBefore: time.Now()}},
+		{"all", "snapshots_all", nacre.SnapshotFilter{AllTeams: true}},
+	} {
+		query, args := db.snapshotQuery(c.f, after, 100)
+		if plan := explain(t, db, query, args); !strings.Contains(plan, "USING INDEX "+c.index+" ") {
+			t.Errorf("%s:\n%s", c.name, plan)
+		}
+	}
+	query, args := `SELECT id FROM sandboxes WHERE snapshot_id = ? ORDER BY id LIMIT 4`, []any{"s"}
+	if plan := explain(t, db, query, args); !strings.Contains(plan, "sandboxes_snapshot") {
+		t.Errorf("holders:\n%s", plan)
 	}
 }
 

@@ -186,16 +186,20 @@ func (db *DB) FindSnapshot(ctx context.Context, team nacre.TeamID, nameOrID stri
 	if team == "" || !plain(string(team)) || nameOrID == "" || !plain(nameOrID) {
 		return nacre.Snapshot{}, errNoSnapshot()
 	}
-	const ready = ` AND s.kind = 'user' AND s.state = 'ready'`
 	if id := nacre.SnapshotID(nameOrID); id.Valid() {
-		s, err := db.oneSnapshot(ctx, db.reads, `s.id = ? AND s.team_id = ?`+ready, nameOrID, string(team))
+		s, err := db.oneSnapshot(ctx, db.reads, `s.id = ? AND s.team_id = ? AND s.kind = 'user' AND s.state = 'ready'`, nameOrID, string(team))
 		if !nacre.IsCode(err, nacre.CodeNotFound) {
 			return s, db.fail(ctx, err)
 		}
 	}
-	s, err := db.oneSnapshot(ctx, db.reads, `s.team_id = ? AND s.name = ? AND s.name <> ''`+ready+
-		` ORDER BY s.created_at DESC, s.id DESC LIMIT 1`, string(team), nameOrID)
-	return s, db.fail(ctx, err)
+	page, err := db.ListSnapshots(ctx, nacre.SnapshotFilter{TeamID: team, Name: nameOrID, States: []nacre.SnapshotState{nacre.SnapshotReady}, Limit: 1})
+	if err != nil {
+		return nacre.Snapshot{}, err
+	}
+	if len(page.Snapshots) == 0 {
+		return nacre.Snapshot{}, errNoSnapshot()
+	}
+	return page.Snapshots[0], nil
 }
 
 // ListSnapshots implements nacre.SnapshotStore. A bad cursor is CodeInvalid.
@@ -207,7 +211,39 @@ func (db *DB) ListSnapshots(ctx context.Context, f nacre.SnapshotFilter) (nacre.
 	if f.TeamID == "" && !f.AllTeams || !plain(string(f.TeamID)) || !plain(string(f.Sandbox)) || !plain(f.Name) {
 		return nacre.SnapshotPage{}, nil
 	}
-	a := arm{from: "snapshots s"}
+	limit := limitOf(f.Limit)
+	query, args := db.snapshotQuery(f, after, limit+1)
+	var out []nacre.Snapshot
+	err = db.reads.eachFresh(ctx, func(r *sql.Rows) error {
+		out = append(out, nacre.Snapshot{})
+		return db.scanSnapshot(r, &out[len(out)-1])
+	}, query, args...)
+	if err != nil {
+		return nacre.SnapshotPage{}, db.fail(ctx, err)
+	}
+	page := nacre.SnapshotPage{Snapshots: out}
+	if len(out) > limit {
+		page.Snapshots = out[:limit]
+		last := &out[limit-1]
+		page.Next = encodeCursor(snapshotShape(f), last.CreatedAt.UnixMicro(), string(last.ID))
+	}
+	return page, nil
+}
+
+// snapshotQuery selects the first n snapshots of a list.
+func (db *DB) snapshotQuery(f nacre.SnapshotFilter, after *snapshotCursor, n int) (string, []any) {
+	index := "snapshots_all"
+	switch {
+	case !f.ExpiresBefore.IsZero():
+		index = "snapshots_expires"
+	case f.Sandbox != "":
+		index = "snapshots_sandbox"
+	case f.TeamID != "" && f.Name != "":
+		index = "snapshots_name"
+	case f.TeamID != "":
+		index = "snapshots_team"
+	}
+	a := arm{from: "snapshots s" + db.d.indexed(index)}
 	if f.TeamID != "" {
 		a.and("s.team_id = ?", string(f.TeamID))
 	}
@@ -231,23 +267,8 @@ func (db *DB) ListSnapshots(ctx context.Context, f nacre.SnapshotFilter) (nacre.
 	if after != nil {
 		a.and("(s.created_at, s.id) < (?, ?)", after.created, string(after.id))
 	}
-	limit := limitOf(f.Limit)
-	var out []nacre.Snapshot
-	err = db.reads.eachFresh(ctx, func(r *sql.Rows) error {
-		out = append(out, nacre.Snapshot{})
-		return db.scanSnapshot(r, &out[len(out)-1])
-	}, `SELECT `+snapshotColumns+` FROM `+a.from+` WHERE `+strings.Join(a.conds, " AND ")+
-		` ORDER BY s.created_at DESC, s.id DESC LIMIT ?`, append(a.args, limit+1)...)
-	if err != nil {
-		return nacre.SnapshotPage{}, db.fail(ctx, err)
-	}
-	page := nacre.SnapshotPage{Snapshots: out}
-	if len(out) > limit {
-		page.Snapshots = out[:limit]
-		last := &out[limit-1]
-		page.Next = encodeCursor(snapshotShape(f), last.CreatedAt.UnixMicro(), string(last.ID))
-	}
-	return page, nil
+	return `SELECT ` + snapshotColumns + ` FROM ` + a.from + ` WHERE ` + strings.Join(a.conds, " AND ") +
+		` ORDER BY s.created_at DESC, s.id DESC LIMIT ?`, append(a.args, n)
 }
 
 // texts are the parameters of an IN; one that no database keeps finds nothing.
