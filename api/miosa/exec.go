@@ -18,8 +18,12 @@ import (
 )
 
 const (
-	// maxOutput is what an exec keeps of each of its outputs; the command goes on.
+	// maxOutput is what an exec keeps of each of its outputs, and allOutput what all
+	// that run at once may keep; the command goes on.
 	maxOutput = 16 << 20
+	allOutput = 256 << 20
+	// bothOutput is how much is said once more as one text.
+	bothOutput = 1 << 20
 	// maxExec bounds a command that its caller waits for.
 	maxExec = 24 * time.Hour
 	// exitTimedOut is what timeout(1) exits with.
@@ -124,7 +128,9 @@ func (g *guest) run(ctx context.Context, spec nacre.ProcessSpec, stdin *string) 
 			return execResult{}, went(err)
 		}
 	}
-	stdout, stderr := &bounded{max: maxOutput}, &bounded{max: maxOutput}
+	stdout, stderr := &bounded{max: maxOutput, share: &g.api.output}, &bounded{max: maxOutput, share: &g.api.output}
+	defer stdout.release()
+	defer stderr.release()
 	var out execResult
 	for {
 		e, err := stream.Next()
@@ -146,7 +152,9 @@ func (g *guest) run(ctx context.Context, spec nacre.ProcessSpec, stdin *string) 
 		}
 	}
 	out.Stdout, out.Stderr = stdout.String(), stderr.String()
-	out.Output, out.Truncated = out.Stdout+out.Stderr, stdout.more || stderr.more
+	if out.Truncated = stdout.more || stderr.more; len(out.Stdout)+len(out.Stderr) <= bothOutput {
+		out.Output = out.Stdout + out.Stderr
+	}
 	out.Success = out.ExitCode == 0
 	out.DurationMS = time.Since(begin).Milliseconds()
 	return out, nil

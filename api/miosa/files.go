@@ -11,6 +11,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/api"
@@ -123,7 +124,12 @@ func (a *API) readBig(c *api.Call, v any) (release func(), err error) {
 	if c.R.ContentLength < 0 || c.R.ContentLength > api.MaxBody {
 		select {
 		case a.big <- struct{}{}:
-			release = func() { <-a.big }
+			rc := http.NewResponseController(c.W)
+			_ = rc.SetReadDeadline(time.Now().Add(bigTime)) // where it cannot, turns may be held longer
+			release = func() {
+				<-a.big
+				_ = rc.SetReadDeadline(time.Time{})
+			}
 		case <-c.R.Context().Done():
 			return func() {}, c.R.Context().Err()
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/api"
@@ -179,20 +180,46 @@ func toolError(name, said string) error {
 	return nacre.Errorf(code, "%s", text)
 }
 
-// bounded keeps the first max bytes of what is added.
+// bounded keeps the first max bytes of what is added, or fewer when the budget that
+// it shares with others is used up.
 type bounded struct {
-	max  int
-	buf  []byte
-	more bool
+	max   int
+	share *budget // nil: none
+	buf   []byte
+	more  bool
 }
 
 func (b *bounded) add(p []byte) {
 	room := min(len(p), b.max-len(b.buf))
+	if b.share != nil && room > 0 && !b.share.take(int64(room)) {
+		room = 0
+	}
 	b.buf = append(b.buf, p[:room]...)
 	b.more = b.more || room < len(p)
 }
 
+// release gives back what was taken of the budget.
+func (b *bounded) release() {
+	if b.share != nil {
+		b.share.used.Add(-int64(len(b.buf)))
+	}
+}
+
 func (b *bounded) String() string { return string(b.buf) }
+
+// budget is memory that requests share.
+type budget struct {
+	max  int64
+	used atomic.Int64
+}
+
+func (b *budget) take(n int64) bool {
+	if b.used.Add(n) <= b.max {
+		return true
+	}
+	b.used.Add(-n)
+	return false
+}
 
 // went turns the loss of a guest in the middle of something into an error that no
 // client repeats by itself: part of it may have happened.

@@ -22,8 +22,11 @@ const (
 	jobTag      = "miosa-job:"
 	terminalTag = "miosa-terminal:"
 
-	jobsBytes   = 4 << 20 // of output that is kept for one sandbox's jobs
-	endedKept   = 64      // jobs of one sandbox that have ended
+	jobsBytes   = 4 << 20   // of output that is kept for one sandbox's jobs
+	allJobs     = 512 << 20 // of output that is kept for all
+	leastJob    = 16 << 10  // of output that is kept for one job in any case
+	endedKept   = 64        // jobs of one sandbox that have ended
+	runningMost = 256       // jobs of one sandbox that run
 	retryFirst  = 50 * time.Millisecond
 	retryMost   = 15 * time.Second
 	stopGrace   = 3 * time.Second
@@ -36,6 +39,8 @@ type jobs struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	count atomic.Int64 // jobs of all tables
 
 	mu     sync.Mutex
 	tables map[nacre.SandboxID]*jobTable
@@ -56,7 +61,8 @@ func (js *jobs) close() error {
 
 // jobTable holds one sandbox's jobs by pid.
 type jobTable struct {
-	size   atomic.Int64 // of byPID
+	all    *atomic.Int64 // jobs of all tables
+	size   atomic.Int64  // of byPID
 	mu     sync.Mutex
 	loaded bool
 	byPID  map[int]*job
@@ -102,6 +108,9 @@ func (js *jobs) start(ctx context.Context, g *guest, r startJob) (*job, error) {
 	if err := t.load(ctx, js, g); err != nil {
 		return nil, err
 	}
+	if t.running() >= runningMost {
+		return nil, nacre.Errorf(nacre.CodeExhausted, "sandbox %s runs %d processes of this API already; end some first", g.id, runningMost)
+	}
 	if r.tag == "" {
 		r.tag = jobTag
 	}
@@ -128,7 +137,7 @@ func (js *jobs) table(id nacre.SandboxID) *jobTable {
 	defer js.mu.Unlock()
 	t := js.tables[id]
 	if t == nil {
-		t = &jobTable{byPID: map[int]*job{}}
+		t = &jobTable{all: &js.count, byPID: map[int]*job{}}
 		js.tables[id] = t
 	}
 	return t
@@ -183,11 +192,31 @@ func (t *jobTable) put(j *job) {
 	for _, x := range ended[:max(0, len(ended)-endedKept)] {
 		delete(t.byPID, x.pid)
 	}
-	t.size.Store(int64(len(t.byPID)))
+	t.counted()
+}
+
+// counted notes how many jobs there are; t.mu is held.
+func (t *jobTable) counted() {
+	n := int64(len(t.byPID))
+	t.all.Add(n - t.size.Swap(n))
 }
 
 // share is how much output one job may keep.
-func (t *jobTable) share() int { return jobsBytes / max(8, int(t.size.Load())) }
+func (t *jobTable) share() int {
+	return max(leastJob, int(min(jobsBytes/max(8, t.size.Load()), allJobs/max(1, t.all.Load()))))
+}
+
+// running counts the jobs that have not ended.
+func (t *jobTable) running() (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, j := range t.byPID {
+		if !j.isDone() {
+			n++
+		}
+	}
+	return n
+}
 
 // follow reads a job's output until it ends. A sandbox that is paused takes the
 // stream away and not the job: then it is connected to again.
@@ -384,6 +413,7 @@ func (js *jobs) sweep() {
 		js.mu.Lock()
 		for id, t := range js.tables {
 			if _, ok := js.api.Traffic.Route(id); !ok && t.allDone() {
+				js.count.Add(-t.size.Load())
 				delete(js.tables, id)
 			}
 		}

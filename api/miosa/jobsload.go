@@ -53,7 +53,7 @@ func (t *jobTable) load(ctx context.Context, js *jobs, g *guest) error {
 			j.end(-1, true) // unless the log told how
 		}
 	}
-	t.size.Store(int64(len(t.byPID)))
+	t.counted()
 	t.loaded = true
 	return nil
 }

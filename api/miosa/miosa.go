@@ -50,10 +50,15 @@ type API struct {
 	jobs    *jobs
 	bound   *bound
 	big     chan struct{} // a turn for each large body that is held in memory
+	output  budget
 }
 
-// bigBodies is how many large bodies are held in memory at once.
-const bigBodies = 8
+// bigBodies is how many large bodies are held in memory at once, each for bigTime at
+// most until it is there.
+const (
+	bigBodies = 8
+	bigTime   = 2 * time.Minute
+)
 
 // New returns the dialect. Close ends what it follows.
 func New(c Config) *API {
@@ -67,6 +72,7 @@ func New(c Config) *API {
 		c.Scheme = "https"
 	}
 	a := &API{Config: c, big: make(chan struct{}, bigBodies)}
+	a.output.max = allOutput
 	a.jobs, a.bound = newJobs(a), &bound{api: a, of: map[nacre.SandboxID]boundEnv{}}
 	a.handler = cors(api.Dialect{
 		Routes: a.routes(), Auth: c.Auth, WriteError: writeError, Logger: c.Logger, Clock: c.Clock,

@@ -66,12 +66,11 @@ func (a *API) createTerminal(c *api.Call) error {
 	})
 }
 
-// terminalToken opens one session's socket until it expires: "<unix>.<mac>". It is
-// derived from the sandbox's traffic token, so it is worthless elsewhere.
+// terminalToken opens one session's socket until it expires: "<unix>.<mac>".
 func (a *API) terminalToken(id nacre.SandboxID, session string, expires time.Time) string {
 	until := strconv.FormatInt(expires.Unix(), 10)
-	m := hmac.New(sha256.New, []byte(a.TokenKey.TrafficToken(id, 0)))
-	m.Write([]byte("terminal\x00" + session + "\x00" + until))
+	m := hmac.New(sha256.New, a.TokenKey[:])
+	m.Write([]byte("miosa-terminal\x00" + string(id) + "\x00" + session + "\x00" + until))
 	return until + "." + hex.EncodeToString(m.Sum(nil)[:20])
 }
 

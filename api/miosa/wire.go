@@ -174,7 +174,7 @@ type execResult struct {
 	Stderr     string `json:"stderr"`
 	ExitCode   int    `json:"exit_code"`
 	DurationMS int64  `json:"duration_ms"`
-	Output     string `json:"output"`
+	Output     string `json:"output"` // both, when they are not long
 	Success    bool   `json:"success"`
 	TimedOut   bool   `json:"timed_out,omitempty"`
 	Truncated  bool   `json:"truncated,omitempty"`
