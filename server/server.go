@@ -305,7 +305,11 @@ func (s *Server) buildEntrance(p *parts, sec secrets) error {
 		Service: p.control, Snapshots: p.control, Auth: auth, Teams: p.db, TokenKey: sec.tokens,
 		Domain: s.publicDomain(), EnvdVersion: envd.Version, Once: p.nouns.once, Logger: s.log, Clock: time.Now,
 	})
-	p.handler = &entrance{api: dialect, miosa: s.miosaAPI(p, sec, auth), log: s.log, edge: edge.New(edge.Config{
+	described, err := openAPI(s.opts.Version, dialect)
+	if err != nil {
+		return err
+	}
+	p.handler = &entrance{api: described, miosa: s.miosaAPI(p, sec, auth), log: s.log, edge: edge.New(edge.Config{
 		Traffic: p.node, Waker: p.control, Activity: p.control, TokenKey: sec.tokens, Domain: s.cfg.Domain, Logger: s.log,
 		Previews: p.db,
 	})}
