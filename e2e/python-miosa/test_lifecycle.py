@@ -238,6 +238,38 @@ def test_idempotency_key(client, rest):
     assert again.id == made[0].id
 
 
-def test_isolated_by_default(sbx):
-    r = sbx.exec.run("ip -o -4 addr show | wc -l")
-    assert r.exit_code == 0
+def test_persistent_pauses_and_wakes(make, client):
+    s = make(timeout_sec=2, persistent=True)
+    s.exec.run("echo kept > /workspace/f")
+    eventually(lambda: s.refresh().state == "paused", seconds=20)
+    assert s.exec.run("cat /workspace/f").stdout == "kept\n"  # a use resumes it
+    assert client.sandboxes.get(s.id).state == "running"
+
+
+def test_entrypoint_and_snapshot(make, rest):
+    s = make(entrypoint="echo from-entrypoint; sleep 1000")
+    p = eventually(lambda: [p for p in s.processes.list() if p["name"] == "entrypoint"])[0]
+    eventually(lambda: "from-entrypoint" in s.processes.logs(p["pid"]))
+    s.exec.run("echo snapped > /workspace/f")
+    snap = s.snapshots.create()
+    new = rest.post("/sandboxes", json={"snapshot_id": snap["id"], "timeout_sec": 60}).json()
+    assert rest.post(f"/sandboxes/{new['id']}/exec", json={"command": "cat f"}).json()["stdout"] == "snapped\n"
+    rest.delete("/sandboxes/" + new["id"])
+
+
+def test_a_crash_is_the_error_state(make, client):
+    s = make()
+    with pytest.raises(MiosaError):
+        for _ in range(50):
+            s.exec.run("sudo kill -9 1; sleep 0.2")
+    got = eventually(lambda: (g := client.sandboxes.get(s.id)).state != "running" and g)
+    assert got.state == "error" and got.data["metadata"]["last_error"]
+    assert s.id in {x.id for x in client.sandboxes.list(state="error")}
+
+
+def test_network_is_isolated(sbx, make):
+    other = make()
+    other.processes.start("exec python3 -m http.server 8080")
+    eventually(lambda: other.exec.run("curl -sf localhost:8080").exit_code == 0)
+    ip = other.exec.run("hostname -I || ip -o -4 addr show scope global").stdout.split()[0]
+    assert sbx.exec.run(f"curl -s -m 3 http://{ip}:8080").exit_code != 0
