@@ -114,7 +114,8 @@ func outside(cfg Config) (int, error) {
 		"-M", "microvm,acpi=off,rtc=off,pit=on,pic=on,isa-serial=on", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt",
 		"-m", strconv.Itoa(mem), "-smp", "1", // two hung once
 		// Time goes with the instructions that were executed and not with the clock on the
-		// wall: on a busy machine the inner guests would spend all of it on timer ticks.
+		// wall: by that one, a busy builder's host comes up with wrongly measured timers, and
+		// its guests never run.
 		"-icount", "shift=1",
 		"-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio", "-no-reboot",
 		"-kernel", filepath.Join(found, "vmlinuz"), "-initrd", initrd,

@@ -119,7 +119,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	g := r.cgroup.Group(string(spec.ID))
 	err = g.Create(cgroup.Limits{
 		CPUs:   int64(spec.Resources.CPUs),
-		Memory: int64(spec.Resources.MemoryMiB+kernelShare+vmmOverhead) << 20,
+		Memory: int64(spec.Resources.MemoryMiB+kernelShare+vmmOverhead+l.cacheMiB()) << 20,
 		PIDs:   vmmTasks,
 	})
 	if errors.Is(err, fs.ErrExist) {
@@ -167,6 +167,16 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir, Upper: spec.Root.UpperDir, Program: filepath.Base(r.cfg.Firecracker),
 		Slot: slotName{spec.Slot.Name, spec.Slot.Path},
 	}), nil
+}
+
+// cacheMiB is the room in the machine's limit for what the host keeps in its cache of
+// the machine's files: a snapshot being written, above all. The guest's own memory is
+// bounded by the VMM.
+func (l *launch) cacheMiB() int {
+	if n := l.r.cfg.CacheMiB; n > 0 {
+		return n
+	}
+	return l.spec.Resources.MemoryMiB
 }
 
 // explain adds what the guest left as its last word, or on its console.

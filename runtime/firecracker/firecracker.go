@@ -55,6 +55,9 @@ type Config struct {
 	BootArgs string
 	// Boots is how many machines may boot at once; further ones wait. Default 4.
 	Boots int
+	// CacheMiB is how much of the host's cache a machine may fill with its files beside
+	// its memory. Default: as much as its memory.
+	CacheMiB int
 	// Debug makes each guest write its console to console.log, which grows without
 	// bound, in its state directory.
 	Debug bool

@@ -1,0 +1,157 @@
+package firecracker
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest"
+	"github.com/nacrehq/nacre/runtime/firecracker/wire"
+)
+
+// startMachine starts a machine that is stopped when the test ends.
+func startMachine(t *testing.T) (*machine, nacre.MachineSpec) {
+	t.Helper()
+	spec := newSpec(t)
+	m, err := newRuntime(t).Start(t.Context(), spec)
+	check(t, err)
+	t.Cleanup(func() {
+		if err := m.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if left := leftovers(spec); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+	return m.(*machine), spec
+}
+
+// TestMachine: one machine, to spare boots.
+func TestMachine(t *testing.T) {
+	m, spec := startMachine(t)
+	g := nacretest.DialGuest(t, m)
+	t.Run("Jail", func(t *testing.T) { testJail(t, m) })
+	t.Run("Fault40_NetworkIsTheSlots", func(t *testing.T) { testNetwork(t, g, spec) })
+	t.Run("Fault20_SerialConsoleFlood", func(t *testing.T) { testConsole(t, g, spec) })
+	t.Run("GuestCannotStopTheFirstProgram", func(t *testing.T) {
+		if got := g.Do("read", "/proc/1/comm").Out; strings.TrimSpace(got) != "agent" && strings.TrimSpace(got) != "nacre-agent" {
+			t.Errorf("PID 1 of the sandbox is %q", got)
+		}
+		if r := g.Try("read", "/proc/2/comm"); r.Err == "" {
+			t.Errorf("the sandbox sees %q, which is none of its own", r.Out)
+		}
+	})
+}
+
+func testJail(t *testing.T, m *machine) {
+	proc := "/proc/" + strconv.Itoa(m.proc.PID)
+	b, err := os.ReadFile(proc + "/status")
+	check(t, err)
+	for _, want := range []string{
+		fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", machineUser(m.id)),
+		fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", machineUser(m.id)),
+		"Seccomp:\t2", "CapEff:\t0000000000000000", fmt.Sprintf("NSpid:\t%d\t1\n", m.proc.PID),
+	} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("the VMM's status lacks %q", want)
+		}
+	}
+	root, err := os.Stat(proc + "/root")
+	check(t, err)
+	jail, err := os.Stat(m.jail.root)
+	check(t, err)
+	if !os.SameFile(root, jail) {
+		t.Error("the VMM's root is not its jail")
+	}
+	own, _ := os.Readlink("/proc/self/ns/net")
+	if its, _ := os.Readlink(proc + "/ns/net"); its == own {
+		t.Error("the VMM is in the host's network namespace")
+	}
+	for fd := range 3 {
+		if to, _ := os.Readlink(proc + "/fd/" + strconv.Itoa(fd)); to != os.DevNull && to != "/" && !strings.HasSuffix(to, "/null") {
+			t.Errorf("descriptor %d of the VMM is %s", fd, to)
+		}
+	}
+}
+
+// testNetwork: what the guest sends has the slot's address, and the namespace itself
+// does not answer it.
+func testNetwork(t *testing.T, g *nacretest.Guest, spec nacre.MachineSpec) {
+	l, err := net.Listen("tcp4", spec.Slot.Gateway.String()+":0")
+	check(t, err)
+	defer l.Close()
+	from := make(chan string, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			from <- c.RemoteAddr().String()
+			c.Close()
+		}
+	}()
+	g.Do("outside", l.Addr().String())
+	if host, _, _ := net.SplitHostPort(<-from); host != spec.Slot.Guest.Addr().String() {
+		t.Errorf("the host sees %s, want the slot's %s", host, spec.Slot.Guest.Addr())
+	}
+	// Every address of the namespace, where somebody listens.
+	ns, err := os.Open(spec.Slot.Path)
+	check(t, err)
+	defer ns.Close()
+	var inside net.Listener
+	check(t, onOwnThread(func() (err error) {
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
+			inside, err = net.Listen("tcp4", "0.0.0.0:8099")
+		}
+		return err
+	}))
+	defer inside.Close()
+	if r := g.Try("outside", wire.HostAddr+":8099"); r.Err == "" {
+		t.Error("the namespace answers the guest")
+	}
+}
+
+func testConsole(t *testing.T, g *nacretest.Guest, spec nacre.MachineSpec) {
+	size := func() (n int64) {
+		_ = filepath.WalkDir(spec.StateDir, func(_ string, d os.DirEntry, err error) error {
+			if i, ierr := d.Info(); err == nil && ierr == nil && d.Type().IsRegular() {
+				n += i.Size()
+			}
+			return nil
+		})
+		return n
+	}
+	before := size()
+	g.Do("append", "/dev/ttyS0", strings.Repeat("flood", 2000))
+	if after := size(); after != before {
+		t.Errorf("the machine's files grew by %d bytes", after-before)
+	}
+}
+
+// TestFault05_VMMKilledOrStopped: it is noticed, said, and nothing is left.
+func TestFault05_VMMKilledOrStopped(t *testing.T) {
+	for _, c := range []struct {
+		signal unix.Signal
+		want   string
+	}{{unix.SIGKILL, "by itself"}, {unix.SIGSTOP, "did not answer"}} {
+		t.Run(unix.SignalName(c.signal), func(t *testing.T) {
+			m, spec := startMachine(t)
+			check(t, unix.Kill(m.proc.PID, c.signal))
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			e, err := m.Wait(ctx)
+			if err != nil || e.Reason != nacre.EndCrash || !strings.Contains(e.Detail, c.want) {
+				t.Errorf("%+v, %v; want a crash that %s", e, err, c.want)
+			}
+			if left := leftovers(spec); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
