@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	size  = 256 << 10 // how much of a fast sender is read at once
+	size      = 256 << 10 // how much of a fast sender is read at once
 	smallRead = 4 << 10   // a reader that asks for less says nothing about the sender
 )
 
@@ -32,7 +32,7 @@ var buffers = sync.Pool{New: func() any { return new([size]byte) }}
 // conn has a buffer only while more comes than its reader asks for.
 type conn struct {
 	net.Conn
-	more bool            // the last read got all that it asked for
+	more bool        // the last read got all that it asked for
 	buf  *[size]byte // nil, or with what is not read yet:
 	rest []byte
 }
