@@ -88,11 +88,18 @@ func (s *Service) exited(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 		if !r.Alive() || r.State == nacre.StatePaused {
 			return nil, errNothing // whoever is ending it goes on; a paused one needs no machine
 		}
+		if r.State == nacre.StatePausing || r.State == nacre.StateResuming {
+			return nil, errHalfDone
+		}
 		if r.Machine != "" && exit.Machine != "" && r.Machine != exit.Machine {
 			return nil, errNothing // it has another one by now
 		}
 		return s.end(r, exitReason(exit), exit.Detail)
 	})
+	if errors.Is(err, errHalfDone) {
+		s.settleHalfDone(ctx, team, id)
+		return
+	}
 	if err != nil {
 		if !errors.Is(err, errNothing) {
 			s.log.Error("the end of a machine could not be recorded; it is tried again", "sandbox", id, "err", err)
@@ -103,6 +110,25 @@ func (s *Service) exited(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 	s.log.Info("sandbox ended by itself", "sandbox", id, "team", team, "reason", rec.EndReason, "detail", rec.Detail)
 	if node := s.nodeOf(rec.Node); node != nil {
 		s.stopMachine(ctx, node, id)
+	}
+}
+
+// errHalfDone leaves an update because the sandbox may have a snapshot to go on from.
+var errHalfDone = errors.New("half done")
+
+// settleHalfDone brings a pause or a resume to its end that nobody has in hand. What
+// fails is left to the reconciler.
+func (s *Service) settleHalfDone(ctx context.Context, team nacre.TeamID, id nacre.SandboxID) {
+	if ok, _ := s.flight.begin(id); !ok {
+		return
+	}
+	defer s.flight.end(id) // an exit that comes now is of the machine that has ended
+	rec, err := s.cfg.Store.Get(ctx, team, id)
+	if err == nil && (rec.State == nacre.StatePausing || rec.State == nacre.StateResuming) {
+		err = s.settleOne(ctx, rec)
+	}
+	if err != nil && !nacre.IsCode(err, nacre.CodeNotFound) && ctx.Err() == nil {
+		s.log.Error("the end of a machine could not be settled; it is tried again", "sandbox", id, "err", err)
 	}
 }
 

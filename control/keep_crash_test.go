@@ -313,6 +313,35 @@ func TestAnEndDuringAPause(t *testing.T) {
 	}
 }
 
+// TestFault03_KilledBetweenTheMachineAndItsEnd: the daemon is killed when a restore
+// has told the old machine to end; the next daemon finds it ended, and the sandbox
+// paused at the snapshot.
+func TestFault03_KilledBetweenTheMachineAndItsEnd(t *testing.T) {
+	for range 20 { // whoever finds it first
+		w := newWorld(t)
+		w.start()
+		s := w.create(nacre.CreateRequest{})
+		w.write(s.ID, "/f", "1")
+		n := w.snapshot(s.ID, nacre.SnapshotRequest{})
+		w.write(s.ID, "/f", "2")
+		w.host.SetHook(func(op string, id nacre.MachineID) error {
+			if op == "machine.stop" && id == s.Machine {
+				w.crashAt(1)
+				w.host.Machine(id).Crash(nacre.EndCrash, "killed")
+			}
+			return nil
+		})
+		if _, err := w.svc.Restore(t.Context(), team, s.ID, n.ID); err == nil {
+			t.Fatal("it was restored")
+		}
+		w.host.SetHook(nil)
+		w.afterCrash()
+		w.settles("killed")
+		w.holds(s.ID, "killed", "1")
+		w.stop()
+	}
+}
+
 // TestWarmTemplate: what the start command left is kept once, and creates go on from
 // it; it is made anew when what it was made of changed.
 func TestWarmTemplate(t *testing.T) {

@@ -147,6 +147,10 @@ func (w *world) boot() (*daemon, error) {
 		return nil, err
 	}
 	node, svc := d.node, d.svc
+	if err := svc.Load(ctx); err != nil { // as the server does
+		d.stop()
+		return nil, err
+	}
 	wg.Go(func() { _ = node.Run(ctx) })
 	wg.Go(func() { _ = svc.Run(ctx) })
 	return d, nil
