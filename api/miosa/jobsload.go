@@ -45,7 +45,7 @@ func (t *jobTable) load(ctx context.Context, js *jobs, g *guest) error {
 		}
 		j.cwd = p.Cwd
 		if !j.isDone() {
-			js.wg.Go(func() { js.follow(g, j, connected(js.ctx, g, j.pid)) })
+			js.run(g, j, nil) // which connects
 		}
 	}
 	for pid, j := range t.byPID {
@@ -60,15 +60,6 @@ func (t *jobTable) load(ctx context.Context, js *jobs, g *guest) error {
 
 func isJob(tag string) bool {
 	return strings.HasPrefix(tag, jobTag) || strings.HasPrefix(tag, terminalTag)
-}
-
-// connected is nil when it does not work; follow tries again.
-func connected(ctx context.Context, g *guest, pid int) nacre.ProcessStream {
-	s, err := g.agent.Processes().Connect(ctx, pid)
-	if err != nil {
-		return nil
-	}
-	return s
 }
 
 func newLoaded(t *jobTable, pid int, tag, command string, at time.Time) *job {
