@@ -99,6 +99,7 @@ type Capacity struct {
 	CPUs                    int
 	MemoryTotal, MemoryFree int64
 	MemoryPromised          int64
+	MemoryPromises          int64 // what may be promised; 0 where nobody says
 	DiskTotal, DiskFree     int64
 	// RestoreKey is what a snapshot must be bound to, to be restored here; "" where
 	// there are none.

@@ -16,6 +16,7 @@ const (
 	readyTime = 5 * time.Minute  // for the ready command to succeed
 	readyEach = 30 * time.Second // for one try
 	readyWait = 200 * time.Millisecond
+	warmSpare = 4 // sandboxes that the host must have room for
 	// settleTime is given to a start command when no ready command says that it is.
 	settleTime = 2 * time.Second
 )
@@ -28,7 +29,7 @@ const warmRecipe = "recipe"
 // creates go on from there. One that fits the template and this host already is left.
 // It returns the template as it is then. A template without a start command is left
 // as it is; a ready command that does not succeed in time is CodeDeadline, a start
-// command that fails CodeConflict.
+// command that fails CodeConflict, a host without room to spare CodeExhausted.
 func (s *Service) PrepareWarm(ctx context.Context, t nacre.Template) (nacre.Template, error) {
 	if t.Start == "" {
 		return t, nil
@@ -62,6 +63,9 @@ func (s *Service) prepareWarm(ctx context.Context, t nacre.Template) (nacre.Temp
 	if err != nil || fits {
 		return t, err
 	}
+	if err := s.spare(ctx, res); err != nil {
+		return t, err
+	}
 	n, err := s.takeWarm(ctx, t, res)
 	if err != nil {
 		return t, err
@@ -77,6 +81,21 @@ func (s *Service) prepareWarm(ctx context.Context, t nacre.Template) (nacre.Temp
 	s.log.Info("a template is warm", "template", t.ID, "snapshot", n.ID, "bytes", n.DiskBytes)
 	s.dropWarm(ctx, t)
 	return t, nil
+}
+
+// spare tells whether the host has room for more than one more sandbox: none of a
+// user's is to be turned away for ours.
+func (s *Service) spare(ctx context.Context, res nacre.Resources) error {
+	c, err := s.place().Capacity(ctx)
+	if err != nil {
+		return err
+	}
+	memory := int64(res.MemoryMiB) << 20
+	if c.MaxSandboxes > 0 && c.Sandboxes+warmSpare > c.MaxSandboxes ||
+		c.MemoryPromises > 0 && c.MemoryPromised+warmSpare*memory > c.MemoryPromises {
+		return nacre.Errorf(nacre.CodeExhausted, "the host has no room to spare for making a template warm")
+	}
+	return nil
 }
 
 // recipeOf names what makes one warm snapshot another than the next.

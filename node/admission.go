@@ -298,6 +298,7 @@ func (n *Node) Capacity(context.Context) (nacre.Capacity, error) {
 		Sandboxes: g.count, MaxSandboxes: g.cfg.MaxSandboxes, Standbys: standbys, CPUs: runtime.NumCPU(),
 		MemoryTotal: g.stats.MemoryTotal, MemoryFree: g.stats.MemoryAvailable, MemoryPromised: g.promised,
 		DiskTotal: g.stats.DiskTotal, DiskFree: g.stats.DiskFree,
-		RestoreKey: n.cfg.Runtime.Capabilities().RestoreKey,
+		MemoryPromises: int64(float64(g.stats.MemoryTotal) * g.cfg.Overcommit),
+		RestoreKey:     n.cfg.Runtime.Capabilities().RestoreKey,
 	}, nil
 }
