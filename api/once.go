@@ -152,8 +152,9 @@ func (o *Once) run(c *Call, r nacre.KeptRequest, body []byte, handle func(*Call)
 		}
 		return err
 	}
-	r.Status, r.ContentType, r.Answer = answer.status, answer.header.Get("Content-Type"), answer.body.Bytes()
-	if err := o.Requests.AnswerRequest(ctx, r); err != nil {
+	done := r
+	done.Status, done.ContentType, done.Answer = answer.status, answer.header.Get("Content-Type"), answer.body.Bytes()
+	if err := o.Requests.AnswerRequest(ctx, done); err != nil {
 		o.log().Warn("the answer of a request could not be kept", "err", err)
 	}
 	answer.send(c.W)
