@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -319,6 +320,100 @@ func TestFault25_DamagedSnapshotIsRefused(t *testing.T) {
 	}
 }
 
+// checksums keeps random bytes in memory and in a file, changes a part of both at
+// each question, and says whether they are what it has counted on.
+const checksums = `import hashlib, os
+memory = bytearray(os.urandom(8 << 20)); disk = open('/tmp/data', 'w+b', buffering=0); disk.write(memory)
+for f in ('/tmp/ask', '/tmp/answer'): os.mkfifo(f)
+total, n = hashlib.sha256(memory).digest(), 0
+while True:
+    open('/tmp/ask').read()
+    disk.seek(0)
+    same = hashlib.sha256(memory).digest() == total and hashlib.sha256(disk.read()).digest() == total
+    n += 1
+    at = (n * 524287) % (len(memory) - 4096)
+    memory[at:at + 4096] = fresh = os.urandom(4096)
+    disk.seek(at); disk.write(fresh)
+    total = hashlib.sha256(memory).digest()
+    with open('/tmp/answer', 'w') as out: out.write(f'{same} {n}\n')
+`
+
+// TestFault22_HundredPauses: after each of a hundred pauses memory and files are
+// what they were, to the bit, with a write just before each.
+func TestFault22_HundredPauses(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	sb := many(t, d.client(), 1, client.Timeout(time.Hour))[0]
+	if err := sb.Files.WriteFile(t.Context(), "/tmp/sums.py", []byte(checksums)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sb.Start(t.Context(), "exec python3 /tmp/sums.py"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sb.Run(t.Context(), "until [ -p /tmp/answer ]; do sleep 0.02; done"); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= 100; n++ {
+		res, err := sb.Run(t.Context(), "echo > /tmp/ask; cat /tmp/answer")
+		if err != nil || res.Stdout != fmt.Sprintf("True %d\n", n) {
+			t.Fatalf("after %d pauses: %+v %v", n-1, res, err)
+		}
+		if err := sb.Pause(t.Context()); err != nil {
+			t.Fatalf("pause %d: %v", n, err)
+		}
+		if err := sb.Resume(t.Context()); err != nil {
+			t.Fatalf("resume %d: %v", n, err)
+		}
+	}
+}
+
+// TestFault26_DeleteWhileForksAreMade: either the snapshot is held and its holder is
+// named, or it is gone and no fork comes of it; never half of both.
+func TestFault26_DeleteWhileForksAreMade(t *testing.T) {
+	d := start(t, "--memory-mib", "256")
+	c := d.client()
+	sb := many(t, c, 1)[0]
+	if err := entrust(t.Context(), sb, "kept"); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 4 {
+		snap, err := sb.Snapshot(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		deleted := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Duration(round) * 60 * time.Millisecond)
+			deleted <- c.DeleteSnapshot(t.Context(), snap.ID)
+		}()
+		forks, err := c.Fork(t.Context(), snap.ID, 6)
+		derr := <-deleted
+		t.Logf("round %d: delete: %v, fork: %v", round, derr, err)
+		if derr != nil && (!errors.Is(derr, client.ErrConflict) || !regexp.MustCompile(`\bi[0-9a-z]{20}\b`).MatchString(derr.Error())) {
+			t.Errorf("round %d: the delete was refused without a holder: %v", round, derr)
+		}
+		if err != nil && !errors.Is(err, client.ErrNotFound) {
+			t.Errorf("round %d: %v", round, err)
+		}
+		for i, f := range forks {
+			if f.Err != nil {
+				if !errors.Is(f.Err, client.ErrNotFound) {
+					t.Errorf("round %d, fork %d: %v", round, i, f.Err)
+				}
+				continue
+			}
+			if err := remembers(t.Context(), f.Sandbox, "kept"); err != nil {
+				t.Errorf("round %d, fork %d: %v", round, i, err)
+			}
+			_ = f.Sandbox.Kill(t.Context())
+		}
+		if derr != nil {
+			if err := c.DeleteSnapshot(t.Context(), snap.ID); err != nil {
+				t.Errorf("round %d: when nobody holds it any more: %v", round, err)
+			}
+		}
+	}
+}
+
 // TestFault27_ResumeAgainstKill: whoever wins, nothing is left of a killed sandbox.
 func TestFault27_ResumeAgainstKill(t *testing.T) {
 	d := start(t, "--memory-mib", "256")
@@ -546,11 +641,15 @@ func TestWakeOnRequest(t *testing.T) {
 	}
 }
 
-// TestWakeThatDoesNotFit: the reason reaches who asked, and the sandbox is kept.
-func TestWakeThatDoesNotFit(t *testing.T) {
+// TestFault21_WakeThatDoesNotFit: the reason reaches who asked, and the sandbox is kept.
+func TestFault21_WakeThatDoesNotFit(t *testing.T) {
 	d := start(t, "--memory-mib", "256", "--max-sandboxes", "1", "--standby", "0")
 	c := d.client()
-	sb := many(t, c, 1, client.AutoResume())[0]
+	var sb *client.Sandbox
+	d.eventually(30*time.Second, func() (err error) { // a built-in template may be made at the moment
+		sb, err = c.Create(t.Context(), client.AutoResume())
+		return err
+	})
 	d.serveInside(sb, 8000, "preview")
 	if err := sb.Pause(t.Context()); err != nil {
 		t.Fatal(err)
