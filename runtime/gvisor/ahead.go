@@ -45,8 +45,11 @@ func (s *sandbox) alive() bool {
 // ahead is a pool of sandboxes that were started before anybody needed them: their
 // start is half of a machine's.
 type ahead struct {
+	kick chan struct{} // wakes the filler
+
 	mu     sync.Mutex
 	ready  []*sandbox
+	want   int       // how many should wait; more after a restore that found none
 	made   int       // for the names of their groups
 	last   time.Time // when a machine's start began or ended
 	filler bool      // one is at work
@@ -56,24 +59,28 @@ type ahead struct {
 // aheadPrefix begins the names of the groups of sandboxes that are nobody's yet.
 const aheadPrefix = "ahead-"
 
-// aheadQuiet is how long no start may have begun or ended before the pool is filled
-// again: starts go first.
-const aheadQuiet = 100 * time.Millisecond
+const (
+	// aheadQuiet is how long no start may have begun or ended before the pool is
+	// filled again: starts go first.
+	aheadQuiet = 100 * time.Millisecond
+	// aheadIdle is how long the pool stays larger than configured without a start.
+	aheadIdle = 2 * time.Minute
+	// aheadMost is how large a pool becomes that restores found empty: who forks ten
+	// sandboxes at once does it again. Small hosts have less.
+	aheadMost = 10
+)
 
 // sandboxFor returns a sandbox whose group is the machine's. When the machine has a
 // group already the error is fs.ErrExist.
-func (r *Runtime) sandboxFor(id nacre.MachineID) (*sandbox, error) {
-	for s := r.takeAhead(); s != nil; s = r.takeAhead() {
+func (r *Runtime) sandboxFor(id nacre.MachineID, restore bool) (*sandbox, error) {
+	for s := r.takeAhead(restore); s != nil; s = r.takeAhead(restore) {
 		var err error
 		if s.alive() {
 			if err = s.group.rename(string(id)); err == nil {
 				return s, nil
 			}
 		}
-		s.end(context.Background())
-		if derr := s.group.destroy(context.Background()); derr != nil {
-			r.cfg.Log.Warn("a sandbox that was started ahead left something behind", "error", derr)
-		}
+		r.endAhead([]*sandbox{s})
 		if errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
@@ -81,13 +88,17 @@ func (r *Runtime) sandboxFor(id nacre.MachineID) (*sandbox, error) {
 	return r.newSandbox(string(id))
 }
 
-// takeAhead takes a sandbox that waits out of the pool, nil when there is none.
-func (r *Runtime) takeAhead() *sandbox {
+// takeAhead takes a sandbox that waits out of the pool, nil when there is none. Then
+// the pool becomes larger if it is for a restore: these come in numbers.
+func (r *Runtime) takeAhead(restore bool) *sandbox {
 	a := &r.ahead
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = time.Now()
 	if len(a.ready) == 0 {
+		if a.want > 0 && restore {
+			a.want = max(a.want, min(a.want+1, aheadMost, int(r.memory>>30)))
+		}
 		return nil
 	}
 	s := a.ready[0]
@@ -95,71 +106,94 @@ func (r *Runtime) takeAhead() *sandbox {
 	return s
 }
 
-// fillAhead fills the pool in the background, when a start has ended.
+// fillAhead has the pool filled in the background, when a start has ended.
 func (r *Runtime) fillAhead() {
 	a := &r.ahead
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = time.Now()
-	if a.closed || a.filler || r.cfg.Ahead <= len(a.ready) {
+	if a.closed || a.want <= 0 {
 		return
 	}
-	a.filler = true
-	r.work.Go(func() {
-		for r.fillOne() {
-		}
-	})
+	if !a.filler {
+		a.filler = true
+		r.work.Go(r.keepAhead)
+		return
+	}
+	select {
+	case a.kick <- struct{}{}:
+	default:
+	}
 }
 
-// fillOne waits for quiet, makes one sandbox and tells whether there should be more.
-func (r *Runtime) fillOne() bool {
-	a := &r.ahead
+// keepAhead makes and ends sandboxes until the pool is as configured.
+func (r *Runtime) keepAhead() {
 	for {
-		a.mu.Lock()
-		wait := aheadQuiet - time.Since(a.last)
-		if a.closed || len(a.ready) >= r.cfg.Ahead {
-			a.filler = false
-			a.mu.Unlock()
-			return false
-		}
-		a.mu.Unlock()
-		if wait <= 0 {
-			break
+		wait, done := r.stepAhead()
+		if done {
+			return
 		}
 		select {
 		case <-time.After(wait):
+		case <-r.ahead.kick:
 		case <-r.life.Done():
 		}
 	}
-	a.mu.Lock()
-	a.made++
-	name := fmt.Sprintf("%s%d-%d", aheadPrefix, os.Getpid(), a.made)
-	a.mu.Unlock()
-	s, err := r.newSandbox(name)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err != nil {
-		r.cfg.Log.Warn("a sandbox could not be started ahead; the next start is slower", "error", err)
-		a.filler = false
-		return false
-	}
-	a.ready = append(a.ready, s)
-	return true
 }
 
-// closeAhead ends the sandboxes that were not needed.
+// stepAhead makes a sandbox, or ends those that are too many, when it is time; else
+// it tells how long to wait, or that there is no more to do.
+func (r *Runtime) stepAhead() (wait time.Duration, done bool) {
+	a := &r.ahead
+	a.mu.Lock()
+	since := time.Since(a.last)
+	switch {
+	case a.closed, len(a.ready) >= a.want && a.want == r.cfg.Ahead:
+		a.filler = false
+		a.mu.Unlock()
+		return 0, true
+	case len(a.ready) < a.want && since < aheadQuiet:
+		wait = aheadQuiet - since
+	case len(a.ready) < a.want:
+		a.made++
+		name := fmt.Sprintf("%s%d-%d", aheadPrefix, os.Getpid(), a.made)
+		a.mu.Unlock()
+		s, err := r.newSandbox(name)
+		a.mu.Lock()
+		if err != nil {
+			r.cfg.Log.Warn("a sandbox could not be started ahead; the next start is slower", "error", err)
+			a.filler = false
+			a.mu.Unlock()
+			return 0, true
+		}
+		a.ready = append(a.ready, s)
+	case since < aheadIdle:
+		wait = aheadIdle - since
+	default:
+		a.want = r.cfg.Ahead
+		extra := a.ready[a.want:]
+		a.ready = a.ready[:a.want:a.want]
+		a.mu.Unlock()
+		r.endAhead(extra)
+		return 0, false
+	}
+	a.mu.Unlock()
+	return wait, false
+}
+
+// closeAhead ends the pool; what it holds is ended with endAhead, once nobody makes any.
 func (r *Runtime) closeAhead() {
 	a := &r.ahead
 	a.mu.Lock()
-	a.closed = true
-	a.mu.Unlock()
+	defer a.mu.Unlock()
+	a.closed, a.want = true, 0
 }
 
-// dropAhead ends those that wait, once nobody makes any.
-func (r *Runtime) dropAhead() {
+// endAhead ends sandboxes that are not needed.
+func (r *Runtime) endAhead(all []*sandbox) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	for s := r.takeAhead(); s != nil; s = r.takeAhead() {
+	for _, s := range all {
 		s.end(ctx)
 		if err := s.group.destroy(ctx); err != nil {
 			r.cfg.Log.Warn("a sandbox that was started ahead left something behind", "error", err)

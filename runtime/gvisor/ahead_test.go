@@ -66,6 +66,54 @@ func TestAheadBecomesMachine(t *testing.T) {
 	nacretest.DialGuest(t, m).Do("ping")
 }
 
+// TestAheadGrows: a pool that restores found empty is larger afterwards, and as
+// configured again when nothing starts.
+func TestAheadGrows(t *testing.T) {
+	r := newRuntime(t)
+	if r.cgroup.v2() {
+		t.Skip("version 2 of cgroups has no sandboxes that wait")
+	}
+	waiting(t, r)
+	for range r.cfg.Ahead + 3 {
+		check(t, start(t, r, newSpec(t)).Stop(context.Background()))
+	}
+	r.ahead.mu.Lock()
+	if r.ahead.want != r.cfg.Ahead {
+		t.Errorf("after starts %d should wait", r.ahead.want)
+	}
+	r.ahead.mu.Unlock()
+	waiting(t, r)
+	for range r.cfg.Ahead + 3 {
+		if s := r.takeAhead(true); s != nil {
+			r.endAhead([]*sandbox{s})
+		}
+	}
+	want := r.cfg.Ahead + 3
+	size := func(n int) func() bool {
+		return func() bool {
+			r.ahead.mu.Lock()
+			defer r.ahead.mu.Unlock()
+			return len(r.ahead.ready) == n
+		}
+	}
+	r.fillAhead()
+	eventually(t, "the pool does not grow", size(want))
+	r.ahead.mu.Lock()
+	r.ahead.last = time.Now().Add(-aheadIdle)
+	r.ahead.mu.Unlock()
+	r.ahead.kick <- struct{}{}
+	eventually(t, "the pool does not shrink", size(r.cfg.Ahead))
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(what)
+		}
+	}
+}
+
 // TestAheadDies: what kills a sandbox that waits does not fail a start.
 func TestAheadDies(t *testing.T) {
 	r := newRuntime(t)
@@ -100,20 +148,12 @@ func TestAheadEndsWithDaemon(t *testing.T) {
 		}
 		return n, pids
 	}
-	await := func(what string, done func() bool) {
-		t.Helper()
-		for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal(what)
-			}
-		}
-	}
 	if r.cgroup.v2() {
 		t.Skip("version 2 of cgroups has no sandboxes that wait")
 	}
-	await("the daemon made no sandbox ahead", func() bool { _, pids := groups(); return len(pids) > 0 })
+	eventually(t, "the daemon made no sandbox ahead", func() bool { _, pids := groups(); return len(pids) > 0 })
 	kill()
-	await("sandboxes wait for a daemon that is gone", func() bool { _, pids := groups(); return len(pids) == 0 })
+	eventually(t, "sandboxes wait for a daemon that is gone", func() bool { _, pids := groups(); return len(pids) == 0 })
 	m, err := r.Recover(t.Context(), h)
 	check(t, err)
 	stopLater(t, m, spec)

@@ -107,7 +107,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	}
 	defer r.boots.Release(1)
 
-	p, err := r.sandboxFor(spec.ID)
+	p, err := r.sandboxFor(spec.ID, !l.fresh())
 	if errors.Is(err, fs.ErrExist) {
 		return nil, nacre.Wrap(nacre.CodeConflict, err, "machine "+string(spec.ID)+" exists already")
 	}

@@ -49,7 +49,8 @@ type Config struct {
 	Agent string
 	// Ahead is how many sandbox processes are started before they are needed, which
 	// halves a machine's start. Each takes about 10 MiB while it waits. Default 2, -1
-	// none. They are made after the first Sweep or start; version 2 of cgroups has none.
+	// none; up to ten for two minutes after restores that found none. They are made after
+	// the first Sweep or start; version 2 of cgroups has none.
 	Ahead int
 	// Debug makes each sandbox write debug.log, which grows without bound, to its
 	// state directory.
@@ -136,6 +137,7 @@ func New(cfg Config) (*Runtime, error) {
 	if r.memory, err = hostMemory(); err != nil {
 		return nil, err
 	}
+	r.ahead.want, r.ahead.kick = r.cfg.Ahead, make(chan struct{}, 1)
 	r.life, r.cancel = context.WithCancel(context.Background())
 	r.filter = sync.OnceValues(r.makeFilter)
 	r.work.Go(func() { _, _ = r.filter() }) // before the first start asks
@@ -203,7 +205,7 @@ func (r *Runtime) Close() error {
 	if again {
 		return nil
 	}
-	r.dropAhead()
+	r.endAhead(r.ahead.ready)
 	if f, err := r.filter(); err == nil {
 		_ = f.Close()
 	}
