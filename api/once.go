@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -105,7 +106,7 @@ func (o *Once) claim(c *Call, r nacre.KeptRequest, body []byte, handle func(*Cal
 		case err != nil:
 			return err
 		case claimed:
-			r.Taken = kept.Taken
+			r.Taken, r.CreatedAt = kept.Taken, kept.CreatedAt
 			return o.run(c, r, body, handle)
 		case kept.Status != 0:
 			h := c.W.Header()
@@ -127,7 +128,8 @@ func (o *Once) claim(c *Call, r nacre.KeptRequest, body []byte, handle func(*Cal
 // run runs the request though its client goes away, and keeps its answer before
 // anybody sees it. One that failed did nothing, and may be tried again.
 func (o *Once) run(c *Call, r nacre.KeptRequest, body []byte, handle func(*Call) error) error {
-	sum := sha256.Sum256([]byte(string(r.TeamID) + "\x00" + r.Route + "\x00" + r.Key))
+	// A key that is used again on another day names another request.
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d", r.TeamID, r.Route, r.Key, r.CreatedAt.UnixMicro()))
 	ctx := context.WithValue(context.WithoutCancel(c.R.Context()), markKey{}, Mark{hex.EncodeToString(sum[:16]), r.Taken > 0})
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
