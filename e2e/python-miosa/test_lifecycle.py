@@ -1,9 +1,11 @@
 """Numbers, states and the life of a sandbox (checklist: numbers, what it is, states, create, env, list)."""
+import asyncio
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import websockets
 from miosa.errors import MiosaError, NotFoundError, ValidationError
 
 from conftest import eventually
@@ -135,6 +137,29 @@ def test_idle_timeout(make, client):
     assert gone.data["destroy_reason"] == "idle"
 
 
+def test_what_is_activity(make, client):
+    """File writes and terminal input keep a sandbox alive, reading files does not."""
+    written, typed, only_read = (make(timeout_sec=300, idle_timeout_sec=3) for _ in range(3))
+    terminal = typed.terminal.create()
+
+    async def use():
+        async with websockets.connect(terminal["ws_url"]) as ws:
+            end = time.monotonic() + 6
+            while time.monotonic() < end:
+                await ws.send(b"x")
+                written.files.write("/workspace/f", "x")
+                try:
+                    only_read.files.list("/workspace")
+                    client.sandboxes.get(only_read.id)
+                except MiosaError:
+                    pass
+                await asyncio.sleep(0.5)
+
+    asyncio.run(use())
+    assert client.sandboxes.get(written.id).state == client.sandboxes.get(typed.id).state == "running"
+    assert client.sandboxes.get(only_read.id).state == "destroyed"
+
+
 def test_always_on_has_no_deadline(make):
     s = make(timeout_sec=1, always_on=True)
     time.sleep(2.5)
@@ -257,7 +282,7 @@ def test_entrypoint_and_snapshot(make, rest):
     rest.delete("/sandboxes/" + new["id"])
 
 
-def test_a_crash_is_the_error_state(make, client):
+def test_a_crash_is_the_error_state(make, client, rest):
     s = make()
     with pytest.raises(MiosaError):
         for _ in range(50):
@@ -265,6 +290,8 @@ def test_a_crash_is_the_error_state(make, client):
     got = eventually(lambda: (g := client.sandboxes.get(s.id)).state != "running" and g)
     assert got.state == "error" and got.data["metadata"]["last_error"]
     assert s.id in {x.id for x in client.sandboxes.list(state="error")}
+    with rest.stream("GET", f"/sandboxes/{s.id}/events") as r:
+        assert "event: sandbox.error" in r.read().decode()  # the stream has its end
 
 
 def test_network_is_isolated(sbx, make):
