@@ -25,7 +25,10 @@ func benchChaos(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer d.destroy()
-	plain0, all0 := d.diskOf() // a template's own
+	if _, err := d.quietDisk(ctx); err != nil {
+		return err
+	}
+	plain0, all0 := d.diskOf()
 	begin := time.Now()
 	boxes, err := d.sleepers(ctx, n, workers)
 	if err != nil {

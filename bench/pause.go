@@ -101,7 +101,10 @@ func benchPause(ctx context.Context, b *bench) error {
 				return err
 			}
 			var paused, resumed, first, disk series
-			before, _ := d.diskOf() // a template's own
+			before, err := d.quietDisk(ctx)
+			if err != nil {
+				return err
+			}
 			for range b.samples(c.times) {
 				begin := time.Now()
 				if err := d.pause(ctx, s); err != nil {
@@ -324,6 +327,21 @@ func benchWake(ctx context.Context, b *bench) error {
 	r.add("HTTP request that wakes a paused sandbox", "ms", woken, "", "")
 	r.value("  over a resume and a request", "ms", woken.at(50)-resumed.at(50)-running.at(50), "<= 5", "difference of the medians")
 	return d.kill(ctx, s)
+}
+
+// quietDisk waits until the plain files are what they were three seconds ago: a
+// template's own snapshot may be made at the moment.
+func (d *daemon) quietDisk(ctx context.Context) (float64, error) {
+	last, _ := d.diskOf()
+	for same := 0; same < 3; same++ {
+		if err := pause(ctx, time.Second); err != nil {
+			return 0, err
+		}
+		if now, _ := d.diskOf(); now != last {
+			last, same = now, 0
+		}
+	}
+	return last, nil
 }
 
 // diskOf is what a data directory's snapshots and what is behind them occupy, in MiB.
