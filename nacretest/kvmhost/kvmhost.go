@@ -32,6 +32,10 @@ type Config struct {
 	Files func() (map[string]string, error)
 	// Setup runs on the host that the tests run on, before them.
 	Setup func() error
+	// Check are arguments that have this program try, and end with status 0, whether the
+	// emulated host runs guests. One that was started on a busy machine may have measured
+	// its timers wrongly and then never gets to it; another one is started.
+	Check []string
 	// Native tells that this host can run the tests itself.
 	Native func() bool
 	// MemoryMiB of the emulated host, 2560 when it is 0.
@@ -49,14 +53,17 @@ const (
 const (
 	workerEnv = "NACRE_KVMHOST" // set inside, for the process that runs the tests
 	planFile  = "/kvmhost.json"
+	maxStarts = 3
+	unfit     = 175 // the exit code of an emulated host that runs no guests
 	exitMark  = "KVMHOST-EXIT "
 )
 
 // plan is what the outer process tells the inner one.
 type plan struct {
-	Args []string
-	Env  []string
-	Dir  string
+	Args  []string
+	Check []string
+	Env   []string
+	Dir   string
 }
 
 // Emulated tells whether this process runs inside.
@@ -103,23 +110,31 @@ func outside(cfg Config) (int, error) {
 	if err := pack(initrd, found, cfg); err != nil {
 		return 0, err
 	}
-	mem, limit := cfg.MemoryMiB, cfg.Timeout
-	if mem == 0 {
-		mem = 2560
+	if cfg.MemoryMiB == 0 {
+		cfg.MemoryMiB = 2560
 	}
-	if limit == 0 {
-		limit = 20 * time.Minute
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 20 * time.Minute
 	}
-	c := exec.Command("qemu-system-x86_64",
+	for range maxStarts {
+		if code, err := run(cfg, filepath.Join(found, "vmlinuz"), initrd); err != nil || code != unfit {
+			return code, err
+		}
+		fmt.Println("the emulated host runs no guests; starting another one")
+	}
+	// Time that goes with the instructions that were executed, and not with the clock on
+	// the wall, is never measured wrongly. It takes several times as long.
+	return run(cfg, filepath.Join(found, "vmlinuz"), initrd, "-icount", "shift=1")
+}
+
+// run boots the emulated host once.
+func run(cfg Config, kernel, initrd string, more ...string) (int, error) {
+	c := exec.Command("qemu-system-x86_64", append([]string{
 		"-M", "microvm,acpi=off,rtc=off,pit=on,pic=on,isa-serial=on", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt",
-		"-m", strconv.Itoa(mem), "-smp", "1", // two hung once
-		// Time goes with the instructions that were executed and not with the clock on the
-		// wall: by that one, a busy builder's host comes up with wrongly measured timers, and
-		// its guests never run.
-		"-icount", "shift=1",
+		"-m", strconv.Itoa(cfg.MemoryMiB), "-smp", "1", // two hung once
 		"-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio", "-no-reboot",
-		"-kernel", filepath.Join(found, "vmlinuz"), "-initrd", initrd,
-		"-append", "console=ttyS0 acpi=off reboot=t panic=1 nopti mitigations=off nokaslr i8042.noaux i8042.nokbd rdinit=/init quiet")
+		"-kernel", kernel, "-initrd", initrd,
+		"-append", "console=ttyS0 acpi=off reboot=t panic=1 nopti mitigations=off nokaslr i8042.noaux i8042.nokbd rdinit=/init quiet"}, more...)...)
 	out, err := c.StdoutPipe()
 	if err != nil {
 		return 0, err
@@ -129,7 +144,7 @@ func outside(cfg Config) (int, error) {
 	if err := c.Start(); err != nil {
 		return 0, err
 	}
-	timer := time.AfterFunc(limit, func() { _ = c.Process.Kill() })
+	timer := time.AfterFunc(cfg.Timeout, func() { _ = c.Process.Kill() })
 	defer timer.Stop()
 	code, err := follow(out)
 	_ = c.Process.Kill() // it has nothing more to say
@@ -183,7 +198,7 @@ func pack(path, found string, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	p := plan{Args: os.Args[1:], Dir: wd}
+	p := plan{Args: os.Args[1:], Check: cfg.Check, Dir: wd}
 	for _, e := range os.Environ() {
 		if strings.HasPrefix(e, "NACRE_") {
 			p.Env = append(p.Env, e)

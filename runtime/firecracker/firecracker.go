@@ -5,9 +5,9 @@
 //
 // The driver speaks Firecracker's REST API; releases from 1.12 on are told apart by
 // asking. Inside, a small program (guestinit) is the machine's first; it starts the
-// agent in a namespace of its own and carries connections between the host, by
-// vsock, and the guest's TCP ports. So the guest is reached without a network, and
-// its network is the same in every slot, so that a snapshot fits any.
+// agent in a namespace of its own, is spoken to by vsock, and carries connections
+// between the host and the guest's TCP ports. The guest's network is the same in every
+// slot, so that a snapshot fits any.
 //
 // A machine outlives this process: the VMM has a session and a PID namespace of its
 // own and no pipe to the daemon. What is found again after a crash is its cgroup,

@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(daemonEnv) != "" {
 		daemon()
 	}
-	os.Exit(kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Timeout: 25 * 60 * 1e9}))
+	os.Exit(kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Check: []string{ProbeArg}, Timeout: 25 * 60 * 1e9}))
 }
 
 // files brings the guest's kernel, its programs and a root image.
@@ -297,9 +297,6 @@ func leftovers(spec nacre.MachineSpec) []string {
 		if strings.Contains(l, string(spec.ID)) && !strings.Contains(l, "/run/netns/") {
 			out = append(out, strings.TrimSpace(l))
 		}
-	}
-	if _, err := os.Stat(filepath.Join(spec.StateDir, "jail")); err == nil {
-		out = append(out, spec.StateDir+"/jail")
 	}
 	return out
 }

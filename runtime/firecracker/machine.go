@@ -57,7 +57,7 @@ type machine struct {
 
 // conn is a connection to the guest; the machine's end closes it.
 type conn struct {
-	*net.UnixConn
+	*net.TCPConn
 	m *machine
 }
 
@@ -66,7 +66,7 @@ func (c *conn) Close() error {
 	c.m.mu.Lock()
 	delete(c.m.conns, c)
 	c.m.mu.Unlock()
-	return c.UnixConn.Close()
+	return c.TCPConn.Close()
 }
 
 // hangUp closes what Dial gave out.
@@ -76,7 +76,8 @@ func (m *machine) hangUp() {
 	m.conns = nil
 	m.mu.Unlock()
 	for c := range conns {
-		_ = c.UnixConn.Close()
+		_ = c.SetLinger(0) // nobody will take what was not sent yet
+		_ = c.TCPConn.Close()
 	}
 }
 
@@ -273,7 +274,7 @@ func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
 		case <-ctx.Done():
 		}
 	}()
-	c, err := ask(ctx, m.jail.root, "dial "+strconv.Itoa(port))
+	c, err := dialPort(ctx, m.st.Slot.Path, port)
 	if err == nil {
 		own := &conn{c, m}
 		m.mu.Lock()

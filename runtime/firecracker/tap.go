@@ -184,6 +184,8 @@ func setNAT(slot netip.Addr) error {
 	guest := netip.MustParseAddr(wire.GuestAddr)
 	add(forward, link(expr.MetaKeyIIFNAME, tapLink), link(expr.MetaKeyOIFNAME, slotLink), source(guest), verdict(expr.VerdictAccept))
 	add(forward, link(expr.MetaKeyIIFNAME, slotLink), link(expr.MetaKeyOIFNAME, tapLink), established(), verdict(expr.VerdictAccept))
+	// The driver's own connections come from the namespace (dialPort); answers pass.
+	add(input, link(expr.MetaKeyIIFNAME, tapLink), established(), verdict(expr.VerdictAccept))
 	add(input, link(expr.MetaKeyIIFNAME, tapLink), verdict(expr.VerdictDrop))
 	add(nat, link(expr.MetaKeyOIFNAME, slotLink), source(guest), []expr.Any{
 		&expr.Immediate{Register: 1, Data: slot.AsSlice()},

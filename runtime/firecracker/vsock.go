@@ -27,7 +27,9 @@ func ask(ctx context.Context, dir, what string) (*net.UnixConn, error) {
 	}
 	u := c.(*net.UnixConn)
 	stop := context.AfterFunc(ctx, func() { _ = u.SetDeadline(time.Unix(1, 0)) })
-	err = exchange(u, what)
+	if err = connectPort(u); err == nil {
+		err = exchange(u, what)
+	}
 	if !stop() { // the deadline is set, or is about to be
 		err = errors.Join(context.Cause(ctx), err)
 	}
@@ -38,7 +40,8 @@ func ask(ctx context.Context, dir, what string) (*net.UnixConn, error) {
 	return u, nil
 }
 
-func exchange(c net.Conn, what string) error {
+// connectPort has Firecracker connect to the guest.
+func connectPort(c net.Conn) error {
 	if _, err := fmt.Fprintf(c, "CONNECT %d\n", wire.Port); err != nil {
 		return err
 	}
@@ -50,10 +53,15 @@ func exchange(c net.Conn, what string) error {
 	if !strings.HasPrefix(line, "OK ") {
 		return fmt.Errorf("vsock: %q", line)
 	}
+	return nil
+}
+
+func exchange(c net.Conn, what string) error {
 	if _, err := io.WriteString(c, what+"\n"); err != nil {
 		return err
 	}
-	if line, err = readLine(c); err != nil {
+	line, err := readLine(c)
+	if err != nil {
 		return err
 	}
 	if line == "ok" {

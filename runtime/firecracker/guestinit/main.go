@@ -122,8 +122,9 @@ func reap(agent int) error {
 	}
 }
 
+// oomKills counts the sandbox's processes that the kernel killed for want of memory.
 func oomKills() int {
-	b, _ := os.ReadFile("/proc/vmstat")
+	b, _ := os.ReadFile(cgroups + "/" + guestName + "/memory.events")
 	for l := range strings.Lines(string(b)) {
 		var n int
 		if _, err := fmt.Sscanf(l, "oom_kill %d", &n); err == nil {

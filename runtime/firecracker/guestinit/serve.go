@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -16,8 +17,9 @@ import (
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
-// serve listens on the control port.
+// serve listens for the host.
 func serve() error {
+	conns := &carried{open: map[*os.File]bool{}}
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: wire.Port})
@@ -28,26 +30,74 @@ func serve() error {
 	if err != nil {
 		return fmt.Errorf("control port: %w", err)
 	}
-	go func() {
-		for {
-			// Blocking: the poller does not know of sockets that are reset by a restore.
-			c, from, err := unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-			if err != nil {
-				time.Sleep(10 * time.Millisecond) // out of memory or descriptors
-				continue
-			}
-			if vm, ok := from.(*unix.SockaddrVM); !ok || vm.CID != unix.VMADDR_CID_HOST {
-				unix.Close(c) // a program of the sandbox
-				continue
-			}
-			go answer(os.NewFile(uintptr(c), "vsock"))
-		}
-	}()
+	go accept(fd, conns, func(from unix.Sockaddr) bool {
+		vm, ok := from.(*unix.SockaddrVM)
+		return ok && vm.CID == unix.VMADDR_CID_HOST
+	})
+	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: wire.DialPort, Addr: [4]byte(addr4(wire.GuestAddr))})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 1024)
+	}
+	if err != nil {
+		return fmt.Errorf("dial port: %w", err)
+	}
+	go accept(fd, conns, func(from unix.Sockaddr) bool {
+		in, ok := from.(*unix.SockaddrInet4)
+		return ok && in.Addr == [4]byte(addr4(wire.HostAddr))
+	})
 	return nil
 }
 
+// accept answers the connections that come from the host, and hangs up on programs of
+// the sandbox.
+func accept(fd int, conns *carried, fromHost func(unix.Sockaddr) bool) {
+	for {
+		// Blocking: the poller does not know of sockets that are reset by a restore.
+		c, from, err := unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // out of memory or descriptors
+			continue
+		}
+		if !fromHost(from) {
+			unix.Close(c)
+			continue
+		}
+		go answer(os.NewFile(uintptr(c), "host"), conns)
+	}
+}
+
+// carried are the connections between the host and the guest.
+type carried struct {
+	mu   sync.Mutex
+	open map[*os.File]bool
+}
+
+// add returns what takes it away again.
+func (c *carried) add(f *os.File) func() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[f] = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.open, f)
+	}
+}
+
+// end ends them all: they were the ones of the machine that the snapshot was taken of.
+func (c *carried) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for f := range c.open {
+		shutdown(f, unix.SHUT_RDWR)
+	}
+}
+
 // answer serves one connection of the host.
-func answer(c *os.File) {
+func answer(c *os.File, conns *carried) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	line, err := readLine(c)
@@ -65,6 +115,7 @@ func answer(c *os.File) {
 			return
 		}
 		defer t.Close()
+		defer conns.add(c)()
 		if _, err := io.WriteString(c, "ok\n"); err == nil {
 			carry(c, t)
 		}
@@ -72,7 +123,7 @@ func answer(c *os.File) {
 	case "sync":
 		err = syncUpper()
 	case "restored":
-		err = restored(rest)
+		err = restored(rest, conns)
 	default:
 		err = errors.New("unknown: " + verb)
 	}
@@ -177,7 +228,7 @@ func syncUpper() error {
 }
 
 // restored makes the guest another one than the one that the snapshot was taken of.
-func restored(text string) error {
+func restored(text string, conns *carried) error {
 	var in wire.Restored
 	if err := json.Unmarshal([]byte(text), &in); err != nil {
 		return err
@@ -185,6 +236,7 @@ func restored(text string) error {
 	if len(in.Entropy) < 32 || len(in.Entropy) > 512 {
 		return errors.New("no entropy")
 	}
+	conns.end()
 	if err := reseed(in.Entropy); err != nil {
 		return fmt.Errorf("entropy: %w", err)
 	}

@@ -16,6 +16,11 @@ import (
 // connection is one to that TCP port of the guest.
 const Port = 1024
 
+// DialPort is the TCP port on which guestinit takes the same lines from HostAddr, and
+// "dial" comes by: connections over vsock end with every snapshot, also for the guest
+// that goes on.
+const DialPort = 49982
+
 // MaxLine bounds every line in either direction, in bytes.
 const MaxLine = 8192
 
