@@ -74,6 +74,8 @@ type Service struct {
 	resumes singleflight.Group // by sandbox
 	warming singleflight.Group // by template
 
+	warmBoxes sync.Map // sandboxes that this process makes templates warm in
+
 	lastFull atomic.Int64 // when a node last had no room, UnixNano
 	seed     maphash.Seed
 	locks    [64]sync.Mutex // see lock

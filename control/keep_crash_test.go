@@ -342,6 +342,51 @@ func TestFault03_KilledBetweenTheMachineAndItsEnd(t *testing.T) {
 	}
 }
 
+// TestFault03_KilledWhileATemplateIsMadeWarm: at every step; nothing hidden goes on
+// running, and the template is made warm by the next.
+func TestFault03_KilledWhileATemplateIsMadeWarm(t *testing.T) {
+	for at := 1; ; at++ {
+		w := newWorld(t)
+		w.start()
+		tpl, err := w.db.ResolveTemplate(t.Context(), team, "base")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tpl.Start, tpl.Ready = "echo warm", "true"
+		w.crashAt(at)
+		_, err = w.svc.PrepareWarm(t.Context(), tpl)
+		crashed := w.fake.Killed()
+		if err != nil && !crashed {
+			t.Fatal(err)
+		}
+		w.afterCrash()
+		w.settles(fmt.Sprintf("killed at %d", at))
+		w.eventually("nothing hidden runs", func() bool {
+			list, err := w.node.Machines(t.Context())
+			return err == nil && len(list) == 0
+		})
+		if cur, err := w.db.ResolveTemplate(t.Context(), team, "base"); err != nil {
+			t.Fatal(err)
+		} else if tpl.Warm = cur.Warm; cur.Start == "" {
+			tpl.Warm = ""
+		}
+		if tpl, err = w.svc.PrepareWarm(t.Context(), tpl); err != nil {
+			t.Fatalf("killed at %d: %v", at, err)
+		}
+		if s := w.create(nacre.CreateRequest{}); s.BootPath != nacre.BootWarm {
+			t.Fatalf("killed at %d: %+v", at, s)
+		}
+		if n := w.snapshots()[nacre.SnapshotWarm]; len(n) != 1 {
+			t.Fatalf("killed at %d: %+v", at, n)
+		}
+		w.stop()
+		if !crashed {
+			t.Logf("%d boundaries", at-1)
+			return
+		}
+	}
+}
+
 // TestWarmTemplate: what the start command left is kept once, and creates go on from
 // it; it is made anew when what it was made of changed.
 func TestWarmTemplate(t *testing.T) {

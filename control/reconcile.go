@@ -135,6 +135,16 @@ func (s *Service) compare(ctx context.Context, node nacre.Node, records map[nacr
 		if rec.Node != node.ID() {
 			continue
 		}
+		if s.abandoned(rec) {
+			g.Go(func() error {
+				err := s.stop(ctx, rec.TeamID, rec.ID, nacre.EndFailed, "the server was restarted while a template was made warm")
+				if nacre.IsCode(err, nacre.CodeNotFound) {
+					return nil
+				}
+				return err
+			})
+			continue
+		}
 		if v := seen.verdict(rec); (v.to != "" || v.stop) && !s.flight.has(rec.ID) {
 			g.Go(func() error { return s.settleSeen(ctx, node, rec, v) })
 		}

@@ -10,10 +10,18 @@ import (
 	"github.com/nacrehq/nacre/control"
 )
 
-// hookedNode runs a function before it lists its machines.
+// hookedNode runs a function before it lists its machines, and may refuse a start.
 type hookedNode struct {
 	nacre.Node
 	before *atomic.Pointer[func()]
+	refuse *atomic.Bool
+}
+
+func (n hookedNode) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, error) {
+	if n.refuse.Swap(false) {
+		return nacre.Started{}, nacre.Errorf(nacre.CodeUnavailable, "not now")
+	}
+	return n.Node.Start(ctx, spec)
 }
 
 func (n hookedNode) Machines(ctx context.Context) ([]nacre.MachineStatus, error) {
@@ -28,15 +36,21 @@ func (n hookedNode) Machines(ctx context.Context) ([]nacre.MachineStatus, error)
 func TestReconcilerSparesWhatWasResumedMeanwhile(t *testing.T) {
 	w := newWorld(t)
 	var hook atomic.Pointer[func()]
+	var refuse atomic.Bool
 	w.rules = func(c *control.Config) {
-		c.Node = hookedNode{c.Node, &hook}
+		c.Node = hookedNode{c.Node, &hook, &refuse}
 		c.Reconcile = 5 * time.Millisecond
 	}
 	w.start()
-	for range 20 {
+	for range 5 {
 		s := w.create(nacre.CreateRequest{})
 		w.write(s.ID, "/tmp/kept", "kept")
-		w.pause(s.ID)
+		// Paused at a snapshot that stays when the sandbox goes on.
+		snap := w.snapshot(s.ID, nacre.SnapshotRequest{})
+		refuse.Store(true)
+		if _, err := w.svc.Restore(t.Context(), team, s.ID, snap.ID); err == nil || w.get(s.ID).State != nacre.StatePaused {
+			t.Fatalf("restored: %v, %s", err, w.get(s.ID).State)
+		}
 		done := make(chan struct{})
 		resume := func() {
 			defer close(done)

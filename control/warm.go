@@ -98,6 +98,16 @@ func (s *Service) spare(ctx context.Context, res nacre.Resources) error {
 	return nil
 }
 
+// abandoned tells whether the sandbox was booted to make a template warm by a process
+// that is no more.
+func (s *Service) abandoned(rec nacre.Sandbox) bool {
+	if rec.TeamID != nacre.SystemTeam || !rec.Alive() {
+		return false
+	}
+	_, ours := s.warmBoxes.Load(rec.ID)
+	return !ours
+}
+
 // recipeOf names what makes one warm snapshot another than the next.
 func recipeOf(t nacre.Template) string {
 	sum := sha256.Sum256([]byte(t.Start + "\x00" + t.Ready))
@@ -130,10 +140,13 @@ func (s *Service) warmFits(ctx context.Context, t nacre.Template, res nacre.Reso
 // takeWarm boots a sandbox that no team has, runs the start command in it, and keeps
 // it. The sandbox has ended when it returns.
 func (s *Service) takeWarm(ctx context.Context, t nacre.Template, res nacre.Resources) (nacre.Snapshot, error) {
-	rec, err := s.launch(ctx, s.newborn(nacre.Sandbox{
+	born := s.newborn(nacre.Sandbox{
 		TeamID: nacre.SystemTeam, Template: string(t.ID), TemplateID: t.ID, BuildID: t.Build, Resources: res,
 		Node: s.place().ID(), Timeout: warmTime, OnTimeout: nacre.TimeoutKill,
-	}))
+	})
+	s.warmBoxes.Store(born.ID, true)
+	defer s.warmBoxes.Delete(born.ID)
+	rec, err := s.launch(ctx, born)
 	if err != nil {
 		return nacre.Snapshot{}, err
 	}
