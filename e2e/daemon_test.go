@@ -53,7 +53,7 @@ func prepared(t testing.TB, args ...string) *daemon {
 		t.Fatal(err)
 	}
 	d := &daemon{t: t, dir: dir, bin: os.Getenv(envBinary), log: &tail{},
-		args: append([]string{"up", "--data-dir", dir, "--cache-dir", os.Getenv(envCache), "--install=false", "--log-level", "warn",
+		args: append([]string{"up", "--data-dir", dir, "--cache-dir", os.Getenv(envCache), "--install=false", "--log-level", "warn", "--warm=false",
 			"--http", freeAddr(t), "--https", freeAddr(t)}, args...)}
 	t.Cleanup(d.destroy)
 	return d

@@ -35,6 +35,7 @@ type Config struct {
 	BaseImage          string
 	Install            bool
 	Standby            int
+	Warm               bool
 	CPUs               int
 	MemoryMiB          int
 	DiskMiB            int
@@ -79,6 +80,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.BaseImage, "base-image", "", "a ready EROFS image for the base template instead of building one")
 	fs.BoolVar(&c.Install, "install", true, "install missing Debian packages with apt-get")
 	fs.IntVar(&c.Standby, "standby", -1, "machines kept running ahead for the next create; -1 sizes it to the host")
+	fs.BoolVar(&c.Warm, "warm", true, "keep the state behind the start commands of templates; without it their sandboxes boot")
 	fs.IntVar(&c.CPUs, "cpus", 2, "virtual processors of a sandbox")
 	fs.IntVar(&c.MemoryMiB, "memory-mib", 4096, "memory limit of a sandbox")
 	fs.IntVar(&c.DiskMiB, "disk-mib", 10240, "size of a sandbox's writable layer")

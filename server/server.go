@@ -279,7 +279,9 @@ func (s *Server) serve(ctx context.Context, p *parts, adm *admin, ready func(Sta
 	}
 	adm.ready(p.node, p.findings, at.http, at.https)
 	s.log.Info("ready", "http", at.http, "https", at.https, "version", s.opts.Version)
-	g.Go(func() error { s.warmTemplates(ctx, p); return nil })
+	if s.cfg.Warm {
+		g.Go(func() error { s.warmTemplates(ctx, p); return nil })
+	}
 	ready(Status{Ready: true, Step: "ready", Version: s.opts.Version, PID: os.Getpid(), HTTP: at.http, HTTPS: at.https})
 	return g.Wait()
 }
