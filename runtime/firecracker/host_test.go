@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -46,7 +47,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv(daemonEnv) != "" {
 		daemon()
 	}
-	os.Exit(kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Check: []string{ProbeArg}, Timeout: 25 * 60 * 1e9}))
+	code := kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Check: []string{ProbeArg}, Timeout: 25 * time.Minute})
+	if host.dir != "" {
+		_ = os.RemoveAll(host.dir)
+	}
+	os.Exit(code)
 }
 
 // files brings the guest's kernel, its programs and a root image.
@@ -59,6 +64,7 @@ func files() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	host.dir = dir
 	for name, pkg := range map[string]string{"testguest": "nacretest/testguest", "guestinit": "runtime/firecracker/guestinit"} {
 		c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, name), "github.com/nacrehq/nacre/"+pkg)
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
