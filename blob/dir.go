@@ -92,7 +92,8 @@ func (d *Dir) publish(temp, key string) error {
 	path := objectPath(key)
 	var err error
 	for range 100 {
-		if err = d.root.MkdirAll(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = d.root.MkdirAll(filepath.Dir(path), 0o700)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) { // either: it went between two steps
 			return err
 		}
 		if err = d.root.Rename(temp, path); err == nil {

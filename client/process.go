@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"syscall"
+	"time"
 
 	"github.com/nacrehq/nacre"
 )
@@ -118,13 +119,25 @@ func (p *Process) Signal(ctx context.Context, sig syscall.Signal) error {
 
 // Write writes to the process's stdin, which StdinPipe keeps open.
 func (p *Process) Write(b []byte) (int, error) {
-	if err := p.sb.guest.procs.Input(p.ctx, p.PID, b); err != nil {
-		return 0, guestError(p.ctx, err)
+	ctx, cancel := p.inputContext()
+	defer cancel()
+	if err := p.sb.guest.procs.Input(ctx, p.PID, b); err != nil {
+		return 0, guestError(ctx, err)
 	}
 	return len(b), nil
 }
 
+// inputContext outlives the following by a second: input may be what the process
+// ends on, and the answer to it comes after the end.
+func (p *Process) inputContext() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(p.ctx))
+	stop := context.AfterFunc(p.ctx, func() { time.AfterFunc(time.Second, cancel) })
+	return ctx, func() { stop(); cancel() }
+}
+
 // CloseInput ends the process's stdin.
 func (p *Process) CloseInput() error {
-	return guestError(p.ctx, p.sb.guest.procs.CloseInput(p.ctx, p.PID))
+	ctx, cancel := p.inputContext()
+	defer cancel()
+	return guestError(ctx, p.sb.guest.procs.CloseInput(ctx, p.PID))
 }
