@@ -208,8 +208,8 @@ func (r *Runtime) ownAhead(name string) bool {
 }
 
 // newSandbox starts a sandbox in a group of that name, which must not exist.
-func (r *Runtime) newSandbox(name string) (s *sandbox, err error) {
-	s = &sandbox{group: r.cgroup.group(name)}
+func (r *Runtime) newSandbox(name string) (_ *sandbox, err error) {
+	s := &sandbox{group: r.cgroup.group(name)}
 	if err := s.group.create(); err != nil {
 		return nil, err
 	}
