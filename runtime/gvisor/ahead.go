@@ -311,6 +311,9 @@ func (r *Runtime) programFD(files []*os.File) (int, error) {
 		above = max(above, int(f.Fd()))
 	}
 	fd, err := unix.FcntlInt(r.program.Fd(), unix.F_DUPFD_CLOEXEC, above+2*len(files)+16)
+	if err == unix.EINVAL { // such a number is above the limit of open files
+		err = unix.EMFILE
+	}
 	if err != nil {
 		return -1, os.NewSyscallError("fcntl", err)
 	}
