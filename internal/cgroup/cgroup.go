@@ -307,6 +307,9 @@ func killAll(dir string) {
 		return
 	}
 	for _, pid := range procs(dir) {
+		if pid == os.Getpid() { // a thread of ours that started something here is about to end
+			continue
+		}
 		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil {
 			continue
