@@ -93,7 +93,8 @@ func (s *Service) keepReconciled(ctx context.Context) {
 // listed before the records, to find those without one, and after, to find records
 // without theirs.
 func (s *Service) reconcile(ctx context.Context) error {
-	members := s.settled()
+	count := s.beginCensus()
+	defer s.roster.endCensus(count)
 	before, err := s.artifacts(ctx)
 	if err != nil {
 		return err
@@ -106,7 +107,7 @@ func (s *Service) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.enroll(members, records)
+	s.enroll(count, records)
 	var g errgroup.Group
 	g.SetLimit(atOnce)
 	for _, node := range s.nodes {
@@ -325,34 +326,24 @@ func (s *Service) load(ctx context.Context) error {
 	if s.roster.isLoaded() {
 		return nil
 	}
-	members := s.settled()
+	count := s.beginCensus()
+	defer s.roster.endCensus(count)
 	records, err := s.aliveRecords(ctx)
 	if err == nil {
-		s.enroll(members, records)
+		s.enroll(count, records)
 	}
 	return err
 }
 
-// enroll makes the roster agree with the records. before is who was on it when the
-// records were not read yet: who is not among them has ended.
-func (s *Service) enroll(before []nacre.SandboxID, records map[nacre.SandboxID]nacre.Sandbox) {
+// enroll makes the roster agree with the records that were read during a census.
+func (s *Service) enroll(c *census, records map[nacre.SandboxID]nacre.Sandbox) {
 	now := s.now()
 	for _, rec := range records {
-		if !rec.Alive() {
-			continue
-		}
-		if _, known := s.roster.get(rec.ID); known {
-			continue
-		}
-		s.roster.enter(rec.TeamID, rec.ID, 0)
-		switch rec.State {
-		case nacre.StateRunning:
-			s.roster.run(rec, max(0, rec.Deadline.Sub(now)))
-		case nacre.StatePaused:
-			s.roster.sleep(rec)
+		if rec.Alive() {
+			s.roster.enroll(c, rec, max(0, rec.Deadline.Sub(now)))
 		}
 	}
-	for _, id := range before {
+	for _, id := range c.before {
 		if rec, ok := records[id]; !ok || !rec.Alive() {
 			s.roster.leave(id)
 		}

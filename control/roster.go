@@ -19,6 +19,13 @@ type roster struct {
 	teams  map[nacre.TeamID]*tally
 	queue  deadlines
 	wake   chan struct{} // the earliest deadline changed
+	counts map[*census]bool
+}
+
+// census is what is remembered while the store's records are read.
+type census struct {
+	before []nacre.SandboxID        // who was on the roster when it began
+	left   map[nacre.SandboxID]bool // who left since: its record may be an old one
 }
 
 // tally counts a team's sandboxes. Those that are not paused are active.
@@ -53,7 +60,7 @@ func (m *member) due() time.Time {
 }
 
 func newRoster() *roster {
-	return &roster{alive: map[nacre.SandboxID]*member{}, teams: map[nacre.TeamID]*tally{}, wake: make(chan struct{}, 1)}
+	return &roster{alive: map[nacre.SandboxID]*member{}, teams: map[nacre.TeamID]*tally{}, wake: make(chan struct{}, 1), counts: map[*census]bool{}}
 }
 
 // count is called with mu held.
@@ -106,6 +113,9 @@ func (r *roster) rouse(id nacre.SandboxID, max int) bool {
 func (r *roster) leave(id nacre.SandboxID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for c := range r.counts {
+		c.left[id] = true
+	}
 	m := r.alive[id]
 	if m == nil {
 		return
@@ -125,13 +135,16 @@ func (r *roster) leave(id nacre.SandboxID) {
 
 // run says that a sandbox runs, for d from now unless it is always on.
 func (r *roster) run(rec nacre.Sandbox, d time.Duration) {
-	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := r.alive[rec.ID]
-	if m == nil {
-		return
+	if m := r.alive[rec.ID]; m != nil {
+		r.runs(m, rec, d)
 	}
+}
+
+// runs is called with mu held, as is sleeps.
+func (r *roster) runs(m *member, rec nacre.Sandbox, d time.Duration) {
+	now := time.Now()
 	m.running, m.until, m.idle, m.active = true, now.Add(d), rec.IdleTimeout, now
 	if rec.AlwaysOn {
 		m.until = time.Time{}
@@ -154,10 +167,12 @@ func (r *roster) halt(id nacre.SandboxID) {
 func (r *roster) sleep(rec nacre.Sandbox) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := r.alive[rec.ID]
-	if m == nil {
-		return
+	if m := r.alive[rec.ID]; m != nil {
+		r.sleeps(m, rec)
 	}
+}
+
+func (r *roster) sleeps(m *member, rec nacre.Sandbox) {
 	r.unqueue(m)
 	m.running, m.route, m.tries = false, wakeRoute(rec), 0
 	if !m.paused {
@@ -350,15 +365,41 @@ func (r *roster) all() []member {
 	return out
 }
 
-// ids returns who is on the roster.
-func (r *roster) ids() []nacre.SandboxID {
+// beginCensus is called before the records are read, endCensus after.
+func (r *roster) beginCensus() *census {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := make([]nacre.SandboxID, 0, len(r.alive))
+	c := &census{before: make([]nacre.SandboxID, 0, len(r.alive)), left: map[nacre.SandboxID]bool{}}
 	for id := range r.alive {
-		out = append(out, id)
+		c.before = append(c.before, id)
 	}
-	return out
+	r.counts[c] = true
+	return c
+}
+
+func (r *roster) endCensus(c *census) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.counts, c)
+}
+
+// enroll adds a sandbox whose record a census read, with d left of its time, unless it
+// is known already or has left since.
+func (r *roster) enroll(c *census, rec nacre.Sandbox, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.alive[rec.ID] != nil || c.left[rec.ID] {
+		return
+	}
+	m := &member{id: rec.ID, team: rec.TeamID, index: -1}
+	r.alive[rec.ID] = m
+	r.count(rec.TeamID).active++
+	switch rec.State {
+	case nacre.StateRunning:
+		r.runs(m, rec, d)
+	case nacre.StatePaused:
+		r.sleeps(m, rec)
+	}
 }
 
 func (r *roster) isLoaded() bool {
@@ -373,11 +414,13 @@ func (r *roster) setLoaded() {
 	r.loaded = true
 }
 
-// settled returns who is on the roster and not in the hands of this process: the
-// place in the order of records of these no longer changes, so no page of a list
-// misses them.
-func (s *Service) settled() []nacre.SandboxID {
-	return slices.DeleteFunc(s.roster.ids(), s.flight.has)
+// beginCensus leaves out of before what this process has in its hands: the place in
+// the order of records of the others no longer changes, so no page of a list misses
+// them.
+func (s *Service) beginCensus() *census {
+	c := s.roster.beginCensus()
+	c.before = slices.DeleteFunc(c.before, s.flight.has)
+	return c
 }
 
 // deadlines is a heap, the earliest first.
