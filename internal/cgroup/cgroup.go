@@ -74,6 +74,7 @@ func Find(mountinfo, parent string) (*Hierarchy, error) {
 	return h, nil
 }
 
+// V2 tells whether the host has version 2: one tree, into which a process can be born.
 func (h *Hierarchy) V2() bool { return h.roots == nil }
 
 // Dirs returns the directory of a group in each tree, "" for the parent's.
@@ -129,6 +130,7 @@ func (h *Hierarchy) List() ([]string, error) {
 	return names, nil
 }
 
+// Group names one that may exist or not.
 func (h *Hierarchy) Group(name string) *Group { return &Group{h, name} }
 
 // Group is one machine's cgroup.
@@ -142,18 +144,45 @@ type Limits struct {
 	CPUs, Memory, PIDs int64
 }
 
-// cpuPeriod is the time, in microseconds, that CPU quotas are counted over.
-const cpuPeriod = 100000
+// CPUPeriod is the time, in microseconds, that CPU quotas are counted over.
+const CPUPeriod = 100000
 
-// Create makes the group, which must not exist yet, with its limits.
-func (g *Group) Create(l Limits) error {
-	for _, d := range g.h.Dirs(g.name) {
+// Create makes the group, which must not exist yet (fs.ErrExist). It has no limits.
+func (g *Group) Create() error {
+	for i, d := range g.h.Dirs(g.name) {
 		if err := os.Mkdir(d, 0o755); err != nil {
+			for _, made := range g.h.Dirs(g.name)[:i] {
+				_ = os.Remove(made)
+			}
 			return err
 		}
 	}
-	return g.set(g.h.settings(l))
+	return nil
 }
+
+// Rename gives the group, with what is in it, another name that must be free. Only
+// version 1 can.
+func (g *Group) Rename(name string) error {
+	for _, d := range g.h.Dirs(name) {
+		if _, err := os.Stat(d); err == nil {
+			return fmt.Errorf("%s: %w", d, fs.ErrExist)
+		}
+	}
+	to := g.h.Dirs(name)
+	for i, d := range g.h.Dirs(g.name) {
+		if err := os.Rename(d, to[i]); err != nil {
+			for j, back := range g.h.Dirs(g.name)[:i] {
+				err = errors.Join(err, os.Rename(to[j], back))
+			}
+			return err
+		}
+	}
+	g.name = name
+	return nil
+}
+
+// Limit bounds what the group may use from now on.
+func (g *Group) Limit(l Limits) error { return g.set(g.h.settings(l)) }
 
 func (g *Group) set(settings []setting) error {
 	for _, s := range settings {
@@ -193,7 +222,7 @@ func (h *Hierarchy) settings(l Limits) []setting {
 // time, so that a short command is not stopped in the middle; the kernel wants that
 // to be no more than the quota at any moment.
 func (h *Hierarchy) cpuSettings(cpus int64) []setting {
-	quota, period := strconv.FormatInt(cpus*cpuPeriod, 10), strconv.Itoa(cpuPeriod)
+	quota, period := strconv.FormatInt(cpus*CPUPeriod, 10), strconv.Itoa(CPUPeriod)
 	if h.V2() {
 		return []setting{
 			{"cpu", "cpu.max.burst", "0", true},
@@ -211,6 +240,7 @@ func (h *Hierarchy) cpuSettings(cpus int64) []setting {
 	}
 }
 
+// Dir is where the group's files of a controller are.
 func (g *Group) Dir(controller string) string {
 	root := g.h.root
 	if !g.h.V2() {
@@ -320,6 +350,9 @@ func killAll(dir string) {
 		unix.Close(fd)
 	}
 }
+
+// PIDs lists the processes in the group.
+func (g *Group) PIDs() []int { return procs(g.Dir("pids")) }
 
 func procs(dir string) []int {
 	b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))

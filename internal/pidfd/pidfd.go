@@ -24,10 +24,10 @@ type Process struct {
 	fd    *os.File
 }
 
-// ErrClosed means that close ended a wait, not the process.
+// ErrClosed means that Close ended a wait, not the process.
 var ErrClosed = errors.New("the driver was closed")
 
-// New takes over an open pidfd.
+// New takes over an open pidfd; child tells that Wait has to reap the process.
 func New(pid, fd int, child bool) (*Process, error) {
 	if err := unix.SetNonblock(fd, true); err != nil { // lets the Go poller have it
 		unix.Close(fd)
@@ -80,10 +80,12 @@ func StartTime(pid int) (uint64, error) {
 	return strconv.ParseUint(string(f[19]), 10, 64)
 }
 
+// Kill sends SIGKILL. A process that has ended is no error.
 func (p *Process) Kill() {
 	_ = p.control(func(fd int) error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
 }
 
+// Close lets go of the process, which lives on; a Wait under way ends with ErrClosed.
 func (p *Process) Close() { p.fd.Close() }
 
 func (p *Process) control(f func(fd int) error) error {

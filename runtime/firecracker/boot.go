@@ -117,12 +117,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	}
 	defer r.boots.Release(1)
 	g := r.cgroup.Group(string(spec.ID))
-	err = g.Create(cgroup.Limits{
-		CPUs:   int64(spec.Resources.CPUs),
-		Memory: int64(spec.Resources.MemoryMiB+kernelShare+vmmOverhead+l.cacheMiB()) << 20,
-		PIDs:   vmmTasks,
-	})
-	if errors.Is(err, fs.ErrExist) {
+	if err = g.Create(); errors.Is(err, fs.ErrExist) {
 		return nil, nacre.Wrap(nacre.CodeConflict, err, "machine "+string(spec.ID)+" exists already")
 	}
 	l.jail = r.jailOf(spec.ID, spec.StateDir)
@@ -143,6 +138,13 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		}
 		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
 	}()
+	if err == nil {
+		err = g.Limit(cgroup.Limits{
+			CPUs:   int64(spec.Resources.CPUs),
+			Memory: int64(spec.Resources.MemoryMiB+kernelShare+vmmOverhead+l.cacheMiB()) << 20,
+			PIDs:   vmmTasks,
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
 	}

@@ -16,23 +16,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/pidfd"
 )
 
 // sandbox is a process that is to become a machine. It has done what every start
 // has in common and waits for its orders; it knows nothing of any guest. It ends when
 // this process does.
 type sandbox struct {
-	proc   *process
-	group  *group
+	proc   *pidfd.Process
+	group  *cgroup.Group
 	orders *os.File // our end of the socket
 }
 
 // end makes sure that nothing but the group is left.
 func (s *sandbox) end(ctx context.Context) {
 	s.orders.Close()
-	s.proc.kill()
-	_, _, _ = s.proc.wait()
-	s.proc.close()
+	s.proc.Kill()
+	_, _, _ = s.proc.Wait()
+	s.proc.Close()
 }
 
 // alive tells whether the process still waits.
@@ -76,7 +78,7 @@ func (r *Runtime) sandboxFor(id nacre.MachineID, restore bool) (*sandbox, error)
 	for s := r.takeAhead(restore); s != nil; s = r.takeAhead(restore) {
 		var err error
 		if s.alive() {
-			if err = s.group.rename(string(id)); err == nil {
+			if err = s.group.Rename(string(id)); err == nil {
 				return s, nil
 			}
 		}
@@ -195,7 +197,7 @@ func (r *Runtime) endAhead(all []*sandbox) {
 	defer cancel()
 	for _, s := range all {
 		s.end(ctx)
-		if err := s.group.destroy(ctx); err != nil {
+		if err := s.group.Destroy(ctx); err != nil {
 			r.cfg.Log.Warn("a sandbox that was started ahead left something behind", "error", err)
 		}
 	}
@@ -209,13 +211,13 @@ func (r *Runtime) ownAhead(name string) bool {
 
 // newSandbox starts a sandbox in a group of that name, which must not exist.
 func (r *Runtime) newSandbox(name string) (_ *sandbox, err error) {
-	s := &sandbox{group: r.cgroup.group(name)}
-	if err := s.group.create(); err != nil {
+	s := &sandbox{group: r.cgroup.Group(name)}
+	if err := s.group.Create(); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			_ = s.group.destroy(context.Background())
+			_ = s.group.Destroy(context.Background())
 		}
 	}()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -233,7 +235,7 @@ func (r *Runtime) newSandbox(name string) (_ *sandbox, err error) {
 }
 
 // spawn makes a sandbox's process, in its group and in namespaces of its own.
-func (r *Runtime) spawn(g *group, orders *os.File) (*process, error) {
+func (r *Runtime) spawn(g *cgroup.Group, orders *os.File) (*pidfd.Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -246,7 +248,7 @@ func (r *Runtime) spawn(g *group, orders *os.File) (*process, error) {
 	files := []*os.File{null, null, null, filterFD: filter, ordersFD: orders}
 	const nobody = 65534
 	one := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: nobody, Size: 1}}
-	pidfd := -1
+	held := -1
 	attr := &syscall.SysProcAttr{
 		Setsid: true,
 		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID |
@@ -259,10 +261,10 @@ func (r *Runtime) spawn(g *group, orders *os.File) (*process, error) {
 		// which it would stop all its threads forty times (30 ms): the set bounds what
 		// a program gains when it is executed, and here none ever gains anything.
 		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT},
-		PidFD:       &pidfd,
+		PidFD:       &held,
 	}
-	if r.cgroup.v2() {
-		dir, err := os.OpenFile(g.dir(""), os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if r.cgroup.V2() {
+		dir, err := os.OpenFile(g.Dir(""), os.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -271,8 +273,8 @@ func (r *Runtime) spawn(g *group, orders *os.File) (*process, error) {
 	}
 	var p *os.Process
 	err = onOwnThread(func() error {
-		if !r.cgroup.v2() {
-			if err := g.joinThread(); err != nil {
+		if !r.cgroup.V2() {
+			if err := g.JoinThread(); err != nil {
 				return err
 			}
 		}
@@ -294,7 +296,7 @@ func (r *Runtime) spawn(g *group, orders *os.File) (*process, error) {
 	}
 	pid := p.Pid
 	_ = p.Release() // waiting is done with the pidfd
-	proc, err := newProcess(pid, pidfd, true)
+	proc, err := pidfd.New(pid, held, true)
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, so the number is still its own
 		_, _ = unix.Wait4(pid, nil, 0, nil)

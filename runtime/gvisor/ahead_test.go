@@ -33,28 +33,28 @@ func waiting(t testing.TB, r *Runtime) []*sandbox {
 // limits and its confinement, and the pool is filled again.
 func TestAheadBecomesMachine(t *testing.T) {
 	r := newRuntime(t)
-	if r.cgroup.v2() {
+	if r.cgroup.V2() {
 		t.Skip("version 2 of cgroups has no names that change")
 	}
 	first := waiting(t, r)[0]
 	m := start(t, r, newSpec(t))
 	nacretest.DialGuest(t, m).Do("ping")
-	if m.proc.pid != first.proc.pid {
+	if m.proc.PID != first.proc.PID {
 		t.Error("the machine is another process")
 	}
-	if b, err := os.ReadFile("/proc/" + strconv.Itoa(m.proc.pid) + "/cmdline"); err != nil || !strings.HasPrefix(string(b), argv0+"\x00"+string(m.id)+"\x00") {
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(m.proc.PID) + "/cmdline"); err != nil || !strings.HasPrefix(string(b), argv0+"\x00"+string(m.id)+"\x00") {
 		t.Errorf("the process is called %q, %v", b, err)
 	}
 	for _, c := range []struct{ controller, file, want string }{
 		{"pids", "pids.max", "256"}, {"cpu", "cpu.cfs_quota_us", "100000"}, {"memory", "memory.limit_in_bytes", "201326592"},
 	} {
-		b, err := os.ReadFile(r.cgroup.group(string(m.id)).dir(c.controller) + "/" + c.file)
+		b, err := os.ReadFile(r.cgroup.Group(string(m.id)).Dir(c.controller) + "/" + c.file)
 		if got := strings.TrimSpace(string(b)); err != nil || got != c.want {
 			t.Errorf("%s is %s, want %s (%v)", c.file, got, c.want, err)
 		}
 	}
 	for _, s := range waiting(t, r) {
-		if s.proc.pid == first.proc.pid {
+		if s.proc.PID == first.proc.PID {
 			t.Error("a machine's process still waits")
 		}
 	}
@@ -70,7 +70,7 @@ func TestAheadBecomesMachine(t *testing.T) {
 // configured again when nothing starts.
 func TestAheadGrows(t *testing.T) {
 	r := newRuntime(t)
-	if r.cgroup.v2() {
+	if r.cgroup.V2() {
 		t.Skip("version 2 of cgroups has no sandboxes that wait")
 	}
 	waiting(t, r)
@@ -117,11 +117,11 @@ func eventually(t *testing.T, what string, done func() bool) {
 // TestAheadDies: what kills a sandbox that waits does not fail a start.
 func TestAheadDies(t *testing.T) {
 	r := newRuntime(t)
-	if r.cgroup.v2() {
+	if r.cgroup.V2() {
 		t.Skip("version 2 of cgroups has no sandboxes that wait")
 	}
 	for _, s := range waiting(t, r) {
-		s.proc.kill()
+		s.proc.Kill()
 		for s.alive() {
 			time.Sleep(time.Millisecond) // until the kernel has ended it
 		}
@@ -138,17 +138,17 @@ func TestAheadEndsWithDaemon(t *testing.T) {
 	h, kill := inDaemon(t, spec)
 	r := newRuntime(t)
 	groups := func() (n int, pids []int) {
-		names, err := r.cgroup.list()
+		names, err := r.cgroup.List()
 		check(t, err)
 		for _, name := range names {
 			if strings.HasPrefix(name, aheadPrefix) {
 				n++
-				pids = append(pids, procs(r.cgroup.group(name).dir("pids"))...)
+				pids = append(pids, r.cgroup.Group(name).PIDs()...)
 			}
 		}
 		return n, pids
 	}
-	if r.cgroup.v2() {
+	if r.cgroup.V2() {
 		t.Skip("version 2 of cgroups has no sandboxes that wait")
 	}
 	eventually(t, "the daemon made no sandbox ahead", func() bool { _, pids := groups(); return len(pids) > 0 })

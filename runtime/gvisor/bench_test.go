@@ -110,7 +110,7 @@ func BenchmarkIdle(b *testing.B) {
 			check(b, err)
 			used += u.MemoryBytes
 			tasks += int64(u.PIDs)
-			pids = procs(r.cgroup.group(string(m.ID())).dir("memory"))
+			pids = r.cgroup.Group(string(m.ID())).PIDs()
 			for _, pid := range pids {
 				pss += pssKiB(pid)
 			}

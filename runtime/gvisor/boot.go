@@ -16,6 +16,8 @@ import (
 	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/pidfd"
 )
 
 // Files in a machine's state directory.
@@ -122,17 +124,17 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		}
 		err = explain(err, spec.StateDir)
 		p.end(context.WithoutCancel(ctx))
-		err = errors.Join(err, g.destroy(context.WithoutCancel(ctx)))
+		err = errors.Join(err, g.Destroy(context.WithoutCancel(ctx)))
 		for _, f := range []string{socketFile, fatalFile, debugFile, bootFile} {
 			_ = os.Remove(filepath.Join(spec.StateDir, f))
 		}
 		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
 	}()
-	err = g.set(r.cgroup.settings(limits{
-		cpus:   int64(max(spec.Resources.CPUs, bootCPUs)),
-		memory: int64(spec.Resources.MemoryMiB+memoryOverhead) << 20,
-		pids:   int64(spec.Resources.MaxPIDs),
-	}))
+	err = g.Limit(cgroup.Limits{
+		CPUs:   int64(max(spec.Resources.CPUs, bootCPUs)),
+		Memory: int64(spec.Resources.MemoryMiB+memoryOverhead) << 20,
+		PIDs:   int64(spec.Resources.MaxPIDs),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
 	}
@@ -150,7 +152,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
 	r.trace("3-orders")
-	goOn := proc.killOnEnd(ctx)
+	goOn := proc.KillOnEnd(ctx)
 	if err := l.handshake(); err != nil {
 		goOn()
 		return nil, fmt.Errorf("boot machine %s: %w", spec.ID, err)
@@ -158,11 +160,11 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if !goOn() {
 		return nil, context.Cause(ctx)
 	}
-	if err := g.limitCPUs(spec.Resources.CPUs); err != nil {
+	if err := g.LimitCPUs(spec.Resources.CPUs); err != nil {
 		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
 	}
 	return newMachine(r, spec.ID, proc, g, state{
-		BootID: r.bootID, PID: proc.pid, Start: proc.start,
+		BootID: r.bootID, PID: proc.PID, Start: proc.Start,
 		Dir: spec.StateDir, Guest: spec.Slot.Guest.Addr(),
 	}), nil
 }
@@ -181,7 +183,7 @@ type launch struct {
 	r    *Runtime
 	spec nacre.MachineSpec
 	snap *snapshot // to restore; nil for a new guest
-	proc *process
+	proc *pidfd.Process
 
 	orders orders
 	own    []*os.File // closed at the end
@@ -235,8 +237,8 @@ func (l *launch) prepare() error {
 	o.add("boot", "--bundle=/", "--apply-caps",
 		"--gofer-mount-confs="+mountConf(s.Root),
 		"--cpu-num="+strconv.Itoa(s.Resources.CPUs),
-		"--cpu-quota="+strconv.Itoa(s.Resources.CPUs*cpuPeriod),
-		"--cpu-period="+strconv.Itoa(cpuPeriod),
+		"--cpu-quota="+strconv.Itoa(s.Resources.CPUs*cgroup.CPUPeriod),
+		"--cpu-period="+strconv.Itoa(cgroup.CPUPeriod),
 		"--total-memory="+strconv.Itoa(s.Resources.MemoryMiB<<20),
 		"--total-host-memory="+strconv.FormatUint(l.r.memory, 10),
 	)

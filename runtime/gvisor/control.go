@@ -3,6 +3,8 @@ package gvisor
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/urpc"
@@ -20,7 +22,7 @@ func (l *launch) handshake() error {
 		return fmt.Errorf("the sandbox ended while it booted: %w", err)
 	}
 	l.r.trace("4-boot")
-	if err := l.proc.dieFirst(); err != nil {
+	if err := dieFirst(l.proc.PID); err != nil {
 		return err
 	}
 	c, err := dialControl(l.spec.StateDir)
@@ -84,4 +86,12 @@ func call(c *urpc.Client, method string, arg, result any) error {
 	}
 	var remote urpc.RemoteError
 	return callError{err, errors.As(err, &remote)}
+}
+
+// dieFirst makes the kernel end this process and not one of its children when memory
+// runs out: a guest's memory is mapped by all of them, and with the first one all
+// end. Version 2 of cgroups can be told to end a group as a whole, version 1 cannot.
+// It must be called when gVisor has its first child, which the others come from.
+func dieFirst(pid int) error {
+	return os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte("1000"), 0)
 }

@@ -27,10 +27,12 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/flag"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
 )
 
 // Config of a driver. The zero value works.
@@ -63,7 +65,7 @@ type Config struct {
 type Runtime struct {
 	cfg     Config
 	program *os.File
-	cgroup  *hierarchy
+	cgroup  *cgroup.Hierarchy
 	conf    *config.Config
 	flags   []string                 // conf as the sandbox's global flags
 	filter  func() (*os.File, error) // the sandboxes' seccomp program, as JSON in memory
@@ -115,13 +117,13 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	redirectLog(cfg.Log)
 	r := &Runtime{cfg: cfg, program: program, trace: func(string) {}, boots: semaphore.NewWeighted(int64(cfg.Boots)), machines: map[nacre.MachineID]*machine{}}
-	if r.cgroup, err = findHierarchy("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
+	if r.cgroup, err = cgroup.Find("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
 		return nil, err
 	}
-	if err = r.cgroup.prepare(); err != nil {
+	if err = r.cgroup.Prepare(); err != nil {
 		return nil, err
 	}
-	if r.cgroup.v2() { // where a group cannot be given its machine's name
+	if r.cgroup.V2() { // where a group cannot be given its machine's name
 		r.cfg.Ahead = -1
 	}
 	if r.conf, err = sandboxConfig(cfg.Debug); err != nil {
@@ -142,6 +144,15 @@ func New(cfg Config) (*Runtime, error) {
 	r.filter = sync.OnceValues(r.makeFilter)
 	r.work.Go(func() { _, _ = r.filter() }) // before the first start asks
 	return r, nil
+}
+
+// hostMemory returns the host's memory in bytes.
+func hostMemory() (uint64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, os.NewSyscallError("sysinfo", err)
+	}
+	return info.Totalram * uint64(info.Unit), nil
 }
 
 // makeFilter compiles the sandboxes' seccomp program. Without one each sandbox
@@ -195,7 +206,7 @@ func (r *Runtime) Close() error {
 	r.closed = true
 	for _, m := range r.machines {
 		if m != nil {
-			m.proc.close()
+			m.proc.Close()
 		}
 	}
 	r.mu.Unlock()
@@ -239,7 +250,7 @@ func (r *Runtime) adopt(id nacre.MachineID, m *machine) {
 	}
 	r.machines[id] = m
 	if r.closed {
-		m.proc.close()
+		m.proc.Close()
 	}
 	r.work.Go(func() {
 		m.watch()
@@ -262,7 +273,7 @@ func (r *Runtime) known(id nacre.MachineID) bool {
 // mounts nothing outside of its own mount namespace, so there is nothing else but
 // the old agents' file systems.
 func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) error {
-	names, err := r.cgroup.list()
+	names, err := r.cgroup.List()
 	if err != nil {
 		return err
 	}
@@ -271,7 +282,7 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 	for _, name := range names {
 		if strings.HasPrefix(name, aheadPrefix) && !r.ownAhead(name) {
 			// An earlier process's: the sandbox ended with it.
-			if err := r.cgroup.group(name).destroy(ctx); err != nil && first == nil {
+			if err := r.cgroup.Group(name).Destroy(ctx); err != nil && first == nil {
 				first = err
 			}
 			continue
@@ -282,7 +293,7 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 			continue
 		}
 		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)
-		if err := r.cgroup.group(name).destroy(ctx); err != nil && first == nil {
+		if err := r.cgroup.Group(name).Destroy(ctx); err != nil && first == nil {
 			first = fmt.Errorf("clearing machine %s: %w", id, err)
 		}
 	}

@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/pidfd"
 	"github.com/nacrehq/nacre/nacretest"
 )
 
@@ -52,7 +55,7 @@ func stopLater(t testing.TB, m nacre.Machine, spec nacre.MachineSpec) {
 func TestConfined(t *testing.T) {
 	m := start(t, newRuntime(t), newSpec(t))
 	nacretest.DialGuest(t, m)
-	proc := "/proc/" + strconv.Itoa(m.proc.pid)
+	proc := "/proc/" + strconv.Itoa(m.proc.PID)
 	status, err := os.ReadFile(proc + "/status")
 	check(t, err)
 	for _, want := range []string{
@@ -95,8 +98,10 @@ func TestConfined(t *testing.T) {
 			t.Errorf("the sandbox holds %s open", target)
 		}
 	}
-	if pgid := field("/proc/"+strconv.Itoa(m.proc.pid), "status", "NSsid:"); pgid == int64(os.Getpid()) {
-		t.Error("the sandbox is in the daemon's session")
+	theirs, err := unix.Getsid(m.proc.PID)
+	check(t, err)
+	if ours, err := unix.Getsid(0); err != nil || theirs == ours {
+		t.Errorf("the sandbox is in session %d, the daemon in %d (%v)", theirs, ours, err)
 	}
 }
 
@@ -106,7 +111,7 @@ func TestConfined(t *testing.T) {
 func TestStartedTogetherShareNothing(t *testing.T) {
 	r := newRuntime(t)
 	sockets := func(m *machine) (n int) {
-		dir := "/proc/" + strconv.Itoa(m.proc.pid) + "/fd"
+		dir := "/proc/" + strconv.Itoa(m.proc.PID) + "/fd"
 		fds, err := os.ReadDir(dir)
 		check(t, err)
 		for _, fd := range fds {
@@ -243,7 +248,7 @@ func TestFault05_SandboxKilled(t *testing.T) {
 	m := start(t, newRuntime(t), newSpec(t))
 	g := nacretest.DialGuest(t, m)
 	begin := time.Now()
-	p, err := os.FindProcess(m.proc.pid)
+	p, err := os.FindProcess(m.proc.PID)
 	check(t, err)
 	check(t, p.Kill())
 	e, err := m.Wait(t.Context())
@@ -271,7 +276,7 @@ func TestStartCalledOffAfterTheBoot(t *testing.T) {
 			return
 		}
 		cancel()
-		for dir := r.cgroup.group(string(spec.ID)).dir("pids"); len(procs(dir)) > 0; {
+		for g := r.cgroup.Group(string(spec.ID)); len(g.PIDs()) > 0; {
 			time.Sleep(time.Millisecond)
 		}
 	}
@@ -288,7 +293,7 @@ func TestStartCalledOffAfterTheBoot(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the start hangs")
 	}
-	if r.cgroup.group(string(spec.ID)).exists() {
+	if r.cgroup.Group(string(spec.ID)).Exists() {
 		t.Error("its cgroup is left")
 	}
 }
@@ -298,7 +303,7 @@ func TestFault10_PIDReuse(t *testing.T) {
 	other := exec.Command("sleep", "60")
 	check(t, other.Start())
 	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
-	started, err := startTime(other.Process.Pid)
+	started, err := pidfd.StartTime(other.Process.Pid)
 	check(t, err)
 	boot := newRuntime(t).bootID
 	for name, st := range map[string]state{
@@ -318,7 +323,7 @@ func TestFault10_PIDReuse(t *testing.T) {
 				t.Errorf("%+v", e)
 			}
 			check(t, m.Stop(t.Context()))
-			if _, err := startTime(other.Process.Pid); err != nil {
+			if _, err := pidfd.StartTime(other.Process.Pid); err != nil {
 				t.Fatal("a foreign process was killed")
 			}
 		})
@@ -366,7 +371,7 @@ func TestFault16_CPUSpin(t *testing.T) {
 func TestTornExit(t *testing.T) {
 	r := newRuntime(t)
 	for _, content := range []string{"", "{", `{"Machine":"mother"}`} {
-		m := newMachine(r, nacre.NewMachineID(), nil, r.cgroup.group("none"), state{BootID: r.bootID, Dir: t.TempDir()})
+		m := newMachine(r, nacre.NewMachineID(), nil, r.cgroup.Group("none"), state{BootID: r.bootID, Dir: t.TempDir()})
 		check(t, os.WriteFile(filepath.Join(m.st.Dir, exitFile), []byte(content), 0o600))
 		if e := m.decide(0, false); e.Machine != m.id || e.Reason != nacre.EndCrash {
 			t.Errorf("%q: %+v", content, e)

@@ -23,6 +23,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
 )
 
 // daemonEnv makes this test binary a daemon that starts the machines given on
@@ -75,11 +76,11 @@ func run(m *testing.M) int {
 	if err == nil {
 		err = errors.Join(r.Sweep(context.Background(), func(nacre.MachineID) bool { return true }), r.Close())
 	}
-	h, herr := findHierarchy("/proc/self/mountinfo", host.parent)
+	h, herr := cgroup.Find("/proc/self/mountinfo", host.parent)
 	if err = errors.Join(err, herr); err != nil {
 		panic(err)
 	}
-	for _, d := range h.dirs("") {
+	for _, d := range h.Dirs("") {
 		if err := os.Remove(d); err != nil && !os.IsNotExist(err) {
 			fmt.Println("left behind:", err)
 			code = 1
@@ -323,11 +324,11 @@ func newDaemon(t testing.TB, binary string) (do errands, kill func()) {
 // leftovers names what the host still holds of a machine.
 func leftovers(spec nacre.MachineSpec) []string {
 	var out []string
-	h, err := findHierarchy("/proc/self/mountinfo", host.parent)
+	h, err := cgroup.Find("/proc/self/mountinfo", host.parent)
 	if err != nil {
 		return []string{err.Error()}
 	}
-	for _, d := range h.dirs(string(spec.ID)) {
+	for _, d := range h.Dirs(string(spec.ID)) {
 		if _, err := os.Stat(d); err == nil {
 			out = append(out, d)
 		}

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/pidfd"
 )
 
 // state is a handle's content.
@@ -31,8 +33,8 @@ type state struct {
 type machine struct {
 	r     *Runtime
 	id    nacre.MachineID
-	proc  *process // nil: it had ended before it was recovered
-	group *group
+	proc  *pidfd.Process // nil: it had ended before it was recovered
+	group *cgroup.Group
 	st    state
 
 	over chan struct{} // closed when exit is set and nothing is left
@@ -74,7 +76,7 @@ func (m *machine) hangUp() {
 	}
 }
 
-func newMachine(r *Runtime, id nacre.MachineID, p *process, g *group, st state) *machine {
+func newMachine(r *Runtime, id nacre.MachineID, p *pidfd.Process, g *cgroup.Group, st state) *machine {
 	return &machine{r: r, id: id, proc: p, group: g, st: st, over: make(chan struct{}), conns: map[*conn]struct{}{}}
 }
 
@@ -95,15 +97,15 @@ func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, e
 	if err := r.claim(h.Machine); err != nil {
 		return nil, err
 	}
-	var p *process
+	var p *pidfd.Process
 	if st.BootID == r.bootID {
 		var err error
-		if p, err = findProcess(st.PID, st.Start); err != nil {
+		if p, err = pidfd.Find(st.PID, st.Start); err != nil {
 			r.adopt(h.Machine, nil)
 			return nil, err
 		}
 	}
-	m = newMachine(r, h.Machine, p, r.cgroup.group(string(h.Machine)), st)
+	m = newMachine(r, h.Machine, p, r.cgroup.Group(string(h.Machine)), st)
 	if p == nil {
 		left := m.end(ctx, 0, false)
 		r.adopt(h.Machine, nil)
@@ -118,7 +120,7 @@ func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, e
 
 // watch waits for the end and clears up.
 func (m *machine) watch() {
-	status, known, err := m.proc.wait()
+	status, known, err := m.proc.Wait()
 	if err != nil {
 		m.lost = true
 		close(m.over)
@@ -128,13 +130,13 @@ func (m *machine) watch() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	_ = m.end(ctx, status, known) // Stop tries again
-	m.proc.close()
+	m.proc.Close()
 }
 
 // end decides why the machine ended and removes what is left of it.
 func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) error {
 	m.exit = m.decide(status, known)
-	left := m.group.destroy(ctx)
+	left := m.group.Destroy(ctx)
 	m.mu.Lock()
 	m.left = left
 	m.mu.Unlock()
@@ -177,11 +179,11 @@ func (m *machine) reason(status unix.WaitStatus, known bool) (nacre.EndReason, s
 		return nacre.EndKilled, "The machine was stopped."
 	case known && status.Exited() && !has(fatalFile):
 		return nacre.EndCrash, fmt.Sprintf("The machine's first process exited with status %d.", status.ExitStatus())
-	case m.group.oomKilled():
+	case m.group.OOMKilled():
 		return nacre.EndOOM, "The sandbox used more memory than its limit."
 	case m.st.BootID != m.r.bootID:
 		return nacre.EndCrash, "The host was restarted."
-	case has(fatalFile) && m.group.pidsExceeded():
+	case has(fatalFile) && m.group.PIDsExceeded():
 		return nacre.EndCrash, "The sandbox reached its limit of host tasks."
 	case has(fatalFile):
 		return nacre.EndCrash, "The sandbox's kernel failed; the node's log has the cause."
@@ -208,7 +210,7 @@ func (m *machine) gone() error {
 	select {
 	case <-m.over:
 		if m.lost {
-			return nacre.Wrap(nacre.CodeUnavailable, errClosed, "the node is shutting down; try again")
+			return nacre.Wrap(nacre.CodeUnavailable, pidfd.ErrClosed, "the node is shutting down; try again")
 		}
 		return nacre.Errorf(nacre.CodeNotFound, "machine %s has ended", m.id)
 	default:
@@ -266,7 +268,7 @@ func (m *machine) Stop(ctx context.Context) error {
 		if f, err := os.OpenFile(filepath.Join(m.st.Dir, stopFile), os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
 			f.Close()
 		}
-		m.proc.kill()
+		m.proc.Kill()
 	}
 	select {
 	case <-m.over:
@@ -279,7 +281,7 @@ func (m *machine) Stop(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.left != nil {
-		m.left = m.group.destroy(ctx)
+		m.left = m.group.Destroy(ctx)
 	}
 	return m.left
 }
@@ -302,7 +304,7 @@ func (m *machine) Usage(context.Context) (nacre.Usage, error) {
 	if err := m.gone(); err != nil {
 		return nacre.Usage{}, err
 	}
-	u, err := m.group.usage()
+	u, err := m.group.Usage()
 	if err != nil {
 		if gone := m.gone(); gone != nil {
 			return nacre.Usage{}, gone

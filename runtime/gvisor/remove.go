@@ -10,7 +10,7 @@ import (
 // machine has ended. The driver must not be used afterwards. A repeat is no error.
 func (r *Runtime) RemoveParent() error {
 	var errs []error
-	for _, d := range r.cgroup.dirs("") {
+	for _, d := range r.cgroup.Dirs("") {
 		if err := unix.Rmdir(d); err != nil && err != unix.ENOENT {
 			errs = append(errs, err)
 		}

@@ -1,10 +1,11 @@
-package gvisor
+package cgroup
 
 import (
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -35,7 +36,7 @@ func TestFindHierarchy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := filepath.Join(t.TempDir(), "mountinfo")
 			check(t, os.WriteFile(f, []byte(c.mountinfo), 0o600))
-			h, err := findHierarchy(f, "/p/")
+			h, err := Find(f, "/p/")
 			if c.dirs == nil {
 				if !nacre.IsCode(err, nacre.CodeUnavailable) {
 					t.Errorf("error %v, want unavailable", err)
@@ -43,7 +44,7 @@ func TestFindHierarchy(t *testing.T) {
 				return
 			}
 			check(t, err)
-			if got := h.dirs("m"); !reflect.DeepEqual(got, c.dirs) {
+			if got := h.Dirs("m"); !reflect.DeepEqual(got, c.dirs) {
 				t.Errorf("groups in %v, want %v", got, c.dirs)
 			}
 		})
@@ -51,16 +52,16 @@ func TestFindHierarchy(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	get := func(h *hierarchy, l limits) map[string]string {
+	get := func(h *Hierarchy, l Limits) map[string]string {
 		out := map[string]string{}
 		for _, s := range h.settings(l) {
 			out[s.file] = s.value
 		}
 		return out
 	}
-	l := limits{cpus: 2, memory: 512 << 20, pids: 300}
-	v1 := get(&hierarchy{roots: map[string]string{}}, l)
-	v2 := get(&hierarchy{root: "/"}, l)
+	l := Limits{CPUs: 2, Memory: 512 << 20, PIDs: 300}
+	v1 := get(&Hierarchy{roots: map[string]string{}}, l)
+	v2 := get(&Hierarchy{root: "/"}, l)
 	for file, want := range map[string]string{
 		"cpu.cfs_quota_us": "200000", "cpu.cfs_period_us": "100000", "cpu.shares": "2048",
 		"memory.limit_in_bytes": "536870912", "memory.memsw.limit_in_bytes": "536870912", "pids.max": "300",
@@ -77,16 +78,16 @@ func TestLimits(t *testing.T) {
 			t.Errorf("version 2: %s is %q, want %q", file, v2[file], want)
 		}
 	}
-	if w := get(&hierarchy{root: "/"}, limits{cpus: 1000})["cpu.weight"]; w != "10000" {
+	if w := get(&Hierarchy{root: "/"}, Limits{CPUs: 1000})["cpu.weight"]; w != "10000" {
 		t.Errorf("cpu.weight %s is out of its range", w)
 	}
 }
 
 // TestAccounts reads accounts as version 2 writes them.
 func TestAccounts(t *testing.T) {
-	h := &hierarchy{root: t.TempDir(), parent: "p"}
-	g := h.group("m")
-	dir := g.dir("")
+	h := &Hierarchy{root: t.TempDir(), parent: "p"}
+	g := h.Group("m")
+	dir := g.Dir("")
 	check(t, os.MkdirAll(dir, 0o755))
 	for file, content := range map[string]string{
 		"cpu.stat":       "usage_usec 1500\nuser_usec 1000\n",
@@ -98,15 +99,15 @@ func TestAccounts(t *testing.T) {
 	} {
 		check(t, os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644))
 	}
-	u, err := g.usage()
+	u, err := g.Usage()
 	check(t, err)
 	if u.CPUTime.Microseconds() != 1500 || u.MemoryBytes != 700000 || u.PIDs != 12 {
 		t.Errorf("usage %+v", u)
 	}
-	if !g.oomKilled() || !g.pidsExceeded() {
+	if !g.OOMKilled() || !g.PIDsExceeded() {
 		t.Error("the events are not seen")
 	}
-	if none := h.group("none"); none.oomKilled() || none.pidsExceeded() || none.exists() {
+	if none := h.Group("none"); none.OOMKilled() || none.PIDsExceeded() || none.Exists() {
 		t.Error("a group that is not there tells of events")
 	}
 }
@@ -125,25 +126,32 @@ func TestVersion2(t *testing.T) {
 	if os.Getuid() != 0 || root == "" {
 		t.Skip("needs root and a cgroup2 mount")
 	}
-	h := &hierarchy{root: root, parent: host.parent}
-	g := h.group(string(nacre.NewMachineID()))
-	check(t, os.MkdirAll(g.dir(""), 0o755))
-	defer os.Remove(filepath.Join(root, host.parent))
-	fd, err := os.Open(g.dir(""))
+	h := &Hierarchy{root: root, parent: "nacre-test-" + strconv.Itoa(os.Getpid())}
+	g := h.Group("m")
+	check(t, os.MkdirAll(g.Dir(""), 0o755))
+	defer os.Remove(filepath.Join(root, h.parent))
+	fd, err := os.Open(g.Dir(""))
 	check(t, err)
 	defer fd.Close()
 	c := exec.Command("sh", "-c", "sleep 60 & sleep 60")
 	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd())}
 	check(t, c.Start())
-	if n := procs(g.dir("")); len(n) == 0 {
+	if n := procs(g.Dir("")); len(n) == 0 {
 		t.Error("the process is not in the group")
 	}
 	done := make(chan struct{})
 	go func() { _ = c.Wait(); close(done) }()
-	check(t, g.destroy(t.Context()))
+	check(t, g.Destroy(t.Context()))
 	<-done
-	check(t, g.destroy(t.Context()))
-	if g.exists() {
+	check(t, g.Destroy(t.Context()))
+	if g.Exists() {
 		t.Error("the group is left")
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
