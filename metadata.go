@@ -1,6 +1,9 @@
 package nacre
 
-import "strings"
+import (
+	"maps"
+	"strings"
+)
 
 // ReservedMetadata begins the keys of metadata that belong to a dialect: it keeps
 // there what the domain does not know, finds sandboxes by it, and neither shows such
@@ -19,6 +22,22 @@ const (
 // LabelRequest names the request that made a sandbox, for one that happens once:
 // whoever runs it again after a crash finds the sandbox by it.
 const LabelRequest = ReservedMetadata + "request"
+
+// LabelRuntime is the one reserved key that a user may give, at a create: clients that
+// have no field for it ask for a runtime by it. It is no part of the metadata.
+const LabelRuntime = ReservedMetadata + "runtime"
+
+// TakeRuntime returns the runtime that a create's metadata asks for, and the metadata
+// without that.
+func TakeRuntime(m map[string]string) (RuntimeName, map[string]string) {
+	name, ok := m[LabelRuntime]
+	if !ok {
+		return "", m
+	}
+	m = maps.Clone(m)
+	delete(m, LabelRuntime)
+	return RuntimeName(name), m
+}
 
 // UserMetadata returns metadata without what is reserved.
 func UserMetadata(m map[string]string) map[string]string {

@@ -57,13 +57,14 @@ type StartSpec struct {
 	Sandbox    SandboxID
 	Team       TeamID
 	Build      BuildID
+	Runtime    RuntimeName // "" is the snapshot's, else the node's default
 	Resources  Resources
 	Env        map[string]string
 	Network    NetworkPolicy
 	Secure     bool
 	TokenEpoch int
-	// Snapshot is restored instead of booting the build; its Build and Resources must
-	// be these. "" boots. One that is not here is CodeNotFound, one that cannot be
+	// Snapshot is restored instead of booting the build; its Build, Runtime and
+	// Resources must be these. "" boots. One that is not here is CodeNotFound, one that cannot be
 	// restored here CodeUnsupported, a damaged one CodeConflict.
 	Snapshot SnapshotID
 }
@@ -78,6 +79,7 @@ type SnapshotSpec struct {
 // Started is what became of a Start.
 type Started struct {
 	Machine  MachineID
+	Runtime  RuntimeName // that it is of
 	BootPath BootPath
 	BootTime time.Duration
 }
@@ -101,9 +103,8 @@ type Capacity struct {
 	MemoryPromised          int64
 	MemoryPromises          int64 // what may be promised; 0 where nobody says
 	DiskTotal, DiskFree     int64
-	// RestoreKey is what a snapshot must be bound to, to be restored here; "" where
-	// there are none.
-	RestoreKey string
+	// Runtime tells what machines are made of here.
+	Runtime Capabilities
 }
 
 // Traffic is the node's data plane: how the edge reaches guests. It answers from

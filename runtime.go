@@ -4,25 +4,106 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"strings"
 	"time"
 )
 
+// RuntimeName names a driver, in flags, handles and records. "" is the one that a
+// host makes machines of when nobody asks for another.
+type RuntimeName string
+
+// The drivers that there are.
+const (
+	RuntimeGVisor      RuntimeName = "gvisor"
+	RuntimeFirecracker RuntimeName = "firecracker"
+)
+
+// RuntimeOf returns the driver that a RestoreKey belongs to, "" for "".
+func RuntimeOf(restoreKey string) RuntimeName {
+	name, _, _ := strings.Cut(restoreKey, "/")
+	return RuntimeName(name)
+}
+
 // Capabilities are what a driver can do, as plain data: nobody compares names.
 type Capabilities struct {
-	Isolation    string // for people: "gVisor (systrap)", "Firecracker microVM"
-	MemoryInKiB  int    // what an idle machine costs the host, roughly
+	Runtime      RuntimeName // the driver's name
+	Isolation    string      // for people: "gVisor (systrap)", "Firecracker microVM"
+	MemoryInKiB  int         // what an idle machine costs the host, roughly
 	ResizableRAM bool
 	// Snapshots tells whether Machine.Snapshot, Machine.Resume and Runtime.Restore
 	// work; where it is false they return CodeUnsupported.
 	Snapshots bool
-	// RestoreKey names what a snapshot is bound to: the driver, its version and the
-	// processor. A snapshot is restored only where it equals SnapshotInfo.RestoreKey.
+	// RestoreKey names what a snapshot is bound to: "driver/version/processor". A
+	// snapshot is restored only where it equals SnapshotInfo.RestoreKey.
 	RestoreKey string
+	// Kept is true of a driver that makes no machines here: it runs those that an
+	// earlier process made.
+	Kept bool
+	// Others are those of the further drivers, of a Runtime that has several.
+	Others []Capabilities
+}
+
+// Of returns what the driver can do, which may be Kept; "" is the default one.
+func (c Capabilities) Of(name RuntimeName) (Capabilities, bool) {
+	others := c.Others
+	if c.Others = nil; name == "" || c.Runtime == name {
+		return c, true
+	}
+	for _, d := range others {
+		if d.Runtime == name {
+			return d, true
+		}
+	}
+	return Capabilities{}, false
+}
+
+// Offers is Of for a driver that makes machines. Another is CodeUnsupported, of the
+// field Runtime, and the error says which ones do.
+func (c Capabilities) Offers(name RuntimeName) (Capabilities, error) {
+	d, ok := c.Of(name)
+	if ok && !d.Kept {
+		return d, nil
+	}
+	err := Errorf(CodeUnsupported, "the runtime %.40q is not offered here; this host offers %s", name, c.offered())
+	if ok {
+		err = Errorf(CodeUnsupported, "the runtime %s makes no new machines here, it only runs those that there are; this host offers %s", name, c.offered())
+	}
+	err.Field = "Runtime"
+	return Capabilities{}, err
+}
+
+func (c Capabilities) offered() string {
+	var names []string
+	for _, d := range append([]Capabilities{c}, c.Others...) {
+		if !d.Kept {
+			names = append(names, string(d.Runtime))
+		}
+	}
+	return strings.Join(names, " and ")
+}
+
+// CanRestore returns nil when a snapshot of that RestoreKey can be restored, else a
+// CodeUnsupported that names what it is bound to and what there is.
+func (c Capabilities) CanRestore(id SnapshotID, key string) error {
+	d, err := c.Offers(RuntimeOf(key))
+	switch {
+	case err != nil:
+		return Errorf(CodeUnsupported, "snapshot %s cannot be restored here: it was taken on %s, and this host offers %s; restore it on a host like the one it was taken on",
+			id, key, c.offered())
+	case !d.Snapshots:
+		return Errorf(CodeUnsupported, "snapshot %s cannot be restored here: the runtime %s restores no snapshots on this host", id, d.Runtime)
+	case d.RestoreKey != key:
+		return Errorf(CodeUnsupported, "snapshot %s cannot be restored here: it was taken on %s, and this host is %s; restore it on a host like the one it was taken on",
+			id, key, d.RestoreKey)
+	}
+	return nil
 }
 
 // MachineSpec is everything a driver needs to boot a machine.
 type MachineSpec struct {
-	ID        MachineID
+	ID MachineID
+	// Runtime is the driver's name or "". Any other is CodeUnsupported.
+	Runtime   RuntimeName
 	Hostname  string
 	Root      RootFS
 	Slot      Slot
@@ -43,7 +124,7 @@ const AgentPort = 49983
 // but to its driver, kept on disk by the node.
 type Handle struct {
 	Machine MachineID
-	Runtime string
+	Runtime RuntimeName
 	State   json.RawMessage
 }
 
@@ -64,8 +145,10 @@ type Usage struct {
 
 // Runtime makes machines. All methods may run at once.
 type Runtime interface {
-	// Name is the driver's word in handles, flags and records: "gvisor".
-	Name() string
+	// Name is the driver's word in handles, flags and records; of a Runtime that has
+	// several drivers it is the default one's.
+	Name() RuntimeName
+	// Capabilities do not change. Their Runtime is Name.
 	Capabilities() Capabilities
 
 	// Start boots a machine and returns when its init process runs; whether the

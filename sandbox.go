@@ -22,7 +22,8 @@ type Sandbox struct {
 	Parent SandboxID // it was forked from this one, or from a snapshot of it
 
 	Node    NodeID
-	Machine MachineID // "" while there is none
+	Runtime RuntimeName // what its machines are of; "" in records of servers that had one
+	Machine MachineID   // "" while there is none
 
 	State     State
 	EndReason EndReason // set when State is StateEnded (and while stopping)

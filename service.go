@@ -50,6 +50,7 @@ type CreateRequest struct {
 	// when it is paused at its deadline. Not both.
 	AutoResume bool
 	FilesOnly  bool
+	Runtime    RuntimeName // "" means the snapshot's, the template's, or the host's default
 	Resources  Resources
 	Metadata   map[string]string
 	Env        map[string]string

@@ -31,7 +31,8 @@ type Snapshot struct {
 	Sandbox   SandboxID // it was taken of
 	Node      NodeID    // where its files are
 	FilesOnly bool      // a sandbox made from it boots, with the files of this one
-	// RestoreKey is what the memory is bound to, see Capabilities.
+	// RestoreKey is what it is bound to, see Capabilities; RuntimeOf it is what the
+	// sandbox ran on.
 	RestoreKey string
 
 	Template   string

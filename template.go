@@ -13,6 +13,7 @@ type Template struct {
 	Public    bool
 	Build     BuildID // the current one; "" while none is ready
 	Resources Resources
+	Runtime   RuntimeName // what its sandboxes run on where the create does not say; "" for any
 	// Start and Ready end a recipe: Start is run by the shell in a booted sandbox,
 	// and when Ready exits with 0 its state is kept as Warm, which creates go on
 	// from. "" for none.

@@ -110,8 +110,8 @@ func (s *Service) mayStart(ctx context.Context, n nacre.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	if c.RestoreKey != n.RestoreKey {
-		return nacre.Errorf(nacre.CodeUnsupported, "snapshot %s cannot be restored here: it was taken on %s, and this host is %s", n.ID, named(n.RestoreKey), named(c.RestoreKey))
+	if err := c.Runtime.CanRestore(n.ID, n.RestoreKey); err != nil {
+		return err
 	}
 	list, err := node.Snapshots(ctx)
 	if err != nil {
@@ -123,13 +123,6 @@ func (s *Service) mayStart(ctx context.Context, n nacre.Snapshot) error {
 		}
 	}
 	return nacre.Errorf(nacre.CodeUnavailable, "the files of snapshot %s are not on its host", n.ID)
-}
-
-func named(key string) string {
-	if key == "" {
-		return "a host without snapshots"
-	}
-	return key
 }
 
 // used keeps the moment that a snapshot was gone on from last.

@@ -198,8 +198,14 @@ func (d *FakeDaemon) op(name string, id nacre.MachineID) error {
 	return d.host.call(name, id)
 }
 
-// Runtime returns the host's driver.
-func (d *FakeDaemon) Runtime() nacre.Runtime { return fakeRuntime{d} }
+// Runtime returns the host's driver, "fake".
+func (d *FakeDaemon) Runtime() nacre.Runtime {
+	return d.Driver(nacre.Capabilities{Runtime: "fake", Isolation: "none (fake)", Snapshots: true, RestoreKey: fakeRestoreKey})
+}
+
+// Driver returns a driver that is what can says. The machines of drivers of other
+// names are none of its own.
+func (d *FakeDaemon) Driver(can nacre.Capabilities) nacre.Runtime { return fakeRuntime{d, can} }
 
 // Network returns the host's slots.
 func (d *FakeDaemon) Network() nacre.Network { return fakeNetwork{d} }
@@ -207,12 +213,13 @@ func (d *FakeDaemon) Network() nacre.Network { return fakeNetwork{d} }
 // Images returns the host's root file systems.
 func (d *FakeDaemon) Images() nacre.ImageStore { return fakeImages{d} }
 
-type fakeRuntime struct{ d *FakeDaemon }
-
-func (fakeRuntime) Name() string { return "fake" }
-func (fakeRuntime) Capabilities() nacre.Capabilities {
-	return nacre.Capabilities{Isolation: "none (fake)", MemoryInKiB: 0, Snapshots: true, RestoreKey: fakeRestoreKey}
+type fakeRuntime struct {
+	d   *FakeDaemon
+	can nacre.Capabilities
 }
+
+func (r fakeRuntime) Name() nacre.RuntimeName          { return r.can.Runtime }
+func (r fakeRuntime) Capabilities() nacre.Capabilities { return r.can }
 
 func (r fakeRuntime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Machine, error) {
 	if err := r.d.op("runtime.start", spec.ID); err != nil {
@@ -223,6 +230,9 @@ func (r fakeRuntime) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.M
 
 // boot makes a machine whose guest load fills.
 func (r fakeRuntime) boot(ctx context.Context, spec nacre.MachineSpec, load func(*FakeGuest)) (nacre.Machine, error) {
+	if spec.Runtime != "" && spec.Runtime != r.Name() {
+		return nil, nacre.Errorf(nacre.CodeUnsupported, "the runtime %q is not %s", spec.Runtime, r.Name())
+	}
 	h := r.d.host
 	if h.BootTime > 0 {
 		select {
@@ -239,17 +249,20 @@ func (r fakeRuntime) boot(ctx context.Context, spec nacre.MachineSpec, load func
 	if h.machines[spec.ID] != nil {
 		return nil, nacre.Errorf(nacre.CodeConflict, "machine %s exists", spec.ID)
 	}
-	m := &FakeMachine{Spec: spec, ended: make(chan struct{}), born: time.Now()}
+	m := &FakeMachine{Spec: spec, Runtime: r.Name(), ended: make(chan struct{}), born: time.Now()}
 	m.Guest = newFakeGuest(m)
 	load(m.Guest)
 	h.machines[spec.ID] = m
 	if err := r.d.Step(); err != nil {
 		return nil, err
 	}
-	return fakeMachine{r.d, m}, nil
+	return fakeMachine{r.d, m, r.can}, nil
 }
 
 func (r fakeRuntime) Recover(_ context.Context, handle nacre.Handle) (nacre.Machine, error) {
+	if handle.Runtime != r.Name() {
+		return nil, nacre.Errorf(nacre.CodeInvalid, "the handle of machine %s is not one of this runtime's", handle.Machine)
+	}
 	if err := r.d.op("runtime.recover", handle.Machine); err != nil {
 		return nil, err
 	}
@@ -260,7 +273,7 @@ func (r fakeRuntime) Recover(_ context.Context, handle nacre.Handle) (nacre.Mach
 	if m == nil {
 		return nil, nacre.Errorf(nacre.CodeNotFound, "machine %s is gone", handle.Machine)
 	}
-	return fakeMachine{r.d, m}, nil
+	return fakeMachine{r.d, m, r.can}, nil
 }
 
 func (r fakeRuntime) Sweep(_ context.Context, keep func(nacre.MachineID) bool) error {
@@ -271,7 +284,7 @@ func (r fakeRuntime) Sweep(_ context.Context, keep func(nacre.MachineID) bool) e
 		if keep(id) {
 			continue
 		}
-		if m := r.d.host.Machine(id); m != nil {
+		if m := r.d.host.Machine(id); m != nil && m.Runtime == r.Name() {
 			m.end(nacre.EndKilled, "swept")
 			r.d.host.forget(id)
 		}
@@ -301,8 +314,9 @@ func keys[V any](m map[nacre.MachineID]V) []nacre.MachineID {
 
 // FakeMachine is one machine of a FakeHost.
 type FakeMachine struct {
-	Spec  nacre.MachineSpec
-	Guest *FakeGuest
+	Spec    nacre.MachineSpec
+	Runtime nacre.RuntimeName // of the driver that made it
+	Guest   *FakeGuest
 
 	born  time.Time
 	ended chan struct{}
@@ -335,15 +349,16 @@ func (m *FakeMachine) hasEnded() bool {
 
 // fakeMachine is a daemon's view of a machine.
 type fakeMachine struct {
-	d *FakeDaemon
-	m *FakeMachine
+	d   *FakeDaemon
+	m   *FakeMachine
+	can nacre.Capabilities
 }
 
 func (v fakeMachine) ID() nacre.MachineID { return v.m.Spec.ID }
 
 func (v fakeMachine) Handle() nacre.Handle {
 	state, _ := json.Marshal(map[string]any{"born": v.m.born})
-	return nacre.Handle{Machine: v.m.Spec.ID, Runtime: "fake", State: state}
+	return nacre.Handle{Machine: v.m.Spec.ID, Runtime: v.m.Runtime, State: state}
 }
 
 func (v fakeMachine) Dial(_ context.Context, port int) (net.Conn, error) {

@@ -17,7 +17,7 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// fakeRestoreKey is what a FakeHost's snapshots are bound to.
+// fakeRestoreKey is what the snapshots of FakeDaemon.Runtime are bound to.
 const fakeRestoreKey = "fake/1"
 
 // A fake snapshot is two files: the guest and a manifest with its sum.
@@ -63,6 +63,9 @@ func (v fakeMachine) Snapshot(ctx context.Context, dir string, opt nacre.Snapsho
 	if v.m.hasEnded() {
 		return info, nacre.Errorf(nacre.CodeNotFound, "machine %s has ended", id)
 	}
+	if !v.can.Snapshots {
+		return info, nacre.Errorf(nacre.CodeUnsupported, "the runtime %s takes no snapshots", v.can.Runtime)
+	}
 	if err := v.m.hold(); err != nil {
 		return info, err
 	}
@@ -93,12 +96,12 @@ func (v fakeMachine) Snapshot(ctx context.Context, dir string, opt nacre.Snapsho
 	}
 	sum := sha256.Sum256(memory)
 	s := v.m.Spec
-	manifest, err := json.Marshal(fakeManifest{Key: fakeRestoreKey, Sum: hex.EncodeToString(sum[:]), Image: s.Root.Image,
+	manifest, err := json.Marshal(fakeManifest{Key: v.can.RestoreKey, Sum: hex.EncodeToString(sum[:]), Image: s.Root.Image,
 		CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, DiskMiB: s.Root.UpperMiB, FilesOnly: opt.FilesOnly})
 	if err != nil {
 		return info, err
 	}
-	info.RestoreKey, info.FilesOnly = fakeRestoreKey, opt.FilesOnly
+	info.RestoreKey, info.FilesOnly = v.can.RestoreKey, opt.FilesOnly
 	for _, f := range []struct {
 		name    string
 		content []byte
@@ -197,8 +200,8 @@ func (r fakeRuntime) openSnapshot(dir string) (man fakeManifest, mem fakeMemory,
 	if err := json.Unmarshal(b, &man); err != nil {
 		return man, mem, damaged(err)
 	}
-	if man.Key != fakeRestoreKey {
-		return man, mem, nacre.Errorf(nacre.CodeUnsupported, "the snapshot is bound to %s, this node is %s", man.Key, fakeRestoreKey)
+	if man.Key != r.can.RestoreKey {
+		return man, mem, nacre.Errorf(nacre.CodeUnsupported, "the snapshot is bound to %s, this node is %s", man.Key, r.can.RestoreKey)
 	}
 	memory, err := os.ReadFile(filepath.Join(dir, fakeMemoryFile))
 	if err != nil {

@@ -32,6 +32,7 @@ type RuntimeHost struct {
 // TestRuntime is the contract of nacre.Runtime and nacre.Machine.
 func TestRuntime(t *testing.T, host RuntimeHost) {
 	cases := []runtimeCase{
+		{"Names", testNames},
 		{"Boot", testBoot},
 		{"Dial", testDial},
 		{"Stop", testStop},
@@ -116,6 +117,24 @@ func wantCode(t *testing.T, what string, err error, code nacre.Code) {
 	if !nacre.IsCode(err, code) {
 		t.Errorf("%s: %v, want %s", what, err, code)
 	}
+}
+
+// testNames: a machine is only ever made of what was asked for.
+func testNames(t *testing.T, h RuntimeHost) {
+	r := h.runtime(t)
+	c := r.Capabilities()
+	if c.Runtime == "" || c.Runtime != r.Name() || c.Kept || c.Snapshots && nacre.RuntimeOf(c.RestoreKey) != c.Runtime {
+		t.Errorf("%q has %+v", r.Name(), c)
+	}
+	s := h.Spec(t)
+	s.Runtime = "another"
+	_, err := r.Start(t.Context(), s)
+	wantCode(t, "Start of another runtime's machine", err, nacre.CodeUnsupported)
+	_, err = r.Restore(t.Context(), s, t.TempDir())
+	wantCode(t, "Restore of another runtime's machine", err, nacre.CodeUnsupported)
+	h.nothing(t, s)
+	s.Runtime = r.Name()
+	DialGuest(t, h.boot(t, r, s)).Do("ping")
 }
 
 func testBoot(t *testing.T, h RuntimeHost) {

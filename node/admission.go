@@ -299,6 +299,6 @@ func (n *Node) Capacity(context.Context) (nacre.Capacity, error) {
 		MemoryTotal: g.stats.MemoryTotal, MemoryFree: g.stats.MemoryAvailable, MemoryPromised: g.promised,
 		DiskTotal: g.stats.DiskTotal, DiskFree: g.stats.DiskFree,
 		MemoryPromises: int64(float64(g.stats.MemoryTotal) * g.cfg.Overcommit),
-		RestoreKey:     n.cfg.Runtime.Capabilities().RestoreKey,
+		Runtime:        n.cfg.Runtime.Capabilities(),
 	}, nil
 }

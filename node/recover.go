@@ -23,6 +23,9 @@ func (n *Node) Recover(ctx context.Context) error {
 	for _, b := range bad {
 		n.log.Error("a machine's handle cannot be read and was set aside; its machine is swept", "handle", b)
 	}
+	if err := n.mayRecover(files); err != nil {
+		return err
+	}
 	paused, err := n.recoverSnapshots(ctx)
 	if err != nil {
 		return err
@@ -67,7 +70,10 @@ func (n *Node) Recover(ctx context.Context) error {
 func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 	u := n.newUnit(f.Handle.Machine, f.Shape)
 	u.slot, u.policy, u.started = f.Slot, f.Policy, f.Started
-	u.anew, u.from = false, f.From
+	u.anew, u.from, u.runtime = false, f.From, f.Handle.Runtime
+	if u.shape.Runtime == "" && u.shape.Snapshot == "" { // a handle of a server that had one
+		u.shape.Runtime = u.runtime
+	}
 	if f.Host != "" {
 		u.host = f.Host
 	}
@@ -114,7 +120,7 @@ func (n *Node) goOn(ctx context.Context, u *unit, paused map[nacre.MachineID]boo
 		u.over = true
 		return
 	}
-	if u.machine != nil && !u.hasEnded() && n.cfg.Runtime.Capabilities().Snapshots {
+	if u.machine != nil && !u.hasEnded() && n.keeps(u) {
 		n.letGoOn(ctx, u)
 	}
 }

@@ -28,8 +28,7 @@ func (n *Node) open(ctx context.Context, shape Shape, id nacre.SandboxID) (*open
 	if shape.Snapshot == "" {
 		return nil, nil
 	}
-	caps := n.cfg.Runtime.Capabilities()
-	if n.cfg.Artifacts == nil || !caps.Snapshots {
+	if n.cfg.Artifacts == nil {
 		return nil, errNoSnapshots
 	}
 	dir, m, release, err := n.cfg.Artifacts.Open(ctx, shape.Snapshot)
@@ -37,7 +36,7 @@ func (n *Node) open(ctx context.Context, shape Shape, id nacre.SandboxID) (*open
 		return nil, err
 	}
 	o := &opened{dir: dir, m: m, same: id != "" && m.Sandbox == id, release: release}
-	if err := fits(m, shape, caps.RestoreKey); err != nil {
+	if err := fits(m, shape, n.cfg.Runtime.Capabilities()); err != nil {
 		o.close()
 		return nil, err
 	}
@@ -46,15 +45,18 @@ func (n *Node) open(ctx context.Context, shape Shape, id nacre.SandboxID) (*open
 
 // fits tells whether the snapshot can be restored in that shape on this host. How
 // many tasks a machine may have is the host's affair.
-func fits(m nacre.SnapshotManifest, shape Shape, key string) error {
+func fits(m nacre.SnapshotManifest, shape Shape, can nacre.Capabilities) error {
 	was, is := m.Resources, shape.Resources
 	was.MaxPIDs = is.MaxPIDs
 	if m.FilesOnly { // a guest that boots takes what it is given
 		was.CPUs, was.MemoryMiB = is.CPUs, is.MemoryMiB
 	}
-	switch {
-	case m.RestoreKey != key:
-		return nacre.Errorf(nacre.CodeUnsupported, "snapshot %s is bound to %s, this node is %s; restore it on a node like the one it was taken on", m.ID, m.RestoreKey, key)
+	if err := can.CanRestore(m.ID, m.RestoreKey); err != nil {
+		return err
+	}
+	switch of := nacre.RuntimeOf(m.RestoreKey); {
+	case shape.Runtime != "" && shape.Runtime != of:
+		return nacre.Errorf(nacre.CodeUnsupported, "snapshot %s was taken on %s; it cannot be restored on %s", m.ID, of, shape.Runtime)
 	case m.Build != shape.Build:
 		return nacre.Errorf(nacre.CodeConflict, "snapshot %s was taken over build %s; it cannot be restored over %s", m.ID, m.Build, shape.Build)
 	case was != is:
@@ -80,7 +82,7 @@ func (n *Node) launch(ctx context.Context, u *unit, spec nacre.MachineSpec, snap
 
 // descend says what the unit has from the machine that the snapshot was taken of.
 func (u *unit) descend(snap *opened) {
-	u.anew = !snap.same
+	u.anew, u.runtime = !snap.same, nacre.RuntimeOf(snap.m.RestoreKey)
 	if snap.same {
 		u.host = snap.m.Hostname
 	}

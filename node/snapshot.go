@@ -24,7 +24,7 @@ var errNoSnapshots = nacre.Errorf(nacre.CodeUnsupported, "this node keeps no sna
 // the manifest is there whoever comes lets the guest go on; from then on whoever
 // comes takes the machine down.
 func (n *Node) Snapshot(ctx context.Context, id nacre.SandboxID, spec nacre.SnapshotSpec) (nacre.SnapshotManifest, error) {
-	if n.cfg.Artifacts == nil || !n.cfg.Runtime.Capabilities().Snapshots {
+	if n.cfg.Artifacts == nil {
 		return nacre.SnapshotManifest{}, errNoSnapshots
 	}
 	if !spec.ID.Valid() {
@@ -83,6 +83,8 @@ func (n *Node) beginSnapshot(id nacre.SandboxID, cancel context.CancelCauseFunc)
 		return nil, nil, nacre.Errorf(nacre.CodeConflict, "a snapshot of sandbox %s is being taken; try again when it is done", id)
 	case e == nil || !e.runs():
 		return nil, nil, errNoMachine(id)
+	case !n.keeps(e.unit):
+		return nil, nil, nacre.Errorf(nacre.CodeConflict, "sandbox %s runs on %s, which can neither pause sandboxes nor keep snapshots of them here", id, e.unit.runtime)
 	}
 	s := &snapping{cancel: cancel, done: make(chan struct{})}
 	e.snap = s

@@ -65,7 +65,7 @@ func (n *Node) KeepReady(shapes ...Shape) {
 	n.mu.Lock()
 	n.want = map[Shape]int{}
 	for _, s := range shapes {
-		n.want[s] = n.cfg.Standby.Count
+		n.want[n.complete(s)] = n.cfg.Standby.Count
 	}
 	n.mu.Unlock()
 	n.wake()

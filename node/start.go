@@ -79,7 +79,7 @@ func (n *Node) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, 
 		}
 		return nacre.Started{}, outOfFiles(err)
 	}
-	return nacre.Started{Machine: u.id, BootPath: path, BootTime: time.Since(begin)}, nil
+	return nacre.Started{Machine: u.id, Runtime: u.runtime, BootPath: path, BootTime: time.Since(begin)}, nil
 }
 
 // outOfFiles gives its code to a start that failed, wherever it did, for want of
@@ -94,7 +94,12 @@ func outOfFiles(err error) error {
 // machineFor hands over a standby, or boots. The unit comes back with an error
 // too, when there is something to take down.
 func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacre.EgressPolicy) (*unit, nacre.BootPath, error) {
-	shape := Shape{Build: spec.Build, Resources: spec.Resources, Snapshot: spec.Snapshot}
+	shape := n.complete(Shape{Build: spec.Build, Runtime: spec.Runtime, Resources: spec.Resources, Snapshot: spec.Snapshot})
+	if shape.Runtime != "" {
+		if _, err := n.cfg.Runtime.Capabilities().Offers(shape.Runtime); err != nil {
+			return nil, "", err
+		}
+	}
 	if n.hasStandby(shape) {
 		if u, err := n.handStandby(ctx, shape, spec, policy); u != nil || err != nil {
 			return u, nacre.BootStandby, err

@@ -16,6 +16,7 @@ import (
 // Shape is what makes standbys interchangeable: the artifact and the limits.
 type Shape struct {
 	Build     nacre.BuildID
+	Runtime   nacre.RuntimeName `json:",omitempty"` // "" is the snapshot's, else the node's default
 	Resources nacre.Resources
 	Snapshot  nacre.SnapshotID `json:",omitempty"` // which they are restored from; "" boots
 }
@@ -24,6 +25,7 @@ type Shape struct {
 type unit struct {
 	id      nacre.MachineID
 	shape   Shape
+	runtime nacre.RuntimeName
 	machine nacre.Machine // nil for one that was gone when this process came
 	slot    nacre.Slot
 	host    string     // the guest's name
@@ -115,7 +117,7 @@ func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy,
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
 	defer cancel()
 	u := n.newUnit(nacre.NewMachineID(), shape)
-	u.policy = policy
+	u.policy, u.runtime = policy, n.complete(shape).Runtime
 	if snap != nil {
 		u.descend(snap)
 	}
@@ -136,7 +138,7 @@ func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy,
 		return nil, err
 	}
 	err = n.launch(ctx, u, nacre.MachineSpec{
-		ID: u.id, Hostname: u.host, Root: root, Slot: u.slot, Resources: shape.Resources,
+		ID: u.id, Runtime: u.runtime, Hostname: u.host, Root: root, Slot: u.slot, Resources: shape.Resources,
 		AgentPath: n.cfg.AgentPath, StateDir: n.stateDir(u.id),
 	}, snap)
 	if err != nil {

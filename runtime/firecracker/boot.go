@@ -58,6 +58,8 @@ func validate(s nacre.MachineSpec) error {
 	switch {
 	case !s.ID.Valid():
 		return nacre.Invalidf("ID", "%q is no machine id", s.ID)
+	case s.Runtime != "" && s.Runtime != nacre.RuntimeFirecracker:
+		return nacre.Errorf(nacre.CodeUnsupported, "the runtime %.40q is not Firecracker", s.Runtime)
 	case s.Resources.CPUs < 1 || s.Resources.CPUs > maxCPUs:
 		return nacre.Invalidf("Resources.CPUs", "a machine has 1 to %d CPUs", maxCPUs)
 	case s.Resources.MemoryMiB < 64:

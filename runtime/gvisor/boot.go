@@ -89,6 +89,8 @@ func validate(s nacre.MachineSpec) error {
 	switch {
 	case !s.ID.Valid():
 		return nacre.Invalidf("ID", "%q is no machine id", s.ID)
+	case s.Runtime != "" && s.Runtime != nacre.RuntimeGVisor:
+		return nacre.Errorf(nacre.CodeUnsupported, "the runtime %.40q is not gVisor", s.Runtime)
 	case s.Resources.CPUs < 1:
 		return nacre.Invalidf("Resources.CPUs", "a machine needs at least one CPU")
 	case s.Resources.MemoryMiB < 32:

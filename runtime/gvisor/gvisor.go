@@ -190,11 +190,11 @@ func sandboxConfig(debug bool) (*config.Config, error) {
 }
 
 // Name is "gvisor".
-func (r *Runtime) Name() string { return "gvisor" }
+func (r *Runtime) Name() nacre.RuntimeName { return nacre.RuntimeGVisor }
 
 // Capabilities of the driver; the memory was measured (see the benchmark).
 func (r *Runtime) Capabilities() nacre.Capabilities {
-	return nacre.Capabilities{Isolation: "gVisor (systrap)", MemoryInKiB: 15 << 10, Snapshots: true, RestoreKey: r.key}
+	return nacre.Capabilities{Runtime: r.Name(), Isolation: "gVisor (systrap)", MemoryInKiB: 15 << 10, Snapshots: true, RestoreKey: r.key}
 }
 
 // Close ends what this process does for its machines, not the machines: they
