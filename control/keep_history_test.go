@@ -250,7 +250,7 @@ func (h *history) restore(rt *rapid.T) {
 			h.found(rt, id, was)
 			return
 		}
-		if got.Origin == n && got.State == nacre.StateRunning && h.same(id, b.holds) {
+		if got.Origin == n && got.State == nacre.StateRunning && was == got.State && h.same(id, b.holds) {
 			return // it ran from there before, and nothing was begun
 		}
 		h.found(rt, id, nacre.StatePaused, nacre.StateRunning)
