@@ -186,18 +186,13 @@ func (r *Runtime) sweepAgents() error {
 		return fmt.Errorf("agent: %w", err)
 	}
 	used := map[string]bool{current: true}
-	r.mu.Lock()
-	for _, m := range r.machines {
-		if m == nil {
-			continue // a start under way: see agentGrace
-		}
+	for _, m := range r.machines.All() { // for a start under way see agentGrace
 		var b birth
 		text, err := os.ReadFile(filepath.Join(m.st.Dir, bootFile))
 		if err == nil && json.Unmarshal(text, &b) == nil {
 			used[b.Agent] = true
 		}
 	}
-	r.mu.Unlock()
 	return r.agents.sweep(filepath.Dir(current), used, r.cfg.Clock().Add(-agentGrace))
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/internal/thread"
 )
 
 // sandbox is a process that is to become a machine. It has done what every start
@@ -272,7 +273,7 @@ func (r *Runtime) spawn(g *cgroup.Group, orders *os.File) (*pidfd.Process, error
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
 	var p *os.Process
-	err = onOwnThread(func() error {
+	err = thread.Do(func() error {
 		if !r.cgroup.V2() {
 			if err := g.JoinThread(); err != nil {
 				return err

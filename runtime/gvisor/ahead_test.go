@@ -39,16 +39,16 @@ func TestAheadBecomesMachine(t *testing.T) {
 	first := waiting(t, r)[0]
 	m := start(t, r, newSpec(t))
 	nacretest.DialGuest(t, m).Do("ping")
-	if m.proc.PID != first.proc.PID {
+	if m.Proc.PID != first.proc.PID {
 		t.Error("the machine is another process")
 	}
-	if b, err := os.ReadFile("/proc/" + strconv.Itoa(m.proc.PID) + "/cmdline"); err != nil || !strings.HasPrefix(string(b), argv0+"\x00"+string(m.id)+"\x00") {
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(m.Proc.PID) + "/cmdline"); err != nil || !strings.HasPrefix(string(b), argv0+"\x00"+string(m.ID())+"\x00") {
 		t.Errorf("the process is called %q, %v", b, err)
 	}
 	for _, c := range []struct{ controller, file, want string }{
 		{"pids", "pids.max", "256"}, {"cpu", "cpu.cfs_quota_us", "100000"}, {"memory", "memory.limit_in_bytes", "201326592"},
 	} {
-		b, err := os.ReadFile(r.cgroup.Group(string(m.id)).Dir(c.controller) + "/" + c.file)
+		b, err := os.ReadFile(r.cgroup.Group(string(m.ID())).Dir(c.controller) + "/" + c.file)
 		if got := strings.TrimSpace(string(b)); err != nil || got != c.want {
 			t.Errorf("%s is %s, want %s (%v)", c.file, got, c.want, err)
 		}
@@ -59,7 +59,7 @@ func TestAheadBecomesMachine(t *testing.T) {
 		}
 	}
 	spec := newSpec(t)
-	spec.ID = m.id
+	spec.ID = m.ID()
 	if _, err := r.Start(t.Context(), spec); !nacre.IsCode(err, nacre.CodeConflict) {
 		t.Errorf("a second machine of that name: %v", err)
 	}

@@ -1,23 +1,22 @@
 package gvisor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/internal/thread"
 )
 
 // Files in a machine's state directory.
@@ -25,10 +24,7 @@ const (
 	socketFile = "control.sock" // gVisor's control server
 	fatalFile  = "fatal.log"    // what the sandbox says when it cannot go on
 	debugFile  = "debug.log"    // with Config.Debug
-	stopFile   = "stopping"     // Stop was called: the end is no crash
-	exitFile   = "exit.json"    // how it ended
 	bootFile   = "boot.json"    // what it was booted from, for its snapshots
-	heldFile   = "held"         // the guest may stand still: a snapshot was begun
 )
 
 // upperFile is the writable layer, in RootFS.UpperDir.
@@ -64,24 +60,13 @@ func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) 
 	if spec.Resources.MaxPIDs == 0 {
 		spec.Resources.MaxPIDs = defaultPIDs
 	}
-	if err := r.claim(spec.ID); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
-	defer cancel()
-	m, err := r.boot(ctx, l)
-	defer r.fillAhead()
+	m, err := r.machines.Start(ctx, spec.ID, bootTimeout, func(ctx context.Context) (*machine, error) {
+		defer r.fillAhead()
+		return r.boot(ctx, l)
+	})
 	if err != nil {
-		r.adopt(spec.ID, nil)
-		switch cause := context.Cause(ctx); {
-		case cause != nil:
-			err = nacre.Wrap(nacre.CodeDeadline, errors.Join(cause, err), "the machine's start was called off")
-		case errors.Is(err, unix.ENOSPC):
-			err = nacre.Wrap(nacre.CodeNoSpace, err, "the node's disk is full")
-		}
 		return nil, err
 	}
-	r.adopt(spec.ID, m)
 	return m, nil
 }
 
@@ -165,17 +150,16 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if err := g.LimitCPUs(spec.Resources.CPUs); err != nil {
 		return nil, fmt.Errorf("cgroup of machine %s: %w", spec.ID, err)
 	}
-	return newMachine(r, spec.ID, proc, g, state{
-		BootID: r.bootID, PID: proc.PID, Start: proc.Start,
-		Dir: spec.StateDir, Guest: spec.Slot.Guest.Addr(),
+	return newMachine(r, spec.ID, proc, state{
+		Trace: machines.Trace{BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir},
+		Guest: spec.Slot.Guest.Addr(),
 	}), nil
 }
 
 // explain adds what the sandbox said when it gave up.
 func explain(err error, dir string) error {
-	b, _ := os.ReadFile(filepath.Join(dir, fatalFile))
-	if b = bytes.TrimSpace(b); len(b) > 0 {
-		return fmt.Errorf("%w; the sandbox says: %.2000s", err, b)
+	if said := lastWords(dir); said != "" {
+		return fmt.Errorf("%w; the sandbox says: %s", err, said)
 	}
 	return err
 }
@@ -312,37 +296,13 @@ func (l *launch) prepareFiles() error {
 
 // takeLink opens the slot's interface for the guest.
 func (l *launch) takeLink() error {
-	netns, err := l.open(l.spec.Slot.Path, os.O_RDONLY)
-	if err != nil {
-		return err
-	}
-	err = onOwnThread(func() error {
-		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return err
-		}
+	err := thread.InNetwork(l.spec.Slot.Path, func() (err error) {
 		l.links, err = takeLink(l.spec.Slot, l.r.conf)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("network namespace %s: %w", l.spec.Slot.Name, err)
+		return fmt.Errorf("slot %s: %w", l.spec.Slot.Name, err)
 	}
 	l.own = append(l.own, l.links.FilePayload.Files...)
 	return nil
-}
-
-// onOwnThread runs f on a thread of its own, which then ends: whatever f changed
-// about the thread is gone with it. (It cannot be the process's first thread,
-// which Go does not end.)
-func onOwnThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			done <- onOwnThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }

@@ -61,11 +61,11 @@ func (m *machine) goneOr(err error) error {
 	var failed callError
 	if errors.As(err, &failed) && !failed.answered {
 		select {
-		case <-m.over:
+		case <-m.Over():
 		case <-time.After(5 * time.Second):
 		}
 	}
-	if gone := m.gone(); gone != nil {
+	if gone := m.Gone(); gone != nil {
 		return gone
 	}
 	return err

@@ -33,6 +33,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/machines"
 )
 
 // Config of a driver. The zero value works.
@@ -80,12 +81,8 @@ type Runtime struct {
 
 	trace func(step string) // told of each step of a start that is done; for the benchmark
 
-	recovering sync.Mutex
-
-	mu       sync.Mutex
-	machines map[nacre.MachineID]*machine // nil: being started
-	closed   bool
-	work     sync.WaitGroup // claims, and watchers of machines
+	machines machines.Set[*machine]
+	work     sync.WaitGroup // the filter's compilation, and the pool's
 }
 
 // New returns a driver. It needs root, and cgroups with cpu, memory and pids.
@@ -116,7 +113,7 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, err
 	}
 	redirectLog(cfg.Log)
-	r := &Runtime{cfg: cfg, program: program, trace: func(string) {}, boots: semaphore.NewWeighted(int64(cfg.Boots)), machines: map[nacre.MachineID]*machine{}}
+	r := &Runtime{cfg: cfg, program: program, trace: func(string) {}, boots: semaphore.NewWeighted(int64(cfg.Boots))}
 	if r.cgroup, err = cgroup.Find("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
 		return nil, err
 	}
@@ -131,11 +128,9 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	r.flags = r.conf.ToFlags()
 	r.key = restoreKey()
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
+	if r.bootID, err = machines.BootID(); err != nil {
 		return nil, err
 	}
-	r.bootID = strings.TrimSpace(string(id))
 	if r.memory, err = hostMemory(); err != nil {
 		return nil, err
 	}
@@ -201,19 +196,12 @@ func (r *Runtime) Capabilities() nacre.Capabilities {
 // run on, and another process may Recover them. The driver and its machines are
 // of no use afterwards. Starts under way are waited for. A repeat is no error.
 func (r *Runtime) Close() error {
-	r.mu.Lock()
-	again := r.closed
-	r.closed = true
-	for _, m := range r.machines {
-		if m != nil {
-			m.proc.Close()
-		}
-	}
-	r.mu.Unlock()
+	first := r.machines.Close()
 	r.cancel()
 	r.closeAhead()
+	r.machines.Wait()
 	r.work.Wait()
-	if again {
+	if !first {
 		return nil
 	}
 	r.endAhead(r.ahead.ready)
@@ -221,51 +209,6 @@ func (r *Runtime) Close() error {
 		_ = f.Close()
 	}
 	return r.program.Close()
-}
-
-// claim reserves the id for a machine that is about to be there; adopt follows.
-func (r *Runtime) claim(id nacre.MachineID) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nacre.Errorf(nacre.CodeUnavailable, "the node is shutting down; try again")
-	}
-	if _, ok := r.machines[id]; ok {
-		return nacre.Errorf(nacre.CodeConflict, "machine %s exists already", id)
-	}
-	r.machines[id] = nil
-	r.work.Add(1)
-	return nil
-}
-
-// adopt registers the machine and watches it until it ends; nil gives the id
-// back.
-func (r *Runtime) adopt(id nacre.MachineID, m *machine) {
-	defer r.work.Done()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m == nil {
-		delete(r.machines, id)
-		return
-	}
-	r.machines[id] = m
-	if r.closed {
-		m.proc.Close()
-	}
-	r.work.Go(func() {
-		m.watch()
-		r.mu.Lock()
-		delete(r.machines, id)
-		r.mu.Unlock()
-	})
-}
-
-// known tells whether the machine is this process's business.
-func (r *Runtime) known(id nacre.MachineID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.machines[id]
-	return ok
 }
 
 // Sweep removes the cgroups, and the processes in them, of machines that keep
@@ -288,8 +231,11 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 			continue
 		}
 		id := nacre.MachineID(name)
-		if !id.Valid() || r.known(id) || keep(id) {
-			strangers = strangers || !r.known(id)
+		if !id.Valid() || r.machines.Known(id) {
+			continue
+		}
+		if keep(id) {
+			strangers = true
 			continue
 		}
 		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
 	"github.com/nacrehq/nacre/nacretest"
 )
@@ -55,7 +55,7 @@ func stopLater(t testing.TB, m nacre.Machine, spec nacre.MachineSpec) {
 func TestConfined(t *testing.T) {
 	m := start(t, newRuntime(t), newSpec(t))
 	nacretest.DialGuest(t, m)
-	proc := "/proc/" + strconv.Itoa(m.proc.PID)
+	proc := "/proc/" + strconv.Itoa(m.Proc.PID)
 	status, err := os.ReadFile(proc + "/status")
 	check(t, err)
 	for _, want := range []string{
@@ -94,11 +94,11 @@ func TestConfined(t *testing.T) {
 			t.Errorf("the sandbox holds the directory %s open", target)
 		}
 		if strings.HasPrefix(target, "/") && target != "/dev/null" && !strings.HasPrefix(target, "/memfd:") &&
-			!strings.Contains(target, string(m.id)) && !strings.HasPrefix(target, host.dir) && !strings.HasPrefix(target, filepath.Dir(m.st.Dir)) {
+			!strings.Contains(target, string(m.ID())) && !strings.HasPrefix(target, host.dir) && !strings.HasPrefix(target, filepath.Dir(m.st.Dir)) {
 			t.Errorf("the sandbox holds %s open", target)
 		}
 	}
-	theirs, err := unix.Getsid(m.proc.PID)
+	theirs, err := unix.Getsid(m.Proc.PID)
 	check(t, err)
 	if ours, err := unix.Getsid(0); err != nil || theirs == ours {
 		t.Errorf("the sandbox is in session %d, the daemon in %d (%v)", theirs, ours, err)
@@ -111,7 +111,7 @@ func TestConfined(t *testing.T) {
 func TestStartedTogetherShareNothing(t *testing.T) {
 	r := newRuntime(t)
 	sockets := func(m *machine) (n int) {
-		dir := "/proc/" + strconv.Itoa(m.proc.PID) + "/fd"
+		dir := "/proc/" + strconv.Itoa(m.Proc.PID) + "/fd"
 		fds, err := os.ReadDir(dir)
 		check(t, err)
 		for _, fd := range fds {
@@ -248,7 +248,7 @@ func TestFault05_SandboxKilled(t *testing.T) {
 	m := start(t, newRuntime(t), newSpec(t))
 	g := nacretest.DialGuest(t, m)
 	begin := time.Now()
-	p, err := os.FindProcess(m.proc.PID)
+	p, err := os.FindProcess(m.Proc.PID)
 	check(t, err)
 	check(t, p.Kill())
 	e, err := m.Wait(t.Context())
@@ -306,7 +306,7 @@ func TestFault10_PIDReuse(t *testing.T) {
 	started, err := pidfd.StartTime(other.Process.Pid)
 	check(t, err)
 	boot := newRuntime(t).bootID
-	for name, st := range map[string]state{
+	for name, st := range map[string]machines.Trace{
 		"later start": {BootID: boot, PID: other.Process.Pid, Start: started - 1},
 		"other boot":  {BootID: "another", PID: other.Process.Pid, Start: started},
 		"free number": {BootID: boot, PID: 1 << 22, Start: started},
@@ -365,20 +365,4 @@ func TestFault16_CPUSpin(t *testing.T) {
 		}
 	}
 	t.Logf("slowest answer of a quiet neighbour: %v", slowest)
-}
-
-// TestTornExit: an exit file that a crash left half-written is decided again.
-func TestTornExit(t *testing.T) {
-	r := newRuntime(t)
-	for _, content := range []string{"", "{", `{"Machine":"mother"}`} {
-		m := newMachine(r, nacre.NewMachineID(), nil, r.cgroup.Group("none"), state{BootID: r.bootID, Dir: t.TempDir()})
-		check(t, os.WriteFile(filepath.Join(m.st.Dir, exitFile), []byte(content), 0o600))
-		if e := m.decide(0, false); e.Machine != m.id || e.Reason != nacre.EndCrash {
-			t.Errorf("%q: %+v", content, e)
-		}
-		again := newMachine(r, m.id, nil, m.group, m.st)
-		if a, b := fmt.Sprint(again.decide(9, true).Detail), m.decide(0, false).Detail; a != b {
-			t.Errorf("the answer changed from %q to %q", b, a)
-		}
-	}
 }

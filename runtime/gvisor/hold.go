@@ -2,11 +2,7 @@ package gvisor
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -19,16 +15,14 @@ import (
 
 // Resume implements nacre.Machine.
 func (m *machine) Resume(ctx context.Context) error {
-	if err := m.gone(); err != nil {
+	if err := m.Gone(); err != nil {
 		return err
 	}
-	if !m.snapping.TryLock() {
-		return nacre.Errorf(nacre.CodeConflict, "a snapshot of the machine is being taken; it goes on by itself")
+	done, still, err := m.Hold.ForResume()
+	if !still {
+		return err
 	}
-	defer m.snapping.Unlock()
-	if !m.held && !m.markedHeld() {
-		return nil
-	}
+	defer done()
 	if err := m.resume(ctx); err != nil {
 		return m.goneOr(err)
 	}
@@ -41,13 +35,13 @@ func (m *machine) resume(ctx context.Context) error {
 		return callError{err, false}
 	}
 	defer c.Close()
-	if !m.held {
+	if !m.Hold.Held() {
 		still, err := standsStill(ctx, c)
 		if err != nil {
 			return err
 		}
 		if !still {
-			return m.unmarkHeld()
+			return m.Hold.Ended()
 		}
 	}
 	return m.letGo(c)
@@ -58,21 +52,7 @@ func (m *machine) letGo(c *urpc.Client) error {
 	if err := call(c, boot.ContMgrResume, nil, nil); err != nil {
 		return fmt.Errorf("let the guest go on: %w", err)
 	}
-	m.held = false
-	return m.unmarkHeld()
-}
-
-func (m *machine) markedHeld() bool {
-	_, err := os.Stat(filepath.Join(m.st.Dir, heldFile))
-	return err == nil
-}
-
-func (m *machine) unmarkHeld() error {
-	err := os.Remove(filepath.Join(m.st.Dir, heldFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
+	return m.Hold.Ended()
 }
 
 // Marks in a dump of gVisor's stacks: each of its task goroutines has the first, and

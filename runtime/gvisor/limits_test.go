@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -149,6 +150,10 @@ func TestSweepRemovesOldAgents(t *testing.T) {
 	back, err := r.Recover(t.Context(), m.Handle())
 	check(t, err)
 	stopLater(t, back, s)
+	// Sandboxes that wait use no agent yet.
+	waits := r.cgroup.Group(aheadPrefix + strconv.Itoa(os.Getpid()) + "-0")
+	check(t, waits.Create())
+	defer func() { check(t, waits.Destroy(context.Background())) }()
 	check(t, r.Sweep(t.Context(), keep))
 	current, err := r.agents.image(s.AgentPath)
 	check(t, err)

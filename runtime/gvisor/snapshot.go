@@ -107,16 +107,14 @@ func (l *launch) birth(image *os.File, agent string) (b birth, err error) {
 
 // Snapshot implements nacre.Machine.
 func (m *machine) Snapshot(ctx context.Context, dir string, opt nacre.SnapshotOptions) (info nacre.SnapshotInfo, err error) {
-	if err := m.gone(); err != nil {
+	if err := m.Gone(); err != nil {
 		return info, err
 	}
-	if !m.snapping.TryLock() {
-		return info, nacre.Errorf(nacre.CodeConflict, "a snapshot of the machine is being taken; try again when it is done")
+	done, err := m.Hold.ForSnapshot()
+	if err != nil {
+		return info, err
 	}
-	defer m.snapping.Unlock()
-	if m.held || m.markedHeld() {
-		return info, nacre.Errorf(nacre.CodeConflict, "the machine stands still after a snapshot; let it go on first")
-	}
+	defer done()
 	s := &saving{m: m, dir: dir, opt: opt}
 	if err = s.prepare(); err == nil {
 		err = s.save(ctx)
@@ -206,15 +204,14 @@ func (s *saving) save(ctx context.Context) error {
 		return callError{err, false}
 	}
 	defer c.Close()
-	// The mark tells a later process that the guest may stand still.
-	if err := os.WriteFile(filepath.Join(m.st.Dir, heldFile), nil, 0o600); err != nil {
+	if err := m.Hold.Begin(); err != nil {
 		return err
 	}
 	s.begin = time.Now()
 	if err := call(c, boot.ContMgrPause, nil, nil); err != nil {
 		return err // the sandbox is gone
 	}
-	m.held = true
+	m.Hold.Stopped()
 	if s.opt.FilesOnly {
 		err = s.checkpointFiles(c)
 	} else {
@@ -230,7 +227,7 @@ func (s *saving) save(ctx context.Context) error {
 	if err == nil {
 		err = s.finish()
 	}
-	if err != nil && m.held {
+	if err != nil && m.Hold.Held() {
 		err = errors.Join(err, m.letGo(c))
 	}
 	return err

@@ -52,7 +52,7 @@ func TestFault03_DaemonKilledDuringSnapshot(t *testing.T) {
 			m, err = r.Recover(t.Context(), h)
 			check(t, err)
 			stopLater(t, m, spec)
-			if m.(*machine).markedHeld() {
+			if m.(*machine).Hold.Marked() {
 				held++
 			}
 			for range 2 {
