@@ -62,10 +62,14 @@ type CreateRequest struct {
 	AlwaysOn    bool
 }
 
-// EditRequest changes what its fields that are not nil name.
+// EditRequest changes what its fields that are not nil name, all of it or nothing.
 type EditRequest struct {
-	Name        *string
-	Metadata    map[string]string // replaces all of it
+	Name *string
+	// Metadata returns what takes the place of the metadata it is given, reserved keys
+	// included. It is part of the update, so that edits at once lose nothing of each
+	// other, and may be called more than once. Its error ends the edit.
+	Metadata    func(map[string]string) (map[string]string, error)
+	Timeout     *time.Duration // counts from now on; of a paused sandbox, when it runs again
 	IdleTimeout *time.Duration
 	AlwaysOn    *bool // false gives it a deadline of its Timeout from now
 }

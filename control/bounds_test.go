@@ -1,7 +1,9 @@
 package control_test
 
 import (
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,7 +161,8 @@ func TestIdle(t *testing.T) {
 			t.Fatalf("%+v", got)
 		}
 		off, name := false, "named"
-		got, err := w.svc.Edit(t.Context(), team, edited.ID, nacre.EditRequest{AlwaysOn: &off, Name: &name, Metadata: map[string]string{"a": "b"}})
+		meta := func(map[string]string) (map[string]string, error) { return map[string]string{"a": "b"}, nil }
+		got, err := w.svc.Edit(t.Context(), team, edited.ID, nacre.EditRequest{AlwaysOn: &off, Name: &name, Metadata: meta})
 		if err != nil || got.Deadline.IsZero() || got.Name != name || got.Metadata["a"] != "b" {
 			t.Fatalf("%+v, %v", got, err)
 		}
@@ -173,4 +176,50 @@ func TestIdle(t *testing.T) {
 		_, err = w.svc.Edit(t.Context(), team, edited.ID, nacre.EditRequest{Name: &name})
 		wantCode(t, err, nacre.CodeNotFound)
 	})
+}
+
+// TestEditsAtOnce: none loses what another one wrote, one that fails changes nothing,
+// and a paused sandbox keeps a new timeout for when it runs.
+func TestEditsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	s := w.create(nacre.CreateRequest{Timeout: time.Hour})
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() {
+			_, err := w.svc.Edit(t.Context(), team, s.ID, nacre.EditRequest{Metadata: func(m map[string]string) (map[string]string, error) {
+				if m == nil {
+					m = map[string]string{}
+				}
+				m[strconv.Itoa(i)] = "x"
+				return m, nil
+			}})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := w.get(s.ID); len(got.Metadata) != 30 {
+		t.Fatalf("%d edits are left of 30", len(got.Metadata))
+	}
+	name, two := "other", 2*time.Hour
+	_, err := w.svc.Edit(t.Context(), team, s.ID, nacre.EditRequest{Name: &name, Timeout: &two,
+		Metadata: func(map[string]string) (map[string]string, error) { return map[string]string{"": ""}, nil }})
+	wantCode(t, err, nacre.CodeInvalid)
+	if got := w.get(s.ID); got.Name != "" || got.Timeout != time.Hour {
+		t.Fatalf("half an edit: %+v", got)
+	}
+	w.pause(s.ID)
+	if got, err := w.svc.Edit(t.Context(), team, s.ID, nacre.EditRequest{Timeout: &two}); err != nil || got.Timeout != two || got.State != nacre.StatePaused {
+		t.Fatalf("%+v %v", got, err)
+	}
+	w.resume(s.ID)
+	if got := w.get(s.ID); got.Deadline.Sub(got.StartedAt) < two-time.Second {
+		t.Fatalf("%+v", got)
+	}
+	got, err := w.svc.Edit(t.Context(), team, s.ID, nacre.EditRequest{Timeout: new(time.Minute)})
+	if err != nil || time.Until(got.Deadline) > time.Minute {
+		t.Fatalf("%+v %v", got, err)
+	}
 }

@@ -14,7 +14,7 @@ func (s *Service) Edit(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 	if !id.Valid() || team == "" {
 		return nacre.Sandbox{}, errUnknown()
 	}
-	if err := checkEdit(r); err != nil {
+	if err := s.checkEdit(r); err != nil {
 		return nacre.Sandbox{}, err
 	}
 	if err := s.load(ctx); err != nil {
@@ -22,13 +22,13 @@ func (s *Service) Edit(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 	}
 	unlock := s.lock(id)
 	defer unlock()
-	was := false
+	var was nacre.Sandbox
 	rec, err := s.cfg.Store.Update(ctx, team, id, func(rec *nacre.Sandbox) ([]nacre.Event, error) {
 		if !rec.Alive() {
 			return nil, errGone(id)
 		}
-		was = rec.AlwaysOn
-		return s.edit(rec, r), nil
+		was = *rec
+		return s.edit(rec, r)
 	})
 	if err != nil {
 		return nacre.Sandbox{}, err
@@ -37,48 +37,65 @@ func (s *Service) Edit(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 		s.roster.idles(id, rec.IdleTimeout)
 	}
 	switch {
-	case rec.AlwaysOn && !was:
+	case rec.AlwaysOn && !was.AlwaysOn:
 		s.roster.stays(id)
-	case was && !rec.AlwaysOn:
+	case !rec.Deadline.Equal(was.Deadline):
 		s.roster.ends(id, rec.Timeout)
 	}
 	return rec, nil
 }
 
-func checkEdit(r nacre.EditRequest) error {
+func (s *Service) checkEdit(r nacre.EditRequest) error {
 	if r.Name != nil {
 		if err := checkName(*r.Name); err != nil {
 			return err
 		}
 	}
-	if r.IdleTimeout != nil {
-		if err := checkIdle(*r.IdleTimeout); err != nil {
+	if r.Timeout != nil {
+		if err := s.cfg.Limits.checkTimeout(*r.Timeout); err != nil {
 			return err
 		}
 	}
-	return checkMetadata(r.Metadata)
+	if r.IdleTimeout != nil {
+		return checkIdle(*r.IdleTimeout)
+	}
+	return nil
 }
 
 // edit is part of an update.
-func (s *Service) edit(rec *nacre.Sandbox, r nacre.EditRequest) []nacre.Event {
+func (s *Service) edit(rec *nacre.Sandbox, r nacre.EditRequest) ([]nacre.Event, error) {
 	if r.Name != nil {
 		rec.Name = *r.Name
 	}
 	if r.Metadata != nil {
-		rec.Metadata = maps.Clone(r.Metadata)
+		meta, err := r.Metadata(maps.Clone(rec.Metadata))
+		if err == nil {
+			err = checkMetadata(meta)
+		}
+		if err != nil {
+			return nil, err
+		}
+		rec.Metadata = meta
 	}
 	if r.IdleTimeout != nil {
 		rec.IdleTimeout = *r.IdleTimeout
 	}
-	if r.AlwaysOn == nil || *r.AlwaysOn == rec.AlwaysOn {
-		return nil
+	if r.Timeout != nil {
+		rec.Timeout = *r.Timeout
+	}
+	was := rec.AlwaysOn
+	if r.AlwaysOn != nil {
+		rec.AlwaysOn = *r.AlwaysOn
+	}
+	if rec.AlwaysOn == was && (r.Timeout == nil || was || rec.State != nacre.StateRunning) {
+		return nil, nil // the deadline stays
 	}
 	now := s.now()
-	rec.AlwaysOn, rec.Deadline = *r.AlwaysOn, time.Time{}
+	rec.Deadline = time.Time{}
 	data := map[string]string{}
 	if !rec.AlwaysOn {
 		rec.Deadline = now.Add(rec.Timeout)
 		data["deadline"] = rec.Deadline.Format(time.RFC3339Nano)
 	}
-	return []nacre.Event{event(*rec, nacre.EventDeadline, now, data)}
+	return []nacre.Event{event(*rec, nacre.EventDeadline, now, data)}, nil
 }

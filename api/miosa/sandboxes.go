@@ -254,70 +254,7 @@ func (a *API) editSandbox(c *api.Call) error {
 	if err := read(c, &in); err != nil {
 		return err
 	}
-	s, err := a.alive(c)
-	if err != nil {
-		return err
-	}
-	req, err := in.request(s)
-	if err != nil {
-		return err
-	}
-	timeout, err := number("timeout_sec", in.TimeoutSec, 0, 1, maxTimeout)
-	if err != nil {
-		return err
-	}
-	if s, err = a.Editor.Edit(c.R.Context(), c.Team, s.ID, req); err != nil {
-		return err
-	}
-	if timeout > 0 {
-		if s, err = a.Service.SetDeadline(c.R.Context(), c.Team, s.ID, seconds(timeout), false); err != nil {
-			return err
-		}
-	}
-	return one(c, http.StatusOK, a.sandbox(s))
-}
-
-func (in *editSandbox) request(s nacre.Sandbox) (out nacre.EditRequest, err error) {
-	if in.Name != nil {
-		name, err := word("name", *in.Name)
-		if err != nil {
-			return out, err
-		}
-		out.Name = &name
-	}
-	if in.IdleTimeoutSec != nil {
-		idle, err := number("idle_timeout_sec", in.IdleTimeoutSec, 0, 0, maxTimeout)
-		if err != nil {
-			return out, err
-		}
-		d := seconds(idle)
-		out.IdleTimeout = &d
-	}
-	out.AlwaysOn = in.AlwaysOn
-	if in.Slug == nil && in.Tags == nil && in.Metadata == nil {
-		return out, nil
-	}
-	user := userMetadata(s.Metadata)
-	for k, v := range in.Metadata {
-		if string(v) == "null" {
-			delete(user, k)
-		} else {
-			user[k] = v
-		}
-	}
-	out.Metadata = map[string]string{}
-	for k, v := range s.Metadata {
-		out.Metadata[k] = v
-	}
-	if err := addMetadata(out.Metadata, user); err != nil {
-		return out, err
-	}
-	if in.Tags != nil {
-		if err := setTags(out.Metadata, *in.Tags); err != nil {
-			return out, err
-		}
-	}
-	return out, setSlug(out.Metadata, in.Slug)
+	return a.edit(c, in)
 }
 
 func (a *API) setTags(c *api.Call) error {
@@ -330,15 +267,24 @@ func (a *API) setTags(c *api.Call) error {
 	if in.Tags == nil {
 		return nacre.Invalidf("tags", "tags is missing; it is a list of strings")
 	}
-	s, err := a.alive(c)
+	return a.edit(c, editSandbox{Tags: in.Tags})
+}
+
+// edit makes all of the changes or none.
+func (a *API) edit(c *api.Call, in editSandbox) error {
+	id, err := sandboxID(c)
 	if err != nil {
 		return err
 	}
-	req, err := (&editSandbox{Tags: in.Tags}).request(s)
+	req, err := in.request()
 	if err != nil {
 		return err
 	}
-	if s, err = a.Editor.Edit(c.R.Context(), c.Team, s.ID, req); err != nil {
+	s, err := a.Editor.Edit(c.R.Context(), c.Team, id, req)
+	if nacre.IsCode(err, nacre.CodeNotFound) {
+		err = as("SANDBOX_NOT_FOUND", err)
+	}
+	if err != nil {
 		return err
 	}
 	return one(c, http.StatusOK, a.sandbox(s))

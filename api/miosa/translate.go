@@ -94,6 +94,51 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	return out, nil
 }
 
+func (in *editSandbox) request() (out nacre.EditRequest, err error) {
+	if in.Name != nil {
+		name, err := word("name", *in.Name)
+		if err != nil {
+			return out, err
+		}
+		out.Name = &name
+	}
+	if out.Timeout, err = duration("timeout_sec", in.TimeoutSec, 1); err != nil {
+		return out, err
+	}
+	if out.IdleTimeout, err = duration("idle_timeout_sec", in.IdleTimeoutSec, 0); err != nil {
+		return out, err
+	}
+	out.AlwaysOn = in.AlwaysOn
+	if in.Slug != nil || in.Tags != nil || in.Metadata != nil {
+		out.Metadata = in.metadata
+	}
+	return out, nil
+}
+
+// metadata returns what becomes of a record's metadata.
+func (in *editSandbox) metadata(meta map[string]string) (map[string]string, error) {
+	user := userMetadata(meta)
+	for k, v := range in.Metadata {
+		if string(v) == "null" {
+			delete(user, k)
+		} else {
+			user[k] = v
+		}
+	}
+	if meta == nil {
+		meta = map[string]string{}
+	}
+	if err := addMetadata(meta, user); err != nil {
+		return nil, err
+	}
+	if in.Tags != nil {
+		if err := setTags(meta, *in.Tags); err != nil {
+			return nil, err
+		}
+	}
+	return meta, setSlug(meta, in.Slug)
+}
+
 func (in *newSandbox) refuse() error {
 	for _, f := range []struct {
 		name string
@@ -158,6 +203,16 @@ func number(field string, n *int, def, lo, hi int) (int, error) {
 		return 0, nacre.Invalidf(field, "%s must be between %d and %d, not %d", field, lo, hi, *n)
 	}
 	return *n, nil
+}
+
+// duration is number for seconds up to maxTimeout; absent is nil.
+func duration(field string, n *int, lo int) (*time.Duration, error) {
+	if n == nil {
+		return nil, nil
+	}
+	d := seconds(*n)
+	_, err := number(field, n, 0, lo, maxTimeout)
+	return &d, err
 }
 
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
