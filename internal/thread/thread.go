@@ -3,6 +3,7 @@
 package thread
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -27,9 +28,12 @@ func Do(f func() error) error {
 	return <-done
 }
 
+// ErrNoNamespace means that a name has lost its namespace, or never had one.
+var ErrNoNamespace = errors.New("it names no network namespace")
+
 // InNetwork runs f in the network namespace that path names. A socket that f makes
 // stays one of that namespace; files in /proc/sys/net are the namespace's of the
-// thread that opens them. A name without a namespace is EINVAL.
+// thread that opens them.
 func InNetwork(path string, f func() error) error {
 	ns, err := os.Open(path)
 	if err != nil {
@@ -37,7 +41,11 @@ func InNetwork(path string, f func() error) error {
 	}
 	defer ns.Close()
 	return Do(func() error {
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		if err == unix.EINVAL {
+			err = ErrNoNamespace
+		}
+		if err != nil {
 			return fmt.Errorf("network namespace %s: %w", path, err)
 		}
 		return f()

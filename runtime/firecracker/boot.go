@@ -10,10 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
@@ -21,11 +20,8 @@ import (
 // Files in a machine's state directory.
 const (
 	consoleFile = "console.log" // with Config.Debug
-	stopFile    = "stopping"    // Stop was called: the end is no crash
 	hungFile    = "hung"        // the VMM did not answer and was killed
-	exitFile    = "exit.json"   // how it ended
 	birthFile   = "boot.json"   // what it was booted from, for its snapshots
-	heldFile    = "held"        // the guest may stand still: a snapshot was begun
 )
 
 // upperFile is the writable layer, in RootFS.UpperDir.
@@ -91,23 +87,10 @@ func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) 
 	if spec.Resources.MaxPIDs == 0 {
 		spec.Resources.MaxPIDs = defaultPIDs
 	}
-	if err := r.claim(spec.ID); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
-	defer cancel()
-	m, err := r.boot(ctx, l)
+	m, err := r.machines.Start(ctx, spec.ID, bootTimeout, func(ctx context.Context) (*machine, error) { return r.boot(ctx, l) })
 	if err != nil {
-		r.adopt(spec.ID, nil)
-		switch cause := context.Cause(ctx); {
-		case cause != nil:
-			err = nacre.Wrap(nacre.CodeDeadline, errors.Join(cause, err), "the machine's start was called off")
-		case errors.Is(err, unix.ENOSPC):
-			err = nacre.Wrap(nacre.CodeNoSpace, err, "the node's disk is full")
-		}
 		return nil, err
 	}
-	r.adopt(spec.ID, m)
 	return m, nil
 }
 
@@ -167,8 +150,9 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if !goOn() {
 		return nil, context.Cause(ctx)
 	}
-	return newMachine(r, spec.ID, proc, g, state{
-		BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir, Upper: spec.Root.UpperDir, Program: filepath.Base(r.cfg.Firecracker),
+	return newMachine(r, spec.ID, proc, state{
+		Trace: machines.Trace{BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir},
+		Upper: spec.Root.UpperDir, Program: filepath.Base(r.cfg.Firecracker),
 		Slot: slotName{spec.Slot.Name, spec.Slot.Path},
 	}), nil
 }

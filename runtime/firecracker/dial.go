@@ -3,7 +3,6 @@ package firecracker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
+
+	"github.com/nacrehq/nacre/internal/thread"
 )
 
 // dialPort connects to a TCP port of the guest whose slot's namespace is at path: to
@@ -53,20 +54,13 @@ func dialPort(ctx context.Context, path string, port int) (*net.TCPConn, error) 
 
 // socketIn makes a TCP socket of the namespace; it stays one wherever it is used.
 func socketIn(path string) (*os.File, error) {
-	ns, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
 	fd := -1
-	err = onOwnThread(func() (err error) {
-		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
-			fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		}
+	err := thread.InNetwork(path, func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("network namespace %s: %w", path, err)
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "guest"), nil
 }

@@ -25,13 +25,13 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/machines"
 )
 
 // assets holds guestinit, which `make` builds before cmd/nacre.
@@ -75,12 +75,7 @@ type Runtime struct {
 	key     string // what this process's snapshots are bound to
 	bootID  string // of the host's kernel: process ids mean nothing in another boot
 
-	recovering sync.Mutex
-
-	mu       sync.Mutex
-	machines map[nacre.MachineID]*machine // nil: being started
-	closed   bool
-	work     sync.WaitGroup // claims, and watchers of machines
+	machines machines.Set[*machine]
 }
 
 // New returns a driver. It needs root, /dev/kvm, and cgroups with cpu, memory and
@@ -101,7 +96,7 @@ func New(cfg Config) (*Runtime, error) {
 	if os.Geteuid() != 0 {
 		return nil, nacre.Errorf(nacre.CodeForbidden, "machines need root; run nacre as root")
 	}
-	r := &Runtime{cfg: cfg, boots: semaphore.NewWeighted(int64(cfg.Boots)), machines: map[nacre.MachineID]*machine{}}
+	r := &Runtime{cfg: cfg, boots: semaphore.NewWeighted(int64(cfg.Boots))}
 	if err := r.checkPrograms(); err != nil {
 		return nil, err
 	}
@@ -118,11 +113,9 @@ func New(cfg Config) (*Runtime, error) {
 	if r.key, err = restoreKey(r.version); err != nil {
 		return nil, err
 	}
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
+	if r.bootID, err = machines.BootID(); err != nil {
 		return nil, err
 	}
-	r.bootID = strings.TrimSpace(string(id))
 	return r, nil
 }
 
@@ -197,62 +190,9 @@ func (r *Runtime) Capabilities() nacre.Capabilities {
 // run on, and another process may Recover them. The driver and its machines are
 // of no use afterwards. Starts under way are waited for. A repeat is no error.
 func (r *Runtime) Close() error {
-	r.mu.Lock()
-	r.closed = true
-	for _, m := range r.machines {
-		if m != nil {
-			m.proc.Close()
-		}
-	}
-	r.mu.Unlock()
-	r.work.Wait()
+	r.machines.Close()
+	r.machines.Wait()
 	return nil
-}
-
-// claim reserves the id for a machine that is about to be there; adopt follows.
-func (r *Runtime) claim(id nacre.MachineID) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nacre.Errorf(nacre.CodeUnavailable, "the node is shutting down; try again")
-	}
-	if _, ok := r.machines[id]; ok {
-		return nacre.Errorf(nacre.CodeConflict, "machine %s exists already", id)
-	}
-	r.machines[id] = nil
-	r.work.Add(1)
-	return nil
-}
-
-// adopt registers the machine and watches it until it ends; nil gives the id
-// back.
-func (r *Runtime) adopt(id nacre.MachineID, m *machine) {
-	defer r.work.Done()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m == nil {
-		delete(r.machines, id)
-		return
-	}
-	r.machines[id] = m
-	if r.closed {
-		m.proc.Close()
-	}
-	r.work.Go(m.guard)
-	r.work.Go(func() {
-		m.watch()
-		r.mu.Lock()
-		delete(r.machines, id)
-		r.mu.Unlock()
-	})
-}
-
-// known tells whether the machine is this process's business.
-func (r *Runtime) known(id nacre.MachineID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.machines[id]
-	return ok
 }
 
 // Sweep removes the cgroups, and the processes in them, of machines that keep does
@@ -266,7 +206,7 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 	var first error
 	for _, name := range names {
 		id := nacre.MachineID(name)
-		if !id.Valid() || r.known(id) || keep(id) {
+		if !id.Valid() || r.machines.Known(id) || keep(id) {
 			continue
 		}
 		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)

@@ -17,6 +17,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/internal/thread"
 )
 
 // Files of a machine, as its VMM sees them from inside the jail. A snapshot is
@@ -122,7 +123,7 @@ func (r *Runtime) startVMM(ctx context.Context, j jail, spec nacre.MachineSpec, 
 		"--uid", uid, "--gid", uid, "--chroot-base-dir", j.base, "--netns", spec.Slot.Path, "--new-pid-ns",
 		"--resource-limit", "no-file=1024", "--", "--api-sock", "/" + apiName}
 	var p *os.Process
-	err = onOwnThread(func() error {
+	err = thread.Do(func() error {
 		if !r.cgroup.V2() {
 			if err := g.JoinThread(); err != nil {
 				return err

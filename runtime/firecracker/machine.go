@@ -9,23 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
-	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
 // state is a handle's content.
 type state struct {
-	BootID  string
-	PID     int
-	Start   uint64
-	Dir     string // the machine's state directory
+	machines.Trace
 	Upper   string // the directory of its disk
 	Program string // Firecracker's base name, a part of the jail's path
 	Slot    slotName
@@ -35,168 +31,81 @@ type slotName struct{ Name, Path string }
 
 // machine implements nacre.Machine.
 type machine struct {
-	r     *Runtime
-	id    nacre.MachineID
-	proc  *pidfd.Process // nil: it had ended before it was recovered
-	group *cgroup.Group
-	st    state
-	jail  jail
-	api   *api
-
-	over chan struct{} // closed when exit is set and nothing is left
-	exit nacre.Exit
-	lost bool // the driver was closed first
-
-	snapping sync.Mutex // held for a snapshot, and while the guest is let go on
-	held     bool       // the guest stands still; guarded by snapping
-
-	mu    sync.Mutex
-	left  error              // why something is left after the end
-	conns map[*conn]struct{} // given out by Dial; nil after the end
+	*machines.Life
+	r    *Runtime
+	st   state
+	jail jail
+	api  *api
 }
 
-// conn is a connection to the guest; the machine's end closes it.
-type conn struct {
-	*net.TCPConn
-	m *machine
-}
-
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	c.m.mu.Lock()
-	delete(c.m.conns, c)
-	c.m.mu.Unlock()
-	return c.TCPConn.Close()
-}
-
-// hangUp closes what Dial gave out.
-func (m *machine) hangUp() {
-	m.mu.Lock()
-	conns := m.conns
-	m.conns = nil
-	m.mu.Unlock()
-	for c := range conns {
-		_ = c.SetLinger(0) // nobody will take what was not sent yet
-		_ = c.TCPConn.Close()
+func newMachine(r *Runtime, id nacre.MachineID, p *pidfd.Process, st state) *machine {
+	b, err := json.Marshal(st)
+	if err != nil {
+		panic(err) // plain data
 	}
-}
-
-func newMachine(r *Runtime, id nacre.MachineID, p *pidfd.Process, g *cgroup.Group, st state) *machine {
 	j := jail{base: filepath.Join(st.Dir, "jail"), uid: machineUser(id)}
 	j.root = filepath.Join(j.base, st.Program, string(id), "root")
-	return &machine{r: r, id: id, proc: p, group: g, st: st, jail: j, api: newAPI(j.root, apiName), over: make(chan struct{}), conns: map[*conn]struct{}{}}
+	m := &machine{r: r, st: st, jail: j, api: newAPI(j.root, apiName)}
+	m.Life = machines.New(machines.Birth{
+		Handle: nacre.Handle{Machine: id, Runtime: r.Name(), State: b},
+		Dir:    st.Dir, Proc: p, Group: r.cgroup.Group(string(id)), Kind: m, Log: r.cfg.Log, Clock: r.cfg.Clock,
+	})
+	return m
 }
 
 // Recover implements nacre.Runtime.
 func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, error) {
 	var st state
-	if err := json.Unmarshal(h.State, &st); err != nil || h.Runtime != r.Name() || !h.Machine.Valid() || st.PID <= 1 ||
-		!filepath.IsAbs(st.Dir) || st.Program == "" || filepath.Base(st.Program) != st.Program {
+	if err := json.Unmarshal(h.State, &st); err != nil || h.Runtime != r.Name() || !h.Machine.Valid() || !st.Valid() ||
+		st.Program == "" || filepath.Base(st.Program) != st.Program {
 		return nil, nacre.Wrap(nacre.CodeInvalid, err, "the handle of machine "+strconv.Quote(string(h.Machine))+" is not one of this runtime's")
 	}
-	r.recovering.Lock() // so that a second one finds what the first one took back
-	defer r.recovering.Unlock()
-	r.mu.Lock()
-	m := r.machines[h.Machine]
-	r.mu.Unlock()
-	if m != nil {
-		return m, nil
-	}
-	if err := r.claim(h.Machine); err != nil {
+	m, err := r.machines.Recover(h.Machine, func() (*machine, bool, error) {
+		p, err := st.Find(r.bootID)
+		if err != nil {
+			return nil, false, err
+		}
+		m := newMachine(r, h.Machine, p, st)
+		if p == nil {
+			return m, false, m.End(ctx)
+		}
+		return m, true, nil
+	})
+	if err != nil {
 		return nil, err
 	}
-	var p *pidfd.Process
-	if st.BootID == r.bootID {
-		var err error
-		if p, err = pidfd.Find(st.PID, st.Start); err != nil {
-			r.adopt(h.Machine, nil)
-			return nil, err
-		}
-	}
-	m = newMachine(r, h.Machine, p, r.cgroup.Group(string(h.Machine)), st)
-	if p == nil {
-		left := m.end(ctx, 0, false)
-		r.adopt(h.Machine, nil)
-		if left != nil {
-			return nil, fmt.Errorf("clear machine %s: %w", h.Machine, left)
-		}
-		return m, nil
-	}
-	r.adopt(h.Machine, m)
 	return m, nil
 }
 
-// watch waits for the end and clears up.
-func (m *machine) watch() {
-	status, known, err := m.proc.Wait()
-	if err != nil {
-		m.lost = true
-		close(m.over)
-		return
-	}
-	// A group that cannot be removed for this long is kept for Sweep.
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	_ = m.end(ctx, status, known) // Stop tries again
-	m.proc.Close()
+// Watch implements machines.Member.
+func (m *machine) Watch() {
+	guarded := make(chan struct{})
+	go func() { defer close(guarded); m.guard() }()
+	m.Life.Watch()
+	<-guarded
 }
 
-// end decides why the machine ended and removes what is left of it.
-func (m *machine) end(ctx context.Context, status unix.WaitStatus, known bool) error {
-	m.exit = m.decide(status, known)
-	left := errors.Join(m.group.Destroy(ctx), m.clear())
-	m.mu.Lock()
-	m.left = left
-	m.mu.Unlock()
-	if left != nil {
-		m.r.cfg.Log.Error("a machine that ended left something behind", "machine", m.id, "error", left)
-	}
-	if m.exit.Reason == nacre.EndCrash {
-		m.r.cfg.Log.Warn("machine crashed", "machine", m.id, "detail", m.exit.Detail)
-	}
-	close(m.over)
-	m.hangUp()
-	return left
-}
-
-func (m *machine) clear() error {
+// Clear implements machines.Kind.
+func (m *machine) Clear() error {
 	return errors.Join(disconnectTap(nacre.Slot{Name: m.st.Slot.Name, Path: m.st.Slot.Path}), m.jail.remove())
 }
 
-// decide says why the machine ended. The group and the jail tell a part of it and
-// go away, so the answer is kept: it stays the same for whoever recovers the machine
-// later.
-func (m *machine) decide(status unix.WaitStatus, known bool) nacre.Exit {
-	file := filepath.Join(m.st.Dir, exitFile)
-	var e nacre.Exit
-	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &e) == nil && e.Machine == m.id {
-		return e
-	}
-	e = nacre.Exit{Machine: m.id, At: m.r.cfg.Clock()}
-	e.Reason, e.Detail = m.reason(status, known)
-	if b, err := json.Marshal(e); err == nil {
-		_ = os.WriteFile(file, b, 0o600) // a torn file is decided again
-	}
-	return e
-}
+// Evidence implements machines.Kind.
+func (m *machine) Evidence() string { return "" }
 
-// reason must be asked while the group and the jail are still there.
-func (m *machine) reason(status unix.WaitStatus, known bool) (nacre.EndReason, string) {
-	has := func(file string) bool {
-		_, err := os.Stat(filepath.Join(m.st.Dir, file))
-		return err == nil
-	}
+// Reason implements machines.Kind.
+func (m *machine) Reason(status unix.WaitStatus, known bool) (nacre.EndReason, string) {
+	_, err := os.Stat(filepath.Join(m.st.Dir, hungFile))
+	hung := err == nil
 	var last wire.LastWord
 	said := false
 	if b, err := m.jail.tail(upperName, wire.LastWordSize); err == nil {
 		last, said = wire.DecodeLastWord(b)
 	}
 	switch {
-	case has(stopFile):
-		return nacre.EndKilled, "The machine was stopped."
-	case has(hungFile):
+	case hung:
 		return nacre.EndCrash, "The machine's VMM did not answer and was killed."
-	case m.group.OOMKilled():
+	case m.Group.OOMKilled():
 		return nacre.EndOOM, "The machine used more memory than its limit."
 	case said && last.OOM:
 		return nacre.EndOOM, "The sandbox used more memory than it has."
@@ -215,138 +124,9 @@ func (m *machine) reason(status unix.WaitStatus, known bool) (nacre.EndReason, s
 	}
 }
 
-// ID implements nacre.Machine.
-func (m *machine) ID() nacre.MachineID { return m.id }
-
-// Handle implements nacre.Machine.
-func (m *machine) Handle() nacre.Handle {
-	b, err := json.Marshal(m.st)
-	if err != nil {
-		panic(err) // plain data
-	}
-	return nacre.Handle{Machine: m.id, Runtime: m.r.Name(), State: b}
-}
-
-func (m *machine) gone() error {
-	select {
-	case <-m.over:
-		if m.lost {
-			return nacre.Wrap(nacre.CodeUnavailable, pidfd.ErrClosed, "the node is shutting down; try again")
-		}
-		return nacre.Errorf(nacre.CodeNotFound, "machine %s has ended", m.id)
-	default:
-		return nil
-	}
-}
-
-// goneOr prefers "it has ended" to whatever that end made of a call: a VMM that
-// hangs up has ended or is about to.
-func (m *machine) goneOr(err error) error {
-	if m.proc != nil && !m.proc.Alive() {
-		select {
-		case <-m.over:
-		case <-time.After(10 * time.Second):
-		}
-	}
-	if gone := m.gone(); gone != nil {
-		return gone
-	}
-	return err
-}
-
 // Dial implements nacre.Machine.
 func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
-	if port < 1 || port > 65535 {
-		return nil, nacre.Invalidf("port", "%d is no TCP port", port)
-	}
-	if err := m.gone(); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan struct{})
-	defer func() { cancel(); <-ended }()
-	go func() {
-		defer close(ended)
-		select {
-		case <-m.over:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	c, err := dialPort(ctx, m.st.Slot.Path, port)
-	if err == nil {
-		own := &conn{c, m}
-		m.mu.Lock()
-		if m.conns != nil {
-			m.conns[own] = struct{}{}
-			m.mu.Unlock()
-			return own, nil
-		}
-		m.mu.Unlock()
-		c.Close()
-	}
-	if gone := m.goneOr(nil); gone != nil {
-		return nil, gone
-	}
-	if ctx.Err() != nil {
-		return nil, nacre.Wrap(nacre.CodeDeadline, err, fmt.Sprintf("port %d of the sandbox did not answer in time", port))
-	}
-	return nil, nacre.Wrap(nacre.CodeUnavailable, err, fmt.Sprintf("nothing listens on port %d of the sandbox", port))
-}
-
-// Stop implements nacre.Machine.
-func (m *machine) Stop(ctx context.Context) error {
-	if m.gone() == nil {
-		// The mark tells a later process that the end was wanted, should this one
-		// die in between.
-		if f, err := os.OpenFile(filepath.Join(m.st.Dir, stopFile), os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
-			f.Close()
-		}
-		m.proc.Kill()
-	}
-	select {
-	case <-m.over:
-	case <-ctx.Done():
-		return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the machine has not ended yet")
-	}
-	if m.lost {
-		return m.gone()
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.left != nil {
-		m.left = errors.Join(m.group.Destroy(ctx), m.clear())
-	}
-	return m.left
-}
-
-// Wait implements nacre.Machine.
-func (m *machine) Wait(ctx context.Context) (nacre.Exit, error) {
-	select {
-	case <-m.over:
-	case <-ctx.Done():
-		return nacre.Exit{}, ctx.Err()
-	}
-	if m.lost {
-		return nacre.Exit{}, m.gone()
-	}
-	return m.exit, nil
-}
-
-// Usage implements nacre.Machine.
-func (m *machine) Usage(context.Context) (nacre.Usage, error) {
-	if err := m.gone(); err != nil {
-		return nacre.Usage{}, err
-	}
-	u, err := m.group.Usage()
-	if err != nil {
-		if gone := m.goneOr(nil); gone != nil {
-			return nacre.Usage{}, gone
-		}
-		return nacre.Usage{}, fmt.Errorf("accounts of machine %s: %w", m.id, err)
-	}
-	return u, nil
+	return m.Connect(ctx, port, func(ctx context.Context) (*net.TCPConn, error) { return dialPort(ctx, m.st.Slot.Path, port) })
 }
 
 // Watching over a VMM: how often it is looked at, and how often in a row it must be
@@ -364,11 +144,11 @@ func (m *machine) guard() {
 	defer tick.Stop()
 	for stopped := 0; ; {
 		select {
-		case <-m.over:
+		case <-m.Over():
 			return
 		case <-tick.C:
 		}
-		if !m.proc.Stopped() {
+		if !m.Proc.Stopped() {
 			stopped = 0
 			continue
 		}
@@ -378,6 +158,6 @@ func (m *machine) guard() {
 		if f, err := os.OpenFile(filepath.Join(m.st.Dir, hungFile), os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
 			f.Close()
 		}
-		m.proc.Kill()
+		m.Proc.Kill()
 	}
 }

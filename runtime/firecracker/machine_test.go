@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/thread"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
@@ -56,13 +57,13 @@ func TestMachine(t *testing.T) {
 }
 
 func testJail(t *testing.T, m *machine) {
-	proc := "/proc/" + strconv.Itoa(m.proc.PID)
+	proc := "/proc/" + strconv.Itoa(m.Proc.PID)
 	b, err := os.ReadFile(proc + "/status")
 	check(t, err)
 	for _, want := range []string{
-		fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", machineUser(m.id)),
-		fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", machineUser(m.id)),
-		"Seccomp:\t2", "CapEff:\t0000000000000000", fmt.Sprintf("NSpid:\t%d\t1\n", m.proc.PID),
+		fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", machineUser(m.ID())),
+		fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", machineUser(m.ID())),
+		"Seccomp:\t2", "CapEff:\t0000000000000000", fmt.Sprintf("NSpid:\t%d\t1\n", m.Proc.PID),
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("the VMM's status lacks %q", want)
@@ -104,14 +105,9 @@ func testNetwork(t *testing.T, g *nacretest.Guest, spec nacre.MachineSpec) {
 		t.Errorf("the host sees %s, want the slot's %s", host, spec.Slot.Guest.Addr())
 	}
 	// Every address of the namespace, where somebody listens.
-	ns, err := os.Open(spec.Slot.Path)
-	check(t, err)
-	defer ns.Close()
 	var inside net.Listener
-	check(t, onOwnThread(func() (err error) {
-		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
-			inside, err = net.Listen("tcp4", "0.0.0.0:8099")
-		}
+	check(t, thread.InNetwork(spec.Slot.Path, func() (err error) {
+		inside, err = net.Listen("tcp4", "0.0.0.0:8099")
 		return err
 	}))
 	defer inside.Close()
@@ -145,7 +141,7 @@ func TestFault05_VMMKilledOrStopped(t *testing.T) {
 	}{{unix.SIGKILL, ""}, {unix.SIGSTOP, "did not answer"}} {
 		t.Run(unix.SignalName(c.signal), func(t *testing.T) {
 			m, spec := startMachine(t)
-			check(t, unix.Kill(m.proc.PID, c.signal))
+			check(t, unix.Kill(m.Proc.PID, c.signal))
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			e, err := m.Wait(ctx)

@@ -69,23 +69,21 @@ func (l *launch) born(initImage string) (b birth, err error) {
 
 // Snapshot implements nacre.Machine.
 func (m *machine) Snapshot(ctx context.Context, dir string, opt nacre.SnapshotOptions) (info nacre.SnapshotInfo, err error) {
-	if err := m.gone(); err != nil {
+	if err := m.Gone(); err != nil {
 		return info, err
 	}
-	if !m.snapping.TryLock() {
-		return info, nacre.Errorf(nacre.CodeConflict, "a snapshot of the machine is being taken; try again when it is done")
+	done, err := m.Hold.ForSnapshot()
+	if err != nil {
+		return info, err
 	}
-	defer m.snapping.Unlock()
-	if m.held || m.markedHeld() {
-		return info, nacre.Errorf(nacre.CodeConflict, "the machine stands still after a snapshot; let it go on first")
-	}
+	defer done()
 	s := &saving{m: m, dir: dir, opt: opt}
 	if err = s.prepare(); err == nil {
 		err = s.save(ctx)
 	}
 	if err != nil {
 		s.discard()
-		return info, snapshotError(ctx, m.goneOr(err))
+		return info, snapshotError(ctx, m.GoneOr(err))
 	}
 	return s.info, nil
 }
@@ -161,8 +159,7 @@ func (s *saving) save(ctx context.Context) error {
 		}
 		c.Close()
 	}
-	// The mark tells a later process that the guest may stand still.
-	if err := os.WriteFile(filepath.Join(m.st.Dir, heldFile), nil, 0o600); err != nil {
+	if err := m.Hold.Begin(); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -170,9 +167,9 @@ func (s *saving) save(ctx context.Context) error {
 	// not known.
 	calls := context.WithoutCancel(ctx)
 	if err := m.api.setState(calls, statePaused); err != nil {
-		return errors.Join(err, m.unmarkHeld())
+		return errors.Join(err, m.Hold.Ended())
 	}
-	m.held = true
+	m.Hold.Stopped()
 	err := s.write(calls)
 	if err == nil {
 		err = ctx.Err()
@@ -184,7 +181,7 @@ func (s *saving) save(ctx context.Context) error {
 	if err == nil {
 		err = s.finish()
 	}
-	if err != nil && m.held {
+	if err != nil && m.Hold.Held() {
 		err = errors.Join(err, m.letGo(calls))
 	}
 	return err
@@ -280,18 +277,16 @@ func small(name string) bool { return name == stateFile || name == initFile }
 
 // Resume implements nacre.Machine.
 func (m *machine) Resume(ctx context.Context) error {
-	if err := m.gone(); err != nil {
+	if err := m.Gone(); err != nil {
 		return err
 	}
-	if !m.snapping.TryLock() {
-		return nacre.Errorf(nacre.CodeConflict, "a snapshot of the machine is being taken; it goes on by itself")
+	done, still, err := m.Hold.ForResume()
+	if !still {
+		return err
 	}
-	defer m.snapping.Unlock()
-	if !m.held && !m.markedHeld() {
-		return nil
-	}
+	defer done()
 	if err := m.letGo(ctx); err != nil {
-		return m.goneOr(err)
+		return m.GoneOr(err)
 	}
 	return nil
 }
@@ -308,19 +303,5 @@ func (m *machine) letGo(ctx context.Context) error {
 			return fmt.Errorf("let the guest go on: %w", err)
 		}
 	}
-	m.held = false
-	return m.unmarkHeld()
-}
-
-func (m *machine) markedHeld() bool {
-	_, err := os.Stat(filepath.Join(m.st.Dir, heldFile))
-	return err == nil
-}
-
-func (m *machine) unmarkHeld() error {
-	err := os.Remove(filepath.Join(m.st.Dir, heldFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
+	return m.Hold.Ended()
 }

@@ -3,10 +3,10 @@ package firecracker
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/thread"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
@@ -31,15 +32,7 @@ const (
 // connectTap makes the tap interface, which uid may open, and the way out. A slot
 // that was used before gets them anew.
 func connectTap(s nacre.Slot, uid int) error {
-	ns, err := os.Open(s.Path)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	err = onOwnThread(func() error {
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return err
-		}
+	return thread.InNetwork(s.Path, func() error {
 		if err := removeTap(); err != nil {
 			return err
 		}
@@ -54,31 +47,15 @@ func connectTap(s nacre.Slot, uid int) error {
 		}
 		return setNAT(s.Guest.Addr())
 	})
-	if err != nil {
-		return fmt.Errorf("network namespace %s: %w", s.Name, err)
-	}
-	return nil
 }
 
 // disconnectTap takes away what connectTap made. A namespace that is gone is no error.
 func disconnectTap(s nacre.Slot) error {
-	ns, err := os.Open(s.Path)
-	if errors.Is(err, os.ErrNotExist) {
+	err := thread.InNetwork(s.Path, removeTap)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, thread.ErrNoNamespace) { // or the name alone is left
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return onOwnThread(func() error {
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			if errors.Is(err, unix.EINVAL) { // the name alone is left
-				return nil
-			}
-			return err
-		}
-		return removeTap()
-	})
+	return err
 }
 
 func makeTap(uid, mtu int) error {
@@ -215,21 +192,4 @@ func established() []expr.Any {
 			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
 	}
-}
-
-// onOwnThread runs f on a thread of its own, which then ends: whatever f changed
-// about the thread is gone with it. (It cannot be the process's first thread,
-// which Go does not end.)
-func onOwnThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			done <- onOwnThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
