@@ -47,7 +47,7 @@ type Snapshot struct {
 	OnTimeout  TimeoutAction
 
 	Bytes     int64         // of the files
-	DiskBytes int64         // what they occupy by themselves; what quotas count
+	DiskBytes int64         // what they occupied when that was last looked at; what quotas count
 	Stopped   time.Duration // how long the guest stood still
 
 	CreatedAt  time.Time
@@ -136,7 +136,7 @@ type SnapshotManifest struct {
 	Hostname  string // of the guest; a sandbox that goes on keeps it, a copy does not
 	LogSeq    int64  // of the guest's last log entry that the host had before
 	CreatedAt time.Time
-	DiskBytes int64 // what the files occupy by themselves
+	DiskBytes int64 // what it occupies by itself; 0 while that is not known
 	SnapshotInfo
 }
 
@@ -157,7 +157,9 @@ type ArtifactStore interface {
 	// they are no longer there, verified then. They stay until release is called.
 	// An unknown one is CodeNotFound.
 	Open(ctx context.Context, id SnapshotID) (dir string, m SnapshotManifest, release func(), err error)
-	// Manifests lists what exists, in no order.
+	// Manifests lists what exists, in no order. DiskBytes is what each occupies now:
+	// the plain copy while it is there, and of the chunks those that no older snapshot
+	// of the team has.
 	Manifests(ctx context.Context) ([]SnapshotManifest, error)
 	// Delete removes a snapshot: at once for everybody, its files when the last
 	// release was called. A repeat is no error.

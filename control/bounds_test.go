@@ -1,9 +1,11 @@
 package control_test
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,6 +96,54 @@ func TestQuotas(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = w.svc.Create(t.Context(), team, nacre.CreateRequest{OnTimeout: nacre.TimeoutPause})
+	wantCode(t, err, nacre.CodeExhausted)
+}
+
+// shrunken is a node whose snapshots came to occupy something else.
+type shrunken struct {
+	nacre.Node
+	bytes *atomic.Int64 // of each; 0 for what they were written with
+}
+
+func (n shrunken) Snapshots(ctx context.Context) ([]nacre.SnapshotManifest, error) {
+	list, err := n.Node.Snapshots(ctx)
+	for i := range list {
+		if b := n.bytes.Load(); b != 0 {
+			list[i].DiskBytes = b
+		}
+	}
+	return list, err
+}
+
+// TestQuotaCountsWhatIsOnDisk: what a snapshot occupies changes after it was taken,
+// and the quota is of what it occupies now. Nobody is refused for an old figure.
+func TestQuotaCountsWhatIsOnDisk(t *testing.T) {
+	w := newWorld(t)
+	var bytes atomic.Int64
+	w.limits.MaxSnapshotBytes = 1000
+	w.rules = func(c *control.Config) { c.Node, c.Reconcile = shrunken{c.Node, &bytes}, time.Hour }
+	w.start()
+	s := w.create(nacre.CreateRequest{})
+	first := w.snapshot(s.ID, nacre.SnapshotRequest{})
+	if first.DiskBytes < 1000 {
+		t.Fatalf("%d bytes", first.DiskBytes)
+	}
+	_, err := w.svc.Snapshot(t.Context(), team, s.ID, nacre.SnapshotRequest{})
+	wantCode(t, err, nacre.CodeExhausted)
+	bytes.Store(10)
+	w.snapshot(s.ID, nacre.SnapshotRequest{})
+	if got, err := w.svc.GetSnapshot(t.Context(), team, first.ID); err != nil || got.DiskBytes != 10 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+
+	w.rules = func(c *control.Config) { c.Node, c.Reconcile = shrunken{c.Node, &bytes}, time.Millisecond }
+	w.restart()
+	bytes.Store(2000)
+	w.eventually("records follow what is on disk", func() bool {
+		got, err := w.svc.GetSnapshot(t.Context(), team, first.ID)
+		return err == nil && got.DiskBytes == 2000
+	})
+	_, err = w.svc.Snapshot(t.Context(), team, s.ID, nacre.SnapshotRequest{})
 	wantCode(t, err, nacre.CodeExhausted)
 }
 

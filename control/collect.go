@@ -35,9 +35,15 @@ func decideSnapshot(n nacre.Snapshot, files, held bool) fate {
 	return keepIt
 }
 
+// artifact is what a node has of a snapshot.
+type artifact struct {
+	node  nacre.Node
+	bytes int64 // what it occupies, 0 for what nobody knows yet
+}
+
 // artifacts lists what the nodes have.
-func (s *Service) artifacts(ctx context.Context) (map[nacre.SnapshotID]nacre.Node, error) {
-	out := map[nacre.SnapshotID]nacre.Node{}
+func (s *Service) artifacts(ctx context.Context) (map[nacre.SnapshotID]artifact, error) {
+	out := map[nacre.SnapshotID]artifact{}
 	if s.cfg.Snapshots == nil {
 		return out, nil
 	}
@@ -47,20 +53,19 @@ func (s *Service) artifacts(ctx context.Context) (map[nacre.SnapshotID]nacre.Nod
 			return nil, err
 		}
 		for _, m := range list {
-			out[m.ID] = node
+			out[m.ID] = artifact{node, m.DiskBytes}
 		}
 	}
 	return out, nil
 }
 
-// snapshotRecords reads all records of snapshots.
-func (s *Service) snapshotRecords(ctx context.Context) (map[nacre.SnapshotID]nacre.Snapshot, error) {
+// snapshotRecords reads all records of a team's snapshots, or with AllTeams of all.
+func (s *Service) snapshotRecords(ctx context.Context, f nacre.SnapshotFilter) (map[nacre.SnapshotID]nacre.Snapshot, error) {
 	out := map[nacre.SnapshotID]nacre.Snapshot{}
 	if s.cfg.Snapshots == nil {
 		return out, nil
 	}
-	f := nacre.SnapshotFilter{AllTeams: true, Limit: 1000,
-		Kinds: []nacre.SnapshotKind{nacre.SnapshotUser, nacre.SnapshotPause, nacre.SnapshotFork, nacre.SnapshotWarm}}
+	f.Limit, f.Kinds = 1000, []nacre.SnapshotKind{nacre.SnapshotUser, nacre.SnapshotPause, nacre.SnapshotFork, nacre.SnapshotWarm}
 	for {
 		page, err := s.cfg.Snapshots.ListSnapshots(ctx, f)
 		if err != nil {
@@ -78,8 +83,8 @@ func (s *Service) snapshotRecords(ctx context.Context) (map[nacre.SnapshotID]nac
 
 // reconcileSnapshots deletes files without a record, which were listed before the
 // records were read, and puts records right whose files are not there, or that
-// nobody needs.
-func (s *Service) reconcileSnapshots(ctx context.Context, before map[nacre.SnapshotID]nacre.Node, rows map[nacre.SnapshotID]nacre.Snapshot, records map[nacre.SandboxID]nacre.Sandbox) error {
+// nobody needs. What a snapshot occupies changes behind its record, which follows here.
+func (s *Service) reconcileSnapshots(ctx context.Context, before map[nacre.SnapshotID]artifact, rows map[nacre.SnapshotID]nacre.Snapshot, records map[nacre.SandboxID]nacre.Sandbox) error {
 	if s.cfg.Snapshots == nil {
 		return nil
 	}
@@ -95,20 +100,56 @@ func (s *Service) reconcileSnapshots(ctx context.Context, before map[nacre.Snaps
 	}
 	var g errgroup.Group
 	g.SetLimit(atOnce)
-	for id, node := range before {
+	for id, a := range before {
 		if _, ok := rows[id]; !ok && !s.hand.has(id) {
 			s.log.Warn("a snapshot without a record is deleted", "snapshot", id)
-			g.Go(func() error { return node.DeleteSnapshot(ctx, id) })
+			g.Go(func() error { return a.node.DeleteSnapshot(ctx, id) })
 		}
 	}
 	for id, n := range rows {
 		if s.nodeOf(n.Node) == nil {
 			continue
 		}
-		_, files := after[id]
-		if f := decideSnapshot(n, files, held[id]); f != keepIt && !s.hand.has(id) {
+		a, files := after[id]
+		switch f := decideSnapshot(n, files, held[id]); {
+		case f == keepIt:
+			g.Go(func() error { return s.measure(ctx, n, a.bytes) })
+		case !s.hand.has(id):
 			g.Go(func() error { return s.settleSnapshot(ctx, n, f) })
 		}
+	}
+	return g.Wait()
+}
+
+// measure writes down what a snapshot occupies, unless that is what its record says.
+func (s *Service) measure(ctx context.Context, n nacre.Snapshot, bytes int64) error {
+	if bytes == 0 || bytes == n.DiskBytes || n.State != nacre.SnapshotReady {
+		return nil
+	}
+	_, err := s.cfg.Snapshots.UpdateSnapshot(ctx, n.TeamID, n.ID, func(r *nacre.Snapshot) ([]nacre.Event, error) {
+		r.DiskBytes = bytes
+		return nil, nil
+	})
+	if nacre.IsCode(err, nacre.CodeNotFound) {
+		return nil
+	}
+	return err
+}
+
+// measureAll does so for all of a team.
+func (s *Service) measureAll(ctx context.Context, team nacre.TeamID) error {
+	there, err := s.artifacts(ctx)
+	if err != nil {
+		return err
+	}
+	rows, err := s.snapshotRecords(ctx, nacre.SnapshotFilter{TeamID: team})
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for id, n := range rows {
+		g.Go(func() error { return s.measure(ctx, n, there[id].bytes) })
 	}
 	return g.Wait()
 }

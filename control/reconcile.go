@@ -103,7 +103,7 @@ func (s *Service) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows, err := s.snapshotRecords(ctx)
+	rows, err := s.snapshotRecords(ctx, nacre.SnapshotFilter{AllTeams: true})
 	if err != nil {
 		return err
 	}

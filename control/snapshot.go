@@ -258,6 +258,11 @@ func (s *Service) mayKeep(ctx context.Context, team nacre.TeamID, pause bool) er
 		return nil
 	}
 	n, bytes, err := s.cfg.Snapshots.SnapshotUse(ctx, team)
+	if err == nil && bytes >= l.MaxSnapshotBytes { // by records that may be half a minute old
+		if err = s.measureAll(ctx, team); err == nil {
+			n, bytes, err = s.cfg.Snapshots.SnapshotUse(ctx, team)
+		}
+	}
 	if err != nil {
 		return err
 	}

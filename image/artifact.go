@@ -97,10 +97,13 @@ type artifact struct {
 	pins  int
 	plain bool // its directory in "plain" is whole
 	index bool // its chunks are all there
-	used  time.Time
-	work  *work              // done to the plain copy at the moment
-	retry time.Time          // when to try again to cut it into chunks
-	flush context.CancelFunc // of one being written: ends what begins to write it to the disk
+	// chunks is what of them it bears, see count; counted tells that it is known.
+	chunks  int64
+	counted bool
+	used    time.Time
+	work    *work              // done to the plain copy at the moment
+	retry   time.Time          // when to try again to cut it into chunks
+	flush   context.CancelFunc // of one being written: ends what begins to write it to the disk
 }
 
 type artifactState int
@@ -318,10 +321,27 @@ func (s *Artifacts) Manifests(context.Context) ([]nacre.SnapshotManifest, error)
 	out := make([]nacre.SnapshotManifest, 0, len(s.all))
 	for _, a := range s.all {
 		if a.state == committed {
-			out = append(out, a.m)
+			m := a.m
+			m.DiskBytes = a.occupies()
+			out = append(out, m)
 		}
 	}
 	return out, nil
+}
+
+// occupies is what the snapshot takes of the disk at the moment, 0 while its chunks
+// were not counted; the store's mu is held.
+func (a *artifact) occupies() (n int64) {
+	if a.plain {
+		n = a.m.DiskBytes
+	}
+	switch {
+	case !a.index:
+		return n
+	case !a.counted:
+		return 0
+	}
+	return n + a.chunks
 }
 
 // Open implements nacre.ArtifactStore.

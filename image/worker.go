@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -34,6 +33,9 @@ func (s *Artifacts) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookAround)
 	defer tick.Stop()
 	collected := time.Now() // not while everything starts
+	if s.uncounted() {
+		collected = time.Time{}
+	}
 	for ctx.Err() == nil {
 		s.relieve()
 		if a := s.next(); a != nil {
@@ -52,6 +54,19 @@ func (s *Artifacts) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// uncounted tells whether there are chunks of which nobody knows who bears them, as
+// after a start.
+func (s *Artifacts) uncounted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.all {
+		if a.index && !a.counted {
+			return true
+		}
+	}
+	return false
 }
 
 // lowerPriority makes this thread the last to get a processor or the disk. Where
@@ -93,10 +108,10 @@ func (s *Artifacts) chunk(ctx context.Context, a *artifact) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.garbage = true // or what it has in common with others is to be counted
 	if err == nil {
-		a.index = true
+		a.index, a.chunks, a.counted = true, x.Stored, true
 	} else {
-		s.garbage = true
 		a.retry = s.o.Clock().Add(tryAgain)
 		if ctx.Err() == nil && !errors.Is(err, errGone) {
 			s.o.Logger.Warn("a snapshot could not be cut into chunks; it is tried again", "snapshot", a.m.ID, "err", err)
@@ -219,105 +234,6 @@ func (s *Artifacts) relieve() {
 			return
 		}
 	}
-}
-
-func (s *Artifacts) garbageDue(last time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.garbage && time.Since(last) >= s.o.Collect
-}
-
-// collect frees the chunks that no index holds. Chunks and indexes are made by the
-// goroutine that collects, so none comes meanwhile; one that a crash left without
-// an index is found here.
-func (s *Artifacts) collect(ctx context.Context) error {
-	s.mu.Lock()
-	s.garbage = false
-	s.mu.Unlock()
-	held, err := s.heldChunks()
-	if err == nil {
-		err = s.freeOthers(ctx, held)
-	}
-	if err != nil {
-		s.mu.Lock()
-		s.garbage = true
-		s.mu.Unlock()
-	}
-	return err
-}
-
-// heldChunks reads every index on disk, those of deleted snapshots that somebody
-// still has open too.
-func (s *Artifacts) heldChunks() (map[sum]struct{}, error) {
-	entries, err := fs.ReadDir(s.root.FS(), indexDir)
-	if err != nil {
-		return nil, err
-	}
-	held := map[sum]struct{}{}
-	for _, e := range entries {
-		id, ok := jsonID(e.Name())
-		if !ok {
-			continue
-		}
-		data, err := s.root.ReadFile(indexPath(id))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		x, err := decodeIndex(data)
-		if err != nil {
-			s.recut(id, err)
-			continue
-		}
-		for _, f := range x.Files {
-			_ = f.each(func(p piece) error { held[p.sum] = struct{}{}; return nil })
-		}
-	}
-	return held, nil
-}
-
-// recut makes a damaged index anew when the plain files are there; when they are not
-// the chunks are of no use without it.
-func (s *Artifacts) recut(id nacre.SnapshotID, cause error) {
-	s.o.Logger.Error("a snapshot's index is damaged", "snapshot", id, "err", cause)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a := s.all[id]; a != nil && a.plain && a.work == nil {
-		a.index = false
-	}
-}
-
-func (s *Artifacts) freeOthers(ctx context.Context, held map[sum]struct{}) error {
-	var free []string
-	err := s.o.Blobs.List(ctx, s.o.Prefix, func(b nacre.Blob) error {
-		if c, ok := s.keySum(b.Key); ok {
-			if _, ok := held[c]; !ok {
-				free = append(free, b.Key)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	begin := time.Now()
-	for _, key := range free {
-		if err := s.o.Step("free chunk"); err != nil {
-			return err
-		}
-		if err := s.o.Blobs.Delete(ctx, key); err != nil {
-			return err
-		}
-		if worked := time.Since(begin); worked >= slice {
-			if err := s.pace(ctx, nil, worked); err != nil {
-				return err
-			}
-			begin = time.Now()
-		}
-	}
-	return nil
 }
 
 // unpin is release without a note that the store was used; s.mu is held.

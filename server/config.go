@@ -44,6 +44,8 @@ type Config struct {
 	PerTeam            int
 	PausedPerTeam      int
 	SnapshotMiBPerTeam int64
+	PlainMiB           int64
+	LowWaterMiB        int64
 	Overcommit         float64
 	ReserveMiB         int
 	MaxTimeout         time.Duration
@@ -89,6 +91,8 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.PerTeam, "max-sandboxes-per-team", 1000, "sandboxes of one team that are not paused")
 	fs.IntVar(&c.PausedPerTeam, "max-paused-per-team", 10000, "paused sandboxes of one team; 0 for any number")
 	fs.Int64Var(&c.SnapshotMiBPerTeam, "max-snapshots-mib-per-team", 0, "disk that a team's snapshots and paused sandboxes may occupy; 0 for any")
+	fs.Int64Var(&c.PlainMiB, "snapshots-plain-mib", 0, "disk that snapshots' plain files may take; the longest unused beyond it are left as chunks; 0 for any")
+	fs.Int64Var(&c.LowWaterMiB, "snapshots-low-water-mib", 0, "free disk below which plain files of snapshots go; 0 means a tenth of it, at most 20480")
 	fs.Float64Var(&c.Overcommit, "memory-overcommit", 10, "sum of memory limits over the host's memory")
 	fs.IntVar(&c.ReserveMiB, "memory-reserve-mib", 0, "memory that creates leave free; 0 means the larger of 512 and 5 %")
 	fs.DurationVar(&c.MaxTimeout, "max-timeout", 24*time.Hour, "longest deadline that a client may ask for")
@@ -210,6 +214,9 @@ func (c *Config) validate() error {
 	}
 	if min(c.PriceVCPU, c.PriceMemory, c.PriceDisk, c.Credits) < 0 {
 		return errors.New("--price-vcpu-second, --price-gib-second, --price-disk-gib-second and --credits cannot be negative")
+	}
+	if min(c.SnapshotMiBPerTeam, c.PlainMiB, c.LowWaterMiB) < 0 {
+		return errors.New("--max-snapshots-mib-per-team, --snapshots-plain-mib and --snapshots-low-water-mib cannot be negative")
 	}
 	for _, p := range c.AllowPrivate {
 		if _, err := netip.ParsePrefix(p); err != nil {

@@ -26,13 +26,16 @@ func load(t *testing.T, env map[string]string, file string, args ...string) (Con
 
 func TestFlagWinsOverVariableWinsOverFile(t *testing.T) {
 	file := "http = \"127.0.0.1:1\"\nhttps = \"127.0.0.1:2\"\ndomain = \"file.test\"\nstandby = 3\nallow_private = [\"10.1.0.0/16\", \"10.2.0.0/16\"]\n"
-	env := map[string]string{"NACRE_HTTP": "127.0.0.1:3", "NACRE_HTTPS": "127.0.0.1:4"}
+	env := map[string]string{"NACRE_HTTP": "127.0.0.1:3", "NACRE_HTTPS": "127.0.0.1:4", "NACRE_SNAPSHOTS_PLAIN_MIB": "7"}
 	c, err := load(t, env, file, "--http", "127.0.0.1:5")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.HTTP != "127.0.0.1:5" || c.HTTPS != "127.0.0.1:4" || c.Domain != "file.test" || c.Standby != 3 {
 		t.Errorf("got http %s https %s domain %s standby %d", c.HTTP, c.HTTPS, c.Domain, c.Standby)
+	}
+	if c.PlainMiB != 7 || c.LowWaterMiB != 0 {
+		t.Errorf("plain files of snapshots: %d MiB, low water %d", c.PlainMiB, c.LowWaterMiB)
 	}
 	if strings.Join(c.AllowPrivate, " ") != "10.1.0.0/16 10.2.0.0/16" {
 		t.Errorf("allow_private = %v", c.AllowPrivate)
@@ -49,6 +52,8 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"", "--tls-cert=x.pem", "--tls-key"},
 		{"", "--memory-mib=1", "--memory-mib"},
 		{"standby = \"many\"", "", "standby"},
+		{"snapshots_plain_mib = -1", "", "--snapshots-plain-mib"},
+		{"", "--snapshots-low-water-mib=-1", "--snapshots-low-water-mib"},
 	} {
 		var args []string
 		if c.arg != "" {

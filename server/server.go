@@ -220,7 +220,8 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	}
 	p.images = images
 	p.onClose(images.Close)
-	artifacts, err := image.OpenArtifacts(image.ArtifactOptions{Dir: snapshotsDir(s.cfg.DataDir), Blobs: blobs, Logger: s.log})
+	artifacts, err := image.OpenArtifacts(image.ArtifactOptions{Dir: snapshotsDir(s.cfg.DataDir), Blobs: blobs,
+		PlainMiB: s.cfg.PlainMiB, LowWaterMiB: s.cfg.LowWaterMiB, Logger: s.log})
 	if err != nil {
 		return fmt.Errorf("snapshots: %w", err)
 	}
