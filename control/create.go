@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strconv"
@@ -93,12 +94,19 @@ func (s *Service) draft(ctx context.Context, team nacre.TeamID, r nacre.CreateRe
 		Timeout: r.Timeout, OnTimeout: r.OnTimeout, AutoResume: r.AutoResume, FilesOnly: r.FilesOnly,
 		IdleTimeout: r.IdleTimeout, AlwaysOn: r.AlwaysOn,
 	}
+	can, err := s.offer(ctx)
+	if err != nil {
+		return rec, false, err
+	}
 	tpl, err := s.cfg.Templates.ResolveTemplate(ctx, team, r.Template)
 	switch {
 	case nacre.IsCode(err, nacre.CodeNotFound) || (err == nil && tpl.Build == ""):
 		err = s.ofSnapshot(ctx, &seed, r)
 	case err == nil:
-		warm, err = s.ofTemplate(&seed, tpl, r.Resources)
+		warm, err = s.ofTemplate(&seed, tpl, r, can)
+	}
+	if err == nil {
+		err = mayPauseOn(can, seed)
 	}
 	if err != nil {
 		return rec, false, err
@@ -107,9 +115,12 @@ func (s *Service) draft(ctx context.Context, team nacre.TeamID, r nacre.CreateRe
 }
 
 // ofTemplate makes the record one of the template.
-func (s *Service) ofTemplate(rec *nacre.Sandbox, tpl nacre.Template, asked nacre.Resources) (warm bool, err error) {
+func (s *Service) ofTemplate(rec *nacre.Sandbox, tpl nacre.Template, r nacre.CreateRequest, can nacre.Capabilities) (warm bool, err error) {
 	rec.TemplateID, rec.BuildID = tpl.ID, tpl.Build
-	if rec.Resources, err = s.cfg.Limits.resources(asked, tpl.Resources); err != nil {
+	if rec.Resources, err = s.cfg.Limits.resources(r.Resources, tpl.Resources); err != nil {
+		return false, err
+	}
+	if rec.Runtime, err = chosen(can, r.Runtime, tpl.Runtime); err != nil {
 		return false, err
 	}
 	if tpl.Warm == "" || s.cfg.Snapshots == nil {
@@ -117,6 +128,9 @@ func (s *Service) ofTemplate(rec *nacre.Sandbox, tpl nacre.Template, asked nacre
 	}
 	if own, err := s.cfg.Limits.resources(nacre.Resources{}, tpl.Resources); err != nil || own != rec.Resources {
 		return false, nil // its memory is of another size
+	}
+	if rec.Runtime != cmp.Or(tpl.Runtime, can.Runtime) {
+		return false, nil // it was taken on another
 	}
 	rec.Snapshot = tpl.Warm
 	return true, nil
@@ -138,6 +152,10 @@ func (s *Service) ofSnapshot(ctx context.Context, rec *nacre.Sandbox, r nacre.Cr
 	}
 	if asked := fill(r.Resources, n.Resources); asked != n.Resources {
 		return nacre.Invalidf("Resources", "a sandbox made from a snapshot has its resources: %d CPUs, %d MiB of memory, %d MiB of disk", n.Resources.CPUs, n.Resources.MemoryMiB, n.Resources.DiskMiB)
+	}
+	rec.Runtime = nacre.RuntimeOf(n.RestoreKey)
+	if r.Runtime != "" && r.Runtime != rec.Runtime {
+		return nacre.Invalidf("Runtime", "a sandbox made from a snapshot runs on what that was taken on: snapshot %s on %s, and not on %.40s", n.ID, rec.Runtime, r.Runtime)
 	}
 	if err := s.mayStart(ctx, n); err != nil {
 		return err
@@ -253,7 +271,7 @@ func (s *Service) running(r *nacre.Sandbox, st nacre.Started) ([]nacre.Event, er
 		return nil, err
 	}
 	now := s.now()
-	r.Machine, r.BootPath, r.BootTime = st.Machine, st.BootPath, st.BootTime
+	r.Machine, r.Runtime, r.BootPath, r.BootTime = st.Machine, st.Runtime, st.BootPath, st.BootTime
 	r.StartedAt, r.Origin, r.Snapshot = now, r.Snapshot, ""
 	if !r.AlwaysOn {
 		r.Deadline = now.Add(r.Timeout)
@@ -291,7 +309,7 @@ func (s *Service) stopMachine(ctx context.Context, node nacre.Node, id nacre.San
 
 func specOf(rec nacre.Sandbox) nacre.StartSpec {
 	return nacre.StartSpec{
-		Sandbox: rec.ID, Team: rec.TeamID, Build: rec.BuildID, Resources: rec.Resources, Env: rec.Env,
+		Sandbox: rec.ID, Team: rec.TeamID, Build: rec.BuildID, Runtime: rec.Runtime, Resources: rec.Resources, Env: rec.Env,
 		Network: rec.Network, Secure: rec.Secure, TokenEpoch: rec.TokenEpoch,
 		Snapshot: rec.Snapshot,
 	}

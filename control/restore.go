@@ -60,7 +60,7 @@ func (s *Service) beginRestore(ctx context.Context, rec nacre.Sandbox, n nacre.S
 			return nil, errGone(r.ID)
 		}
 		r.Snapshot, r.Machine, r.PausedAt = n.ID, "", time.Time{}
-		r.BuildID, r.Resources = n.BuildID, n.Resources
+		r.BuildID, r.Runtime, r.Resources = n.BuildID, nacre.RuntimeOf(n.RestoreKey), n.Resources
 		return nil, r.Move(nacre.StateResuming)
 	})
 	if err == nil {

@@ -147,7 +147,7 @@ func (s *Service) goOn(ctx context.Context, rec nacre.Sandbox, how comeback) (na
 			r.Deadline = until
 		}
 		d = r.Deadline.Sub(now)
-		r.Machine, r.BootPath, r.BootTime = started.Machine, started.BootPath, started.BootTime
+		r.Machine, r.Runtime, r.BootPath, r.BootTime = started.Machine, started.Runtime, started.BootPath, started.BootTime
 		r.Origin, r.Snapshot = r.Snapshot, ""
 		r.StartedAt, r.PausedAt, r.Detail = now, time.Time{}, ""
 		return []nacre.Event{event(*r, how.kind, now, map[string]string{

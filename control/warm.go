@@ -59,7 +59,18 @@ func (s *Service) prepareWarm(ctx context.Context, t nacre.Template) (nacre.Temp
 	if err != nil {
 		return t, err
 	}
-	fits, err := s.warmFits(ctx, t, res)
+	can, err := s.offer(ctx)
+	if err != nil {
+		return t, err
+	}
+	on, err := can.Offers(t.Runtime)
+	if err != nil {
+		return t, err
+	}
+	if !on.Snapshots {
+		return t, nacre.Errorf(nacre.CodeUnsupported, "template %s cannot be made warm: the runtime %s keeps no snapshots here", t.ID, on.Runtime)
+	}
+	fits, err := s.warmFits(ctx, t, res, on)
 	if err != nil || fits {
 		return t, err
 	}
@@ -115,7 +126,7 @@ func recipeOf(t nacre.Template) string {
 }
 
 // warmFits tells whether the template's warm snapshot is what would be made anew.
-func (s *Service) warmFits(ctx context.Context, t nacre.Template, res nacre.Resources) (bool, error) {
+func (s *Service) warmFits(ctx context.Context, t nacre.Template, res nacre.Resources, on nacre.Capabilities) (bool, error) {
 	if t.Warm == "" {
 		return false, nil
 	}
@@ -126,7 +137,7 @@ func (s *Service) warmFits(ctx context.Context, t nacre.Template, res nacre.Reso
 	if err != nil {
 		return false, err
 	}
-	if n.BuildID != t.Build || n.Resources != res || n.Metadata[warmRecipe] != recipeOf(t) {
+	if n.BuildID != t.Build || n.Resources != res || nacre.RuntimeOf(n.RestoreKey) != on.Runtime || n.Metadata[warmRecipe] != recipeOf(t) {
 		return false, nil
 	}
 	switch err := s.mayStart(ctx, n); nacre.ErrorCode(err) {
@@ -142,7 +153,7 @@ func (s *Service) warmFits(ctx context.Context, t nacre.Template, res nacre.Reso
 func (s *Service) takeWarm(ctx context.Context, t nacre.Template, res nacre.Resources) (nacre.Snapshot, error) {
 	born := s.newborn(nacre.Sandbox{
 		TeamID: nacre.SystemTeam, Template: string(t.ID), TemplateID: t.ID, BuildID: t.Build, Resources: res,
-		Node: s.place().ID(), Timeout: warmTime, OnTimeout: nacre.TimeoutKill,
+		Node: s.place().ID(), Runtime: t.Runtime, Timeout: warmTime, OnTimeout: nacre.TimeoutKill,
 	})
 	s.warmBoxes.Store(born.ID, true)
 	defer s.warmBoxes.Delete(born.ID)

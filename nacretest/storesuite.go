@@ -24,6 +24,7 @@ func SampleSandbox(team nacre.TeamID, state nacre.State) nacre.Sandbox {
 		Template: "base", TemplateID: nacre.NewTemplateID(), BuildID: nacre.NewBuildID(),
 		Node: "node-1", Machine: nacre.NewMachineID(),
 		State: state, EndReason: nacre.EndKilled, Detail: "ended by its owner, \"quoted\" \u2028 \x00 é",
+		Runtime:   "gvisor",
 		Resources: nacre.Resources{CPUs: 2, MemoryMiB: 512, DiskMiB: 1024, MaxPIDs: 300},
 		Metadata:  map[string]string{"user": "ann", "a b": "c&d=é+1"},
 		Env:       map[string]string{"TOKEN": "s3cret\n", "EMPTY": ""},

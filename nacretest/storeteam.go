@@ -146,7 +146,7 @@ func TestTemplateStore(t *testing.T, open func(t *testing.T) nacre.TemplateStore
 	ann, bob := nacre.NewTeamID(), nacre.NewTeamID()
 	make1 := func(team nacre.TeamID, public bool, names ...string) nacre.Template {
 		return nacre.Template{ID: nacre.NewTemplateID(), TeamID: team, Names: names, Public: public, Build: nacre.NewBuildID(),
-			Resources: nacre.Resources{CPUs: 2, MemoryMiB: 512}, Start: "serve &", Ready: "curl -f localhost", Warm: nacre.NewSnapshotID(),
+			Resources: nacre.Resources{CPUs: 2, MemoryMiB: 512}, Runtime: "gvisor", Start: "serve &", Ready: "curl -f localhost", Warm: nacre.NewSnapshotID(),
 			CreatedAt: storeEpoch, UpdatedAt: storeEpoch.Add(time.Second)}
 	}
 	put := func(tpl nacre.Template) nacre.Template {

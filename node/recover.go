@@ -71,8 +71,8 @@ func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 	u := n.newUnit(f.Handle.Machine, f.Shape)
 	u.slot, u.policy, u.started = f.Slot, f.Policy, f.Started
 	u.anew, u.from, u.runtime = false, f.From, f.Handle.Runtime
-	if u.shape.Runtime == "" && u.shape.Snapshot == "" { // a handle of a server that had one
-		u.shape.Runtime = u.runtime
+	if u.shape.Snapshot == "" {
+		u.shape.Runtime = u.runtime // which a handle of a server that had one runtime does not say
 	}
 	if f.Host != "" {
 		u.host = f.Host

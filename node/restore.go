@@ -22,9 +22,9 @@ func (o *opened) close() {
 	}
 }
 
-// open opens the shape's snapshot for the sandbox, "" for a standby, and refuses
-// what cannot be restored here. It returns nil for a shape that boots.
-func (n *Node) open(ctx context.Context, shape Shape, id nacre.SandboxID) (*opened, error) {
+// open opens the shape's snapshot for the sandbox, the zero spec for a standby, and
+// refuses what cannot be restored here. It returns nil for a shape that boots.
+func (n *Node) open(ctx context.Context, shape Shape, spec nacre.StartSpec) (*opened, error) {
 	if shape.Snapshot == "" {
 		return nil, nil
 	}
@@ -35,8 +35,12 @@ func (n *Node) open(ctx context.Context, shape Shape, id nacre.SandboxID) (*open
 	if err != nil {
 		return nil, err
 	}
-	o := &opened{dir: dir, m: m, same: id != "" && m.Sandbox == id, release: release}
-	if err := fits(m, shape, n.cfg.Runtime.Capabilities()); err != nil {
+	o := &opened{dir: dir, m: m, same: spec.Sandbox != "" && m.Sandbox == spec.Sandbox, release: release}
+	err = fits(m, shape, n.cfg.Runtime.Capabilities())
+	if of := nacre.RuntimeOf(m.RestoreKey); err == nil && spec.Runtime != "" && spec.Runtime != of {
+		err = nacre.Errorf(nacre.CodeUnsupported, "snapshot %s was taken on %s; it cannot be restored on %.40s", m.ID, of, spec.Runtime)
+	}
+	if err != nil {
 		o.close()
 		return nil, err
 	}
@@ -54,9 +58,7 @@ func fits(m nacre.SnapshotManifest, shape Shape, can nacre.Capabilities) error {
 	if err := can.CanRestore(m.ID, m.RestoreKey); err != nil {
 		return err
 	}
-	switch of := nacre.RuntimeOf(m.RestoreKey); {
-	case shape.Runtime != "" && shape.Runtime != of:
-		return nacre.Errorf(nacre.CodeUnsupported, "snapshot %s was taken on %s; it cannot be restored on %s", m.ID, of, shape.Runtime)
+	switch {
 	case m.Build != shape.Build:
 		return nacre.Errorf(nacre.CodeConflict, "snapshot %s was taken over build %s; it cannot be restored over %s", m.ID, m.Build, shape.Build)
 	case was != is:

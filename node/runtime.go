@@ -11,10 +11,13 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// complete says what machines of the shape are made of. Those of a snapshot are what
-// it was taken on, whatever is said.
+// complete gives the shape its one form: one that boots says what its machines are made
+// of, for one that is restored the snapshot does.
 func (n *Node) complete(s Shape) Shape {
-	if s.Runtime == "" && s.Snapshot == "" {
+	switch {
+	case s.Snapshot != "":
+		s.Runtime = ""
+	case s.Runtime == "":
 		s.Runtime = n.cfg.Runtime.Name()
 	}
 	return s

@@ -71,10 +71,11 @@ func (n *Node) KeepReady(shapes ...Shape) {
 	n.wake()
 }
 
-func (n *Node) hasStandby(shape Shape) bool {
+func (n *Node) hasStandby(shape Shape, asked nacre.RuntimeName) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return len(n.ready[shape]) > 0
+	us := n.ready[shape]
+	return len(us) > 0 && (asked == "" || asked == us[0].runtime) // they are all of one
 }
 
 // takeStandby takes the oldest standby of the shape that runs, nil when there is none.
@@ -208,7 +209,7 @@ func (n *Node) refill(ctx context.Context, paused *time.Time) bool {
 
 // bootStandby makes a standby. Its slot is closed until a sandbox brings its policy.
 func (n *Node) bootStandby(ctx context.Context, shape Shape) (*unit, error) {
-	snap, err := n.open(ctx, shape, "")
+	snap, err := n.open(ctx, shape, nacre.StartSpec{})
 	if err != nil {
 		return nil, err
 	}

@@ -100,12 +100,12 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 			return nil, "", err
 		}
 	}
-	if n.hasStandby(shape) {
+	if n.hasStandby(shape, spec.Runtime) {
 		if u, err := n.handStandby(ctx, shape, spec, policy); u != nil || err != nil {
 			return u, nacre.BootStandby, err
 		}
 	}
-	snap, err := n.open(ctx, shape, spec.Sandbox)
+	snap, err := n.open(ctx, shape, spec)
 	if err != nil {
 		return nil, "", err
 	}

@@ -16,7 +16,7 @@ import (
 // Shape is what makes standbys interchangeable: the artifact and the limits.
 type Shape struct {
 	Build     nacre.BuildID
-	Runtime   nacre.RuntimeName `json:",omitempty"` // "" is the snapshot's, else the node's default
+	Runtime   nacre.RuntimeName `json:",omitempty"` // of one that boots; "" is the node's default
 	Resources nacre.Resources
 	Snapshot  nacre.SnapshotID `json:",omitempty"` // which they are restored from; "" boots
 }

@@ -61,6 +61,16 @@ func (w *world) logged() string {
 // start brings a node up over what earlier ones left.
 func (w *world) start() *node.Node {
 	w.tb.Helper()
+	n, err := w.tryStart()
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	return n
+}
+
+// tryStart is start for a node that may refuse.
+func (w *world) tryStart() (*node.Node, error) {
+	w.tb.Helper()
 	w.fake = w.host.Daemon()
 	fake := w.fake
 	arts, err := image.OpenArtifacts(image.ArtifactOptions{Dir: filepath.Join(w.dir, "snapshots"), ReserveMiB: -1,
@@ -92,10 +102,11 @@ func (w *world) start() *node.Node {
 	w.n, w.stop = n, func() { once.Do(func() { cancel(); wg.Wait(); n.Close(); arts.Close() }) }
 	w.tb.Cleanup(w.stop)
 	if err := n.Recover(ctx); err != nil {
-		w.tb.Fatal(err)
+		w.stop()
+		return nil, err
 	}
 	wg.Go(func() { _ = n.Run(ctx) })
-	return n
+	return n, nil
 }
 
 // kill ends the node as kill -9 does, and starts another.

@@ -18,6 +18,7 @@ type body struct {
 	TemplateID nacre.TemplateID    `json:"templateId,omitempty"`
 	BuildID    nacre.BuildID       `json:"buildId,omitempty"`
 	Machine    nacre.MachineID     `json:"machine,omitempty"`
+	Runtime    nacre.RuntimeName   `json:"runtime,omitempty"`
 	EndReason  nacre.EndReason     `json:"endReason,omitempty"`
 	Detail     string              `json:"detail,omitempty"`
 	Resources  nacre.Resources     `json:"resources,omitzero"`
@@ -42,7 +43,7 @@ type body struct {
 
 func encodeBody(s *nacre.Sandbox) (string, error) {
 	text, err := json.Marshal(body{
-		Template: s.Template, TemplateID: s.TemplateID, BuildID: s.BuildID, Machine: s.Machine,
+		Template: s.Template, TemplateID: s.TemplateID, BuildID: s.BuildID, Machine: s.Machine, Runtime: s.Runtime,
 		EndReason: s.EndReason, Detail: s.Detail, Resources: s.Resources, Metadata: s.Metadata,
 		Network: s.Network, Secure: s.Secure, Timeout: s.Timeout, OnTimeout: s.OnTimeout,
 		TokenEpoch: s.TokenEpoch, BootPath: s.BootPath, BootTime: s.BootTime,
@@ -68,6 +69,7 @@ func (db *DB) scanSandbox(r *sql.Rows, s *nacre.Sandbox) error {
 		return nacre.Wrap(nacre.CodeInternal, err, "the record of sandbox "+string(s.ID)+" cannot be read")
 	}
 	s.Template, s.TemplateID, s.BuildID, s.Machine = b.Template, b.TemplateID, b.BuildID, b.Machine
+	s.Runtime = b.Runtime
 	s.EndReason, s.Detail, s.Resources, s.Metadata = b.EndReason, b.Detail, b.Resources, b.Metadata
 	s.Network, s.Secure, s.Timeout, s.OnTimeout = b.Network, b.Secure, b.Timeout, b.OnTimeout
 	s.TokenEpoch, s.BootPath, s.BootTime = b.TokenEpoch, b.BootPath, b.BootTime

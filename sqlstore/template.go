@@ -20,9 +20,10 @@ type templateBody struct {
 	Build     nacre.BuildID   `json:"build,omitempty"`
 	Resources nacre.Resources `json:"resources"`
 
-	Start string           `json:"start,omitempty"`
-	Ready string           `json:"ready,omitempty"`
-	Warm  nacre.SnapshotID `json:"warm,omitempty"`
+	Runtime nacre.RuntimeName `json:"runtime,omitempty"`
+	Start   string            `json:"start,omitempty"`
+	Ready   string            `json:"ready,omitempty"`
+	Warm    nacre.SnapshotID  `json:"warm,omitempty"`
 }
 
 // PutTemplate implements nacre.TemplateStore. An id that another team's template
@@ -37,7 +38,7 @@ func (db *DB) PutTemplate(ctx context.Context, t nacre.Template) error {
 			return nacre.Invalidf("names", "a template's name is text of 1 to %d bytes without control characters", maxTemplateName)
 		}
 	}
-	text, err := json.Marshal(templateBody{Names: t.Names, Build: t.Build, Resources: t.Resources,
+	text, err := json.Marshal(templateBody{Names: t.Names, Build: t.Build, Resources: t.Resources, Runtime: t.Runtime,
 		Start: t.Start, Ready: t.Ready, Warm: t.Warm})
 	if err != nil {
 		return nacre.Wrap(nacre.CodeInternal, err, "the template cannot be encoded")
@@ -107,7 +108,7 @@ func scanTemplate(r *sql.Rows, t *nacre.Template) error {
 		return nacre.Wrap(nacre.CodeInternal, err, "the record of template "+string(t.ID)+" cannot be read")
 	}
 	t.Public, t.Names, t.Build, t.Resources = public != 0, b.Names, b.Build, b.Resources
-	t.Start, t.Ready, t.Warm = b.Start, b.Ready, b.Warm
+	t.Runtime, t.Start, t.Ready, t.Warm = b.Runtime, b.Start, b.Ready, b.Warm
 	t.CreatedAt, t.UpdatedAt = fromMicro(created), fromMicro(updated)
 	return nil
 }
