@@ -14,6 +14,7 @@ import (
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/internal/sparse"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
@@ -200,11 +201,11 @@ func (l *launch) prepare() error {
 	upper := filepath.Join(s.Root.UpperDir, upperFile)
 	from := ""
 	if l.snap != nil {
-		from = filepath.Join(l.snap.dir, diskFile)
+		from = l.snap.Path(diskFile)
 	} else if from, err = r.stock.emptyUpper(filepath.Dir(s.AgentPath), s.Root.UpperMiB); err != nil {
 		return err
 	}
-	if err := clone(from, upper, 0o600); err != nil {
+	if err := sparse.Clone(from, upper, 0o600); err != nil {
 		return err
 	}
 	if err := l.jail.own(upper, upperName); err != nil {
@@ -214,8 +215,8 @@ func (l *launch) prepare() error {
 	if l.fresh() {
 		shared[kernelName] = r.cfg.Kernel
 	} else {
-		shared[stateName] = filepath.Join(l.snap.dir, stateFile)
-		shared[memName] = filepath.Join(l.snap.dir, memFile)
+		shared[stateName] = l.snap.Path(stateFile)
+		shared[memName] = l.snap.Path(memFile)
 	}
 	for name, src := range shared {
 		if err := l.jail.bring(src, name); err != nil {
@@ -233,9 +234,9 @@ func (l *launch) fresh() bool { return l.snap == nil || l.snap.FilesOnly }
 func (l *launch) initImage() (string, error) {
 	dir := filepath.Dir(l.spec.AgentPath)
 	if l.fresh() {
-		return l.r.stock.initImage(l.spec.AgentPath)
+		return l.r.stock.images.Of(l.spec.AgentPath, l.r.stock.initImage)
 	}
-	return l.r.stock.keep(filepath.Join(l.snap.dir, initFile), l.snap.Birth.Init, dir, func() error { return l.snap.checkSums(initFile) })
+	return l.r.stock.images.Keep(l.snap.Path(initFile), l.snap.birth.Init, dir, func() error { return l.snap.Check(initFile) })
 }
 
 // begin configures the VMM and returns when the guest's first program answers.

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/agentfs"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/machines"
 )
@@ -96,7 +97,7 @@ func New(cfg Config) (*Runtime, error) {
 	if os.Geteuid() != 0 {
 		return nil, nacre.Errorf(nacre.CodeForbidden, "machines need root; run nacre as root")
 	}
-	r := &Runtime{cfg: cfg, boots: semaphore.NewWeighted(int64(cfg.Boots))}
+	r := &Runtime{cfg: cfg, stock: stock{images: agentfs.Images{Prefix: "firecracker"}}, boots: semaphore.NewWeighted(int64(cfg.Boots))}
 	if err := r.checkPrograms(); err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/sparse"
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
@@ -116,7 +117,7 @@ func setup() (err error) {
 	}
 	// The driver keeps files beside the agent and the image.
 	for _, f := range []string{"testguest", "root.erofs"} {
-		if err := clone("/assets/"+f, filepath.Join(host.dir, f), 0o700); err != nil {
+		if err := sparse.Clone("/assets/"+f, filepath.Join(host.dir, f), 0o700); err != nil {
 			return err
 		}
 	}

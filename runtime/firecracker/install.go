@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/sparse"
 )
 
 // Names of what Install puts into its directory.
@@ -69,7 +70,7 @@ func Install(ctx context.Context, dir string, from Release) (string, error) {
 	if err := checkKernel(from.Kernel); err != nil {
 		return "", err
 	}
-	if err := clone(from.Kernel, filepath.Join(tmp, KernelName), 0o444); err != nil {
+	if err := sparse.Clone(from.Kernel, filepath.Join(tmp, KernelName), 0o444); err != nil {
 		return "", fmt.Errorf("guest kernel: %w", err)
 	}
 	c, _ := Installed(tmp)
@@ -96,7 +97,7 @@ func gather(ctx context.Context, dir string, from Release) error {
 		found := 0
 		for _, e := range entries {
 			if name := programName(e.Name()); name != "" && e.Type().IsRegular() {
-				if err := clone(filepath.Join(from.Source, e.Name()), filepath.Join(dir, name), 0o755); err != nil {
+				if err := sparse.Clone(filepath.Join(from.Source, e.Name()), filepath.Join(dir, name), 0o755); err != nil {
 					return err
 				}
 				found++

@@ -17,6 +17,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/internal/sparse"
 	"github.com/nacrehq/nacre/internal/thread"
 )
 
@@ -81,7 +82,7 @@ func (j jail) bring(src, name string) error {
 			return err
 		}
 	}
-	return share(src, filepath.Join(j.root, name))
+	return sparse.Share(src, filepath.Join(j.root, name))
 }
 
 // own puts a file of the machine's own into the jail. The VMM may write to it.

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/snapfile"
+	"github.com/nacrehq/nacre/internal/sparse"
 )
 
 // A snapshot is Firecracker's own two files, the machine's disk at the same moment,
@@ -19,52 +21,47 @@ import (
 // instant ago is in the guest's memory or on the disk, so it is in the snapshot
 // without a sync.
 const (
-	stateFile    = "vmstate"
-	memFile      = "memory"
-	diskFile     = "disk.ext4"
-	initFile     = "init.erofs"
-	manifestFile = "snapshot.json"
-
-	manifestVersion = 1
+	stateFile = "vmstate"
+	memFile   = "memory"
+	diskFile  = "disk.ext4"
+	initFile  = "init.erofs"
 )
 
-// manifest says what a snapshot holds.
-type manifest struct {
-	Version   int
-	Birth     birth
-	FilesOnly bool
-	Files     []manifestEntry
+// format is of this process's snapshots.
+func (r *Runtime) format() snapfile.Format {
+	return snapfile.Format{Version: 1, Key: r.key, Files: snapshotFiles, Large: func(name string) bool { return name == memFile || name == diskFile }, Sum: sparse.Sum}
 }
 
-type manifestEntry struct {
-	Name string
-	Size int64
-	Sum  string // of sumFile; "" when it was not taken
+func snapshotFiles(filesOnly bool) []string {
+	if filesOnly {
+		return []string{diskFile}
+	}
+	return []string{stateFile, memFile, diskFile, initFile}
 }
 
 // birth is what a machine was booted from and its snapshots can only be restored
 // on. It is kept in the state directory, for the daemon may be another one by the
 // time a snapshot is taken.
 type birth struct {
-	Key                       string
-	CPUs, MemoryMiB, UpperMiB int
-	Image                     string // imageID of the root
-	Init                      string // the init drive's file name beside the agent's binary
-	InitDir                   string // where that was
+	snapfile.Birth
+	Init    string // the init drive's file name beside the agent's binary
+	InitDir string // where that was
 }
 
 // born records what the machine is booted from.
 func (l *launch) born(initImage string) (b birth, err error) {
 	s := l.spec
-	b = birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB,
-		Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage)}
-	if b.Image, err = imageID(s.Root.Image); err != nil {
+	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage)}
+	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
+	if b.Image, err = snapfile.ImageID(s.Root.Image); err != nil {
 		return b, err
 	}
-	if l.snap != nil && b.Image != l.snap.Birth.Image {
-		return b, nacre.Errorf(nacre.CodeConflict, "the snapshot was taken over another root image; restore it over its own")
+	if l.snap != nil {
+		if err := l.snap.FitsImage(b.Image); err != nil {
+			return b, err
+		}
 	}
-	return b, writeJSON(filepath.Join(s.StateDir, birthFile), b)
+	return b, snapfile.WriteJSON(filepath.Join(s.StateDir, birthFile), b)
 }
 
 // Snapshot implements nacre.Machine.
@@ -124,12 +121,8 @@ func (s *saving) discard() {
 
 // prepare does what can fail before the guest stands still.
 func (s *saving) prepare() error {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
+	if err := snapfile.Empty(s.dir); err != nil {
 		return err
-	}
-	if len(entries) > 0 {
-		return nacre.Errorf(nacre.CodeConflict, "the snapshot's directory is not empty; it holds %s", entries[0].Name())
 	}
 	b, err := os.ReadFile(filepath.Join(s.m.st.Dir, birthFile))
 	if err == nil {
@@ -142,7 +135,7 @@ func (s *saving) prepare() error {
 		return nil
 	}
 	s.files = append(s.files, initFile)
-	return share(filepath.Join(s.birth.InitDir, s.birth.Init), filepath.Join(s.dir, initFile))
+	return sparse.Share(filepath.Join(s.birth.InitDir, s.birth.Init), filepath.Join(s.dir, initFile))
 }
 
 // save stops the guest, writes it, and lets it go on where it must.
@@ -202,7 +195,7 @@ func (s *saving) write(ctx context.Context) error {
 		}
 	}
 	s.files = append(s.files, diskFile)
-	return clone(filepath.Join(m.jail.root, upperName), filepath.Join(s.dir, diskFile), 0o600)
+	return sparse.Clone(filepath.Join(m.jail.root, upperName), filepath.Join(s.dir, diskFile), 0o600)
 }
 
 // take moves a file that the VMM wrote out of the jail. From then on it is root's.
@@ -221,7 +214,7 @@ func (s *saving) take(name string) error {
 		if !errors.Is(err, unix.EXDEV) {
 			return err
 		}
-		if err := clone(src, dst, 0o644); err != nil {
+		if err := sparse.Clone(src, dst, 0o644); err != nil {
 			return err
 		}
 		_ = os.Remove(src)
@@ -231,49 +224,17 @@ func (s *saving) take(name string) error {
 
 // finish describes what was written.
 func (s *saving) finish() error {
-	man := manifest{Version: manifestVersion, Birth: s.birth, FilesOnly: s.opt.FilesOnly}
-	for _, name := range s.files {
-		path := filepath.Join(s.dir, name)
-		if name == memFile {
-			if err := punch(path); err != nil {
-				return err
-			}
-		}
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
+	if !s.opt.FilesOnly {
+		if err := sparse.Punch(filepath.Join(s.dir, memFile)); err != nil {
 			return err
 		}
-		e := manifestEntry{Name: name, Size: st.Size}
-		if small(name) || s.opt.SumPages {
-			sum, err := sumFile(path)
-			if err != nil {
-				return err
-			}
-			e.Sum = sum
-		}
-		man.Files = append(man.Files, e)
-		f := nacre.SnapshotFile{Name: name, Size: st.Size, Disk: st.Blocks * 512}
-		if st.Nlink > 1 {
-			f.Disk = 0
-		}
-		s.info.Files = append(s.info.Files, f)
 	}
-	s.files = append(s.files, manifestFile)
-	path := filepath.Join(s.dir, manifestFile)
-	if err := writeJSON(path, man); err != nil {
-		return err
-	}
-	st, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	s.info.Files = append(s.info.Files, nacre.SnapshotFile{Name: manifestFile, Size: st.Size(), Disk: (st.Size() + 4095) &^ 4095})
-	s.info.RestoreKey, s.info.FilesOnly = s.birth.Key, s.opt.FilesOnly
-	return nil
+	s.files = append(s.files, snapfile.Manifest)
+	stopped := s.info.Stopped
+	info, err := s.m.r.format().Write(s.dir, s.birth, s.opt)
+	s.info, s.info.Stopped = info, stopped
+	return err
 }
-
-// small tells the files that are verified before each restore.
-func small(name string) bool { return name == stateFile || name == initFile }
 
 // Resume implements nacre.Machine.
 func (m *machine) Resume(ctx context.Context) error {

@@ -244,7 +244,6 @@ func (l *launch) prepareFiles() error {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	var image *os.File
 	for _, f := range []struct {
 		flag, path string
 		mode       int
@@ -258,14 +257,11 @@ func (l *launch) prepareFiles() error {
 			return err
 		}
 		l.give(f.flag, file)
-		if image == nil {
-			image = file
-		}
 	}
 	if err := l.giveLayer(); err != nil {
 		return err
 	}
-	b, err := l.birth(image, agent)
+	b, err := l.birth(agent)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (l *launch) handshake() error {
 			return fmt.Errorf("control socket: %w", err)
 		}
 		defer again.Close()
-		return limitTasks(again, l.snap.Birth.Group, tasks)
+		return limitTasks(again, l.snap.birth.Group, tasks)
 	}
 	id := string(l.spec.ID)
 	if err := c.Call(boot.ContMgrRootContainerStart, &id, nil); err != nil {

@@ -32,6 +32,7 @@ import (
 	"gvisor.dev/gvisor/runsc/flag"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/agentfs"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/machines"
 )
@@ -71,7 +72,7 @@ type Runtime struct {
 	flags   []string                 // conf as the sandbox's global flags
 	filter  func() (*os.File, error) // the sandboxes' seccomp program, as JSON in memory
 	boots   *semaphore.Weighted
-	agents  agents
+	agents  agentfs.Images
 	ahead   ahead
 	life    context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -113,7 +114,7 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, err
 	}
 	redirectLog(cfg.Log)
-	r := &Runtime{cfg: cfg, program: program, trace: func(string) {}, boots: semaphore.NewWeighted(int64(cfg.Boots))}
+	r := &Runtime{cfg: cfg, program: program, agents: agentfs.Images{Prefix: agentPrefix}, trace: func(string) {}, boots: semaphore.NewWeighted(int64(cfg.Boots))}
 	if r.cgroup, err = cgroup.Find("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/agentfs"
 )
 
 // raise looks for the limit of tasks as the guest's root, and as root of namespaces
@@ -119,19 +120,19 @@ func TestSweepRemovesOldAgents(t *testing.T) {
 	check(t, err)
 	m, err := r.Start(t.Context(), s)
 	check(t, err)
-	used, err := r.agents.image(s.AgentPath)
+	used, err := r.agents.Of(s.AgentPath, agentImage)
 	check(t, err)
 	check(t, r.Close())
 
 	// The next version of the daemon, with another agent.
 	check(t, os.WriteFile(s.AgentPath, append(b, 0), 0o755))
-	old, young := agentImagePath(dir, strings.Repeat("0", 32)), agentImagePath(dir, strings.Repeat("1", 32))
+	old, young := filepath.Join(dir, "agent-"+strings.Repeat("0", 32)+".erofs"), filepath.Join(dir, "agent-"+strings.Repeat("1", 32)+".erofs")
 	for _, path := range []string{used, old, young} {
 		if path != used {
 			check(t, os.WriteFile(path, nil, 0o444))
 		}
 		if path != young {
-			past := time.Now().Add(-2 * agentGrace)
+			past := time.Now().Add(-2 * agentfs.Grace)
 			check(t, os.Chtimes(path, past, past))
 		}
 	}
@@ -155,7 +156,7 @@ func TestSweepRemovesOldAgents(t *testing.T) {
 	check(t, waits.Create())
 	defer func() { check(t, waits.Destroy(context.Background())) }()
 	check(t, r.Sweep(t.Context(), keep))
-	current, err := r.agents.image(s.AgentPath)
+	current, err := r.agents.Of(s.AgentPath, agentImage)
 	check(t, err)
 	if there(old) || !there(young) || !there(used) || !there(current) {
 		t.Errorf("old %t, young %t, used %t, current %t", there(old), there(young), there(used), there(current))

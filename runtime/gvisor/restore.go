@@ -3,10 +3,7 @@ package gvisor
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,6 +14,7 @@ import (
 	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/snapfile"
 )
 
 // gvisorVersion is the version in go.mod (a test compares them). gVisor reads only
@@ -34,77 +32,16 @@ func restoreKey() string {
 
 // snapshot is a snapshot that was opened to be restored or verified.
 type snapshot struct {
-	manifest
-	dir string
+	*snapfile.Snapshot
+	birth birth
 }
 
 // openSnapshot reads the manifest and refuses what cannot be restored here.
 func (r *Runtime) openSnapshot(dir string) (*snapshot, error) {
-	s := &snapshot{dir: dir}
-	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nacre.Wrap(nacre.CodeNotFound, err, "there is no whole snapshot in the directory")
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(b, &s.manifest); err != nil {
-		return nil, damaged(manifestFile, err)
-	}
-	if s.Version != manifestVersion {
-		return nil, nacre.Errorf(nacre.CodeUnsupported, "the snapshot has format %d, this node reads %d", s.Version, manifestVersion)
-	}
-	if s.Birth.Key != r.key {
-		return nil, nacre.Errorf(nacre.CodeUnsupported, "the snapshot is bound to %s, this node is %s; restore it on a node like the one it was taken on", s.Birth.Key, r.key)
-	}
-	return s, s.checkSizes()
-}
-
-func damaged(file string, cause error) error {
-	return nacre.Wrap(nacre.CodeConflict, cause, "the snapshot is damaged: "+file+" is not as it was written")
-}
-
-func (s *snapshot) checkSizes() error {
-	missing := map[string]bool{}
-	for _, name := range s.all() {
-		missing[name] = true
-	}
-	for _, e := range s.Files {
-		if !missing[e.Name] {
-			return damaged(manifestFile, fmt.Errorf("it names %q", e.Name))
-		}
-		delete(missing, e.Name)
-		st, err := os.Stat(filepath.Join(s.dir, e.Name))
-		if err != nil {
-			return damaged(e.Name, err)
-		}
-		if st.Size() != e.Size {
-			return damaged(e.Name, fmt.Errorf("%d bytes, want %d", st.Size(), e.Size))
-		}
-	}
-	for name := range missing {
-		return damaged(manifestFile, fmt.Errorf("it lacks %s", name))
-	}
-	return nil
-}
-
-// checkSums compares the files that want names.
-func (s *snapshot) checkSums(want ...string) error {
-	for _, e := range s.Files {
-		for _, name := range want {
-			if e.Name != name || e.Sum == "" {
-				continue
-			}
-			sum, err := sumFile(filepath.Join(s.dir, name))
-			if err != nil {
-				return err
-			}
-			if sum != e.Sum {
-				return damaged(name, fmt.Errorf("its sum is %s, want %s", sum, e.Sum))
-			}
-		}
-	}
-	return nil
+	s := &snapshot{}
+	var err error
+	s.Snapshot, err = r.format().Open(dir, &s.birth)
+	return s, err
 }
 
 // VerifySnapshot implements nacre.Runtime.
@@ -113,7 +50,7 @@ func (r *Runtime) VerifySnapshot(_ context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	return s.checkSums(s.all()...)
+	return s.CheckAll()
 }
 
 // Restore implements nacre.Runtime.
@@ -128,21 +65,10 @@ func (r *Runtime) Restore(ctx context.Context, spec nacre.MachineSpec, dir strin
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range []struct {
-		name      string
-		was, want int
-		booting   bool // may be another when the guest boots
-	}{
-		{"Resources.CPUs", s.Birth.CPUs, spec.Resources.CPUs, true},
-		{"Resources.MemoryMiB", s.Birth.MemoryMiB, spec.Resources.MemoryMiB, true},
-		{"Root.UpperMiB", s.Birth.UpperMiB, spec.Root.UpperMiB, false},
-	} {
-		if f.was != f.want && !(f.booting && s.FilesOnly) {
-			return nil, &nacre.Error{Code: nacre.CodeConflict, Field: f.name,
-				Message: fmt.Sprintf("the snapshot was taken with %s %d; it cannot be restored with %d", f.name, f.was, f.want)}
-		}
+	if err := s.Fits(spec); err != nil {
+		return nil, err
 	}
-	if err := s.checkSums(s.small()...); err != nil {
+	if err := s.Check(vital(s.FilesOnly)...); err != nil {
 		return nil, err
 	}
 	return r.launch(ctx, &launch{r: r, spec: spec, snap: s})
@@ -152,10 +78,10 @@ func (r *Runtime) Restore(ctx context.Context, spec nacre.MachineSpec, dir strin
 // one that the snapshot's guest goes on with.
 func (l *launch) agentImage() (string, error) {
 	if l.fresh() {
-		return l.r.agents.image(l.spec.AgentPath)
+		return l.r.agents.Of(l.spec.AgentPath, agentImage)
 	}
-	return l.r.agents.keep(filepath.Join(l.snap.dir, agentImgFile), filepath.Base(l.snap.Birth.Agent), filepath.Dir(l.spec.AgentPath),
-		func() error { return l.snap.checkSums(agentImgFile) })
+	return l.r.agents.Keep(l.snap.Path(agentImgFile), filepath.Base(l.snap.birth.Agent), filepath.Dir(l.spec.AgentPath),
+		func() error { return l.snap.Check(agentImgFile) })
 }
 
 // fresh tells whether the guest boots, with or without files that it has already.
@@ -167,7 +93,7 @@ func (l *launch) giveLayer() error {
 		return nil
 	}
 	for _, name := range []string{layerFile, treeFile, metaFile, pagesFile} {
-		f, err := l.open(filepath.Join(l.snap.dir, name), os.O_RDONLY)
+		f, err := l.open(l.snap.Path(name), os.O_RDONLY)
 		if err != nil {
 			return err
 		}
@@ -182,7 +108,7 @@ func (l *launch) giveLayer() error {
 func (s *snapshot) load(c *urpc.Client) error {
 	opt := boot.RestoreOpts{HavePagesFile: true, Background: true}
 	for _, name := range []string{kernelFile, metaFile, pagesFile} {
-		f, err := openForLoad(filepath.Join(s.dir, name))
+		f, err := openForLoad(s.Path(name))
 		if err != nil {
 			return err
 		}

@@ -2,8 +2,6 @@ package gvisor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +17,8 @@ import (
 	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/snapfile"
+	"github.com/nacrehq/nacre/internal/sparse"
 )
 
 // A snapshot is gVisor's checkpoint, the agent's file system, and a manifest that
@@ -30,79 +30,67 @@ const (
 	metaFile     = "pages-meta.img" // where each page belongs
 	pagesFile    = "pages.img"
 	agentImgFile = "agent.erofs"
-	manifestFile = "snapshot.json"
 
 	// A snapshot of the files alone has these for the kernel and the agent. Its pages
 	// are those of the writable layer.
 	layerFile = "layer.img" // which layers there are: one
 	treeFile  = "tree.tar"  // its directories, owners, names; and where in the pages its files are
-
-	manifestVersion = 2
 )
 
-// manifest says what a snapshot holds.
-type manifest struct {
-	Version   int
-	FilesOnly bool `json:",omitempty"`
-	Birth     birth
-	Files     []manifestEntry
+// format is of this process's snapshots.
+func (r *Runtime) format() snapfile.Format {
+	return snapfile.Format{Version: 2, Key: r.key, Files: snapshotFiles, Large: func(name string) bool { return name == pagesFile }, Sum: snapfile.Sum}
 }
 
-// small are the files that are verified before anything is started from them.
-func (m *manifest) small() []string {
-	if m.FilesOnly {
+// vital are the files that are verified before anything is started from them.
+func vital(filesOnly bool) []string {
+	if filesOnly {
 		return []string{layerFile, treeFile, metaFile}
 	}
 	return []string{kernelFile, metaFile}
 }
 
-// all are the files that make a snapshot with the manifest.
-func (m *manifest) all() []string {
-	if m.FilesOnly {
-		return append(m.small(), pagesFile)
+func snapshotFiles(filesOnly bool) []string {
+	if filesOnly {
+		return append(vital(filesOnly), pagesFile)
 	}
-	return append(m.small(), pagesFile, agentImgFile)
-}
-
-type manifestEntry struct {
-	Name string
-	Size int64
-	Sum  string // SHA-256; "" when it was not taken
+	return append(vital(filesOnly), pagesFile, agentImgFile)
 }
 
 // birth is what a machine was booted from and its snapshots can only be restored
 // on. It is kept in the state directory, for the daemon may be another one by the
 // time a snapshot is taken, with another version of all this.
 type birth struct {
-	Key                       string
-	Spec                      json.RawMessage // of the guest, in OCI's words
-	CPUs, MemoryMiB, UpperMiB int
-	Image                     string // imageID of the root
-	Agent                     string // the path of its file system on this host
-	Group                     string // of gVisor's own cgroups: the guest's
+	snapfile.Birth
+	Spec  json.RawMessage // of the guest, in OCI's words
+	Agent string          // the path of its file system on this host
+	Group string          // of gVisor's own cgroups: the guest's
 }
 
 // birth records what the machine is booted from.
-func (l *launch) birth(image *os.File, agent string) (b birth, err error) {
+func (l *launch) birth(agent string) (b birth, err error) {
 	s := l.spec
-	b = birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB, Agent: agent, Group: string(s.ID)}
+	b = birth{Agent: agent, Group: string(s.ID)}
+	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
 	guest := guestSpec(s)
 	if !l.fresh() {
-		if err = json.Unmarshal(l.snap.Birth.Spec, guest); err != nil {
+		if err = json.Unmarshal(l.snap.birth.Spec, guest); err != nil {
 			return b, err
 		}
-		guest.Hostname, b.Group = s.Hostname, l.snap.Birth.Group
+		guest.Hostname, b.Group = s.Hostname, l.snap.birth.Group
 	}
 	if b.Spec, err = json.Marshal(guest); err != nil {
 		return b, err
 	}
-	if b.Image, err = imageID(image); err != nil {
+	if b.Image, err = snapfile.ImageID(s.Root.Image); err != nil {
 		return b, err
 	}
-	if l.snap != nil && b.Image != l.snap.Birth.Image {
-		return b, nacre.Errorf(nacre.CodeConflict, "the snapshot was taken over another root image; restore it over its own")
+	if l.snap != nil {
+		if err := l.snap.FitsImage(b.Image); err != nil {
+			return b, err
+		}
 	}
-	return b, writeJSON(filepath.Join(s.StateDir, bootFile), b)
+	return b, snapfile.WriteJSON(filepath.Join(s.StateDir, bootFile), b)
 }
 
 // Snapshot implements nacre.Machine.
@@ -172,12 +160,8 @@ func (s *saving) create(name string) (*os.File, error) {
 
 // prepare does what can fail before the guest stands still.
 func (s *saving) prepare() error {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
+	if err := snapfile.Empty(s.dir); err != nil {
 		return err
-	}
-	if len(entries) > 0 {
-		return nacre.Errorf(nacre.CodeConflict, "the snapshot's directory is not empty; it holds %s", entries[0].Name())
 	}
 	b, err := os.ReadFile(filepath.Join(s.m.st.Dir, bootFile))
 	if err == nil {
@@ -190,7 +174,7 @@ func (s *saving) prepare() error {
 		return nil
 	}
 	s.files = append(s.files, agentImgFile)
-	return share(s.birth.Agent, filepath.Join(s.dir, agentImgFile))
+	return sparse.Share(s.birth.Agent, filepath.Join(s.dir, agentImgFile))
 }
 
 // save stops the guest, writes it, and lets it go on where it must.
@@ -283,72 +267,9 @@ func closeAll(files []*os.File) {
 
 // finish describes what was written.
 func (s *saving) finish() error {
-	man := manifest{Version: manifestVersion, FilesOnly: s.opt.FilesOnly, Birth: s.birth}
-	for _, name := range s.files {
-		path := filepath.Join(s.dir, name)
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			return err
-		}
-		e := manifestEntry{Name: name, Size: st.Size}
-		if name != pagesFile || s.opt.SumPages {
-			sum, err := sumFile(path)
-			if err != nil {
-				return err
-			}
-			e.Sum = sum
-		}
-		man.Files = append(man.Files, e)
-		f := nacre.SnapshotFile{Name: name, Size: st.Size, Disk: st.Blocks * 512}
-		if st.Nlink > 1 {
-			f.Disk = 0
-		}
-		s.info.Files = append(s.info.Files, f)
-	}
-	s.files = append(s.files, manifestFile)
-	path := filepath.Join(s.dir, manifestFile)
-	if err := writeJSON(path, man); err != nil {
-		return err
-	}
-	st, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	s.info.Files = append(s.info.Files, nacre.SnapshotFile{Name: manifestFile, Size: st.Size(), Disk: (st.Size() + 4095) &^ 4095})
-	s.info.RestoreKey, s.info.FilesOnly = s.birth.Key, s.opt.FilesOnly
-	return nil
-}
-
-// share makes dst the same file as src, or a copy of it.
-func share(src, dst string) error {
-	if os.Link(src, dst) == nil {
-		return nil
-	}
-	b, err := os.ReadFile(src)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(dst, b, 0o400)
-}
-
-func writeJSON(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, b, 0o600)
-}
-
-// sumFile returns a file's SHA-256.
-func sumFile(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := f.WriteTo(h); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	s.files = append(s.files, snapfile.Manifest)
+	stopped := s.info.Stopped
+	info, err := s.m.r.format().Write(s.dir, s.birth, s.opt)
+	s.info, s.info.Stopped = info, stopped
+	return err
 }

@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"context"
-	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/snapfile"
 	"github.com/nacrehq/nacre/nacretest"
 )
 
@@ -63,7 +63,7 @@ func TestFault03_DaemonKilledDuringSnapshot(t *testing.T) {
 			_, err = m.Snapshot(t.Context(), t.TempDir(), nacre.SnapshotOptions{KeepRunning: true})
 			check(t, err)
 			nacretest.DialGuest(t, m).Do("kept")
-			if _, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
+			if _, err := os.Stat(filepath.Join(dir, snapfile.Manifest)); err == nil {
 				check(t, r.VerifySnapshot(t.Context(), dir))
 			}
 			check(t, m.Stop(t.Context()))
@@ -276,55 +276,6 @@ func TestAllStopped(t *testing.T) {
 				t.Errorf("%v, want %v:\n%s", got, want, s)
 			}
 		}
-	}
-}
-
-// TestAgentImage: an agent that was replaced under its name is not confused with
-// the one before, and a snapshot's manifest names no other file.
-func TestAgentImage(t *testing.T) {
-	dir := t.TempDir()
-	bin := filepath.Join(dir, "bin")
-	var a agents
-	seen := map[string]bool{}
-	for _, content := range []string{"\x7fELF one", "\x7fELF two"} {
-		check(t, os.WriteFile(bin+".new", []byte(content), 0o755))
-		check(t, os.Rename(bin+".new", bin))
-		for range 2 {
-			p, err := a.image(bin)
-			check(t, err)
-			seen[p] = true
-			b, err := os.ReadFile(p)
-			check(t, err)
-			if !strings.HasPrefix(string(b[8192:]), content) || len(b) != 12288 {
-				t.Errorf("%s holds another agent", p)
-			}
-		}
-	}
-	if len(seen) != 2 {
-		t.Errorf("two agents have %d images", len(seen))
-	}
-	for p := range seen { // gone, or torn by a crash: made again
-		check(t, os.WriteFile(p, nil, 0o644))
-	}
-	p, err := new(agents).image(bin)
-	check(t, err)
-	if st, err := os.Stat(p); err != nil || st.Size() != 12288 {
-		t.Errorf("a torn image was taken: %v", err)
-	}
-	for _, name := range []string{"../x", "agent-x.erofs", "nacre-agent-0123456789abcdef", ""} {
-		if _, err := a.keep(p, name, dir, func() error { return nil }); !nacre.IsCode(err, nacre.CodeConflict) {
-			t.Errorf("%q: %v", name, err)
-		}
-	}
-	other := t.TempDir()
-	bad := errors.New("damaged")
-	if _, err := a.keep(p, filepath.Base(p), other, func() error { return bad }); err != bad {
-		t.Errorf("a damaged image: %v", err)
-	}
-	kept, err := a.keep(p, filepath.Base(p), other, func() error { return nil })
-	check(t, err)
-	if st, err := os.Stat(kept); err != nil || filepath.Dir(kept) != other || st.Size() != 12288 {
-		t.Errorf("%s was not kept: %v", kept, err)
 	}
 }
 

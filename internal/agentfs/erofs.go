@@ -1,4 +1,4 @@
-package firecracker
+package agentfs
 
 import (
 	"encoding/binary"
@@ -6,11 +6,11 @@ import (
 	"slices"
 )
 
-// erofsImage returns a read-only file system of one directory that holds the
+// Image returns a read-only file system of one directory that holds the
 // programs and the empty directories: superblock and inodes in the first block, the
 // directories in the next ones, then the programs.
 // https://docs.kernel.org/filesystems/erofs.html
-func erofsImage(uuid [16]byte, programs map[string][]byte, dirs []string) ([]byte, error) {
+func Image(uuid [16]byte, programs map[string][]byte, dirs []string) ([]byte, error) {
 	const (
 		block, slot       = 4096, 32
 		firstInode        = 1152 // behind the superblock
