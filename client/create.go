@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/nacrehq/nacre"
 )
 
 // DefaultTimeout is the life of a sandbox that Create or Connect was given no
@@ -57,6 +59,15 @@ func (f createOption) create(s *newSandbox) { f(s) }
 // Template names what the sandbox is made from: a name or an id. Default "base".
 func Template(nameOrID string) CreateOption {
 	return createOption(func(s *newSandbox) { s.TemplateID = nameOrID })
+}
+
+// Runtime asks for what the sandbox is made of, such as nacre.RuntimeFirecracker. A
+// server that does not offer it refuses the Create. Default: the template's or the
+// server's.
+func Runtime(name nacre.RuntimeName) CreateOption {
+	return createOption(func(s *newSandbox) {
+		s.Metadata = merged(s.Metadata, map[string]string{nacre.LabelRuntime: string(name)})
+	})
 }
 
 // Insecure lets whoever knows the sandbox's id call its guest without a token.

@@ -24,6 +24,9 @@ type Info struct {
 	CPUCount   int               `json:"cpu_count"`
 	MemoryMB   int               `json:"memory_mb"`
 	DiskMB     int               `json:"disk_mb"`
+
+	// Runtime is what it runs on, "" from servers other than Nacre.
+	Runtime nacre.RuntimeName `json:"runtime,omitempty"`
 }
 
 type infoAnswer struct {
@@ -37,11 +40,12 @@ type infoAnswer struct {
 	CPUCount   int               `json:"cpuCount"`
 	MemoryMB   int               `json:"memoryMB"`
 	DiskSizeMB int               `json:"diskSizeMB"`
+	Runtime    nacre.RuntimeName `json:"runtime"`
 }
 
 func (a infoAnswer) info() Info {
 	return Info{ID: a.SandboxID, TemplateID: a.TemplateID, Template: a.Alias, State: a.State, Metadata: a.Metadata,
-		StartedAt: a.StartedAt, EndAt: a.EndAt, CPUCount: a.CPUCount, MemoryMB: a.MemoryMB, DiskMB: a.DiskSizeMB}
+		StartedAt: a.StartedAt, EndAt: a.EndAt, CPUCount: a.CPUCount, MemoryMB: a.MemoryMB, DiskMB: a.DiskSizeMB, Runtime: a.Runtime}
 }
 
 // A ListOption narrows a List.
@@ -107,10 +111,11 @@ type Run struct {
 	CreatedAt  time.Time `json:"created_at"`
 	EndedAt    time.Time `json:"ended_at,omitzero"`
 
-	// Reason says more precisely why it ended, and Detail in a sentence. Both are
-	// "" from servers other than Nacre.
-	Reason nacre.EndReason `json:"reason,omitempty"`
-	Detail string          `json:"detail,omitempty"`
+	// Reason says more precisely why it ended, and Detail in a sentence; Runtime is
+	// what it runs on. They are "" from servers other than Nacre.
+	Reason  nacre.EndReason   `json:"reason,omitempty"`
+	Detail  string            `json:"detail,omitempty"`
+	Runtime nacre.RuntimeName `json:"runtime,omitempty"`
 }
 
 type runAnswer struct {
@@ -122,13 +127,14 @@ type runAnswer struct {
 	CreatedAt  time.Time `json:"createdAt"`
 	EndedAt    time.Time `json:"endedAt"`
 
-	Reason nacre.EndReason `json:"reason"`
-	Detail string          `json:"detail"`
+	Reason  nacre.EndReason   `json:"reason"`
+	Detail  string            `json:"detail"`
+	Runtime nacre.RuntimeName `json:"runtime"`
 }
 
 func (a runAnswer) run() Run {
 	return Run{ID: a.SandboxID, TemplateID: a.TemplateID, Template: a.Alias, Status: a.Status,
-		EndReason: a.EndReason, CreatedAt: a.CreatedAt, EndedAt: a.EndedAt, Reason: a.Reason, Detail: a.Detail}
+		EndReason: a.EndReason, CreatedAt: a.CreatedAt, EndedAt: a.EndedAt, Reason: a.Reason, Detail: a.Detail, Runtime: a.Runtime}
 }
 
 // Runs goes through sandboxes, newest first, with the ended ones for as long as

@@ -29,6 +29,9 @@ type Snapshot struct {
 	ExpiresAt  time.Time `json:"expires_at,omitzero"`
 	LastUsedAt time.Time `json:"last_used_at,omitzero"`
 
+	// Runtime is what it was taken on, and what it goes on; "" from servers other than
+	// Nacre.
+	Runtime nacre.RuntimeName `json:"runtime,omitempty"`
 	// Stopped is how long the sandbox stood still for it.
 	Stopped time.Duration `json:"stopped_ns"`
 }
@@ -52,12 +55,14 @@ type snapshotAnswer struct {
 	CreatedAt  time.Time `json:"createdAt"`
 	ExpiresAt  time.Time `json:"expiresAt"`
 	LastUsedAt time.Time `json:"lastUsedAt"`
+
+	Runtime nacre.RuntimeName `json:"runtime"`
 }
 
 func (a snapshotAnswer) snapshot() Snapshot {
 	s := Snapshot{ID: a.ID, Name: a.Name, Comment: a.Comment, SandboxID: a.SandboxID, TemplateID: a.TemplateID, Memory: a.Memory,
 		CPUCount: a.CPUCount, MemoryMB: a.MemoryMB, DiskMB: a.DiskSizeMB, Size: a.SizeBytes, DiskUsed: a.DiskBytes,
-		CreatedAt: a.CreatedAt, ExpiresAt: a.ExpiresAt, LastUsedAt: a.LastUsedAt,
+		CreatedAt: a.CreatedAt, ExpiresAt: a.ExpiresAt, LastUsedAt: a.LastUsedAt, Runtime: a.Runtime,
 		Stopped: time.Duration(a.StoppedMS * float64(time.Millisecond))}
 	if s.ID == "" {
 		s.ID = a.SnapshotID

@@ -130,6 +130,21 @@ func addMetadata(meta map[string]string, user map[string]json.RawMessage) error 
 	return nil
 }
 
+// takeRuntime returns the runtime that a create's metadata asks for, and the metadata
+// without that: no client of the dialect has a field for it.
+func takeRuntime(user map[string]json.RawMessage) (name nacre.RuntimeName, rest map[string]json.RawMessage, err error) {
+	raw, ok := user[nacre.LabelRuntime]
+	if !ok {
+		return "", user, nil
+	}
+	if json.Unmarshal(raw, &name) != nil {
+		return "", nil, nacre.Invalidf("metadata", "metadata: %s must be a string, the name of a runtime", nacre.LabelRuntime)
+	}
+	rest = maps.Clone(user)
+	delete(rest, nacre.LabelRuntime)
+	return name, rest, nil
+}
+
 // userMetadata is the opposite of addMetadata.
 func userMetadata(meta map[string]string) map[string]json.RawMessage {
 	var typed []string

@@ -68,11 +68,15 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	if err != nil {
 		return nacre.CreateRequest{}, err
 	}
-	if err := addMetadata(meta, in.Metadata); err != nil {
+	runtime, user, err := takeRuntime(in.Metadata)
+	if err != nil {
+		return nacre.CreateRequest{}, err
+	}
+	if err := addMetadata(meta, user); err != nil {
 		return nacre.CreateRequest{}, err
 	}
 	out := nacre.CreateRequest{
-		Template: defaultTemplate, Timeout: seconds(timeout), IdleTimeout: seconds(idle), AlwaysOn: in.AlwaysOn,
+		Template: defaultTemplate, Runtime: runtime, Timeout: seconds(timeout), IdleTimeout: seconds(idle), AlwaysOn: in.AlwaysOn,
 		Resources: res, Env: in.Env, Metadata: meta, Secure: true,
 		Network: nacre.NetworkPolicy{PrivateTraffic: true}, // previews open ports, and nothing else
 	}
@@ -319,6 +323,7 @@ func (a *API) sandbox(s nacre.Sandbox) sandbox {
 		out.BootPath, out.BootMS = filled(string(s.BootPath)), &ms
 		out.StartedAt, out.ReadyAt = timestamp(s.StartedAt), timestamp(s.StartedAt)
 	}
+	out.Runtime = string(s.Runtime)
 	switch out.State {
 	case stateRunning:
 		if !s.AlwaysOn && !s.Deadline.IsZero() {

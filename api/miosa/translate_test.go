@@ -38,6 +38,33 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestRuntime: a create's metadata may ask for a runtime, which is no metadata then.
+func TestRuntime(t *testing.T) {
+	for body, want := range map[string]nacre.RuntimeName{
+		`{"metadata":{"nacre:runtime":"firecracker","user":"7"}}`: "firecracker",
+		`{"metadata":{"user":"7"}}`:                              "",
+		`{}`:                                                     "",
+	} {
+		var in newSandbox
+		if err := json.Unmarshal([]byte(body), &in); err != nil {
+			t.Fatal(err)
+		}
+		got, err := createRequest(in)
+		if err != nil || got.Runtime != want || got.Metadata[nacre.LabelRuntime] != "" || len(in.Metadata) > 0 && got.Metadata["user"] != "7" {
+			t.Errorf("%s: %+v, %v", body, got, err)
+		}
+	}
+	for _, bad := range []string{`{"metadata":{"nacre:runtime":7}}`, `{"metadata":{"nacre:other":"x"}}`} {
+		var in newSandbox
+		if err := json.Unmarshal([]byte(bad), &in); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := createRequest(in); !nacre.IsCode(err, nacre.CodeInvalid) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 func TestStates(t *testing.T) {
 	for _, c := range []struct {
 		state  nacre.State

@@ -91,6 +91,7 @@ type sandbox struct {
 
 	BootPath      *string `json:"boot_path"`
 	BootMS        *int64  `json:"boot_ms"`
+	Runtime       string  `json:"runtime,omitempty"` // ours
 	PreviewURL    *string `json:"preview_url"`
 	PreviewDomain *string `json:"preview_domain"`
 

@@ -13,7 +13,7 @@ func Describe() api.Part {
 func docs() map[string]api.Doc {
 	connect := api.Doc{Text: "Resume a paused sandbox, or extend the deadline of a running one.", Body: connectBody{}, Answer: sandbox{}}
 	templates := api.Doc{Text: "List templates.", Answer: template{}, List: true}
-	create := api.Doc{Text: "Create a sandbox; answered when it runs.", Body: newSandbox{}, Answer: sandbox{}, Status: 201, Once: true}
+	create := api.Doc{Text: "Create a sandbox; answered when it runs. The key nacre:runtime of metadata asks for a runtime.", Body: newSandbox{}, Answer: sandbox{}, Status: 201, Once: true}
 	return map[string]api.Doc{
 		"GET /health": {Text: "Whether the server answers."},
 

@@ -64,7 +64,7 @@ func (d *dialect) template(t nacre.Template) template {
 	out := template{
 		TemplateID: string(t.ID), BuildID: string(t.Build),
 		CPUCount: t.Resources.CPUs, MemoryMB: t.Resources.MemoryMiB, DiskSizeMB: t.Resources.DiskMiB,
-		Public: t.Public, Aliases: t.Names, Names: t.Names,
+		Public: t.Public, Aliases: t.Names, Names: t.Names, Runtime: string(t.Runtime),
 		CreatedAt: timestamp(t.CreatedAt), UpdatedAt: timestamp(t.UpdatedAt),
 		EnvdVersion: d.EnvdVersion, BuildStatus: "waiting",
 	}

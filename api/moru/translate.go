@@ -32,7 +32,8 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	); err != nil {
 		return out, err
 	}
-	if err := nacre.CheckUserMetadata(in.Metadata); err != nil {
+	runtime, metadata := nacre.TakeRuntime(in.Metadata)
+	if err := nacre.CheckUserMetadata(metadata); err != nil {
 		return out, err
 	}
 	timeout, err := duration("timeout", in.Timeout, 0)
@@ -47,7 +48,8 @@ func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	out = nacre.CreateRequest{
 		Template: in.TemplateID,
 		Timeout:  timeout,
-		Metadata: in.Metadata,
+		Runtime:  runtime,
+		Metadata: metadata,
 		Env:      in.EnvVars,
 		Network:  network,
 		Secure:   in.Secure == nil || *in.Secure,
@@ -310,6 +312,7 @@ func (d *dialect) sandbox(s nacre.Sandbox) sandbox {
 		Alias:           alias(s),
 		EnvdAccessToken: d.TokenKey.AccessToken(s.ID, s.TokenEpoch), // also when not secure: the edge routes by it
 		Domain:          d.domain(),
+		Runtime:         string(s.Runtime),
 		boot:            bootOf(s),
 	}
 	if s.Network.PrivateTraffic {
@@ -338,6 +341,7 @@ func (d *dialect) listed(s nacre.Sandbox) listedSandbox {
 		State:       state,
 		EnvdVersion: d.EnvdVersion,
 		Metadata:    nacre.UserMetadata(s.Metadata),
+		Runtime:     string(s.Runtime),
 	}
 }
 
@@ -398,6 +402,7 @@ func run(s nacre.Sandbox) sandboxRun {
 		Alias:      alias(s),
 		Status:     "stopped",
 		CreatedAt:  timestamp(s.CreatedAt),
+		Runtime:    string(s.Runtime),
 	}
 	if state, ok := publicState(s.State); ok {
 		out.Status = state

@@ -75,7 +75,7 @@ func snapshotOf(s nacre.Snapshot, byName bool) snapshot {
 	out := snapshot{
 		SnapshotID: string(s.ID) + ":" + snapshotTag, Names: []string{},
 		ID: string(s.ID), Name: s.Name, Comment: s.Comment,
-		SandboxID: string(s.Sandbox), TemplateID: string(s.TemplateID), Memory: !s.FilesOnly,
+		SandboxID: string(s.Sandbox), TemplateID: string(s.TemplateID), Memory: !s.FilesOnly, Runtime: string(nacre.RuntimeOf(s.RestoreKey)),
 		CPUCount: s.Resources.CPUs, MemoryMB: s.Resources.MemoryMiB, DiskSizeMB: s.Resources.DiskMiB,
 		SizeBytes: s.Bytes, DiskBytes: s.DiskBytes, StoppedMS: float64(s.Stopped.Microseconds()) / 1000,
 		CreatedAt: timestamp(s.CreatedAt),

@@ -48,6 +48,10 @@ func TestCreateRequest(t *testing.T) {
 			`{"templateID":"base","timeout":0.5}`,
 			nacre.CreateRequest{Template: "base", Secure: true, Timeout: 500 * time.Millisecond},
 		},
+		"a runtime, for clients that have no field for it": {
+			`{"templateID":"base","metadata":{"nacre:runtime":"firecracker","user":"7"}}`,
+			nacre.CreateRequest{Template: "base", Secure: true, Runtime: nacre.RuntimeFirecracker, Metadata: map[string]string{"user": "7"}},
+		},
 		"auto-pause is the service's to refuse": {
 			`{"templateID":"base","autoPause":true}`,
 			nacre.CreateRequest{Template: "base", Secure: true, OnTimeout: nacre.TimeoutPause},

@@ -85,7 +85,8 @@ type snapshot struct {
 	Comment    string  `json:"comment,omitempty"`
 	SandboxID  string  `json:"sandboxID"`
 	TemplateID string  `json:"templateID"`
-	Memory     bool    `json:"memory"` // false: the files alone
+	Memory     bool    `json:"memory"`            // false: the files alone
+	Runtime    string  `json:"runtime,omitempty"` // it goes on this one
 	CPUCount   int     `json:"cpuCount"`
 	MemoryMB   int     `json:"memoryMB"`
 	DiskSizeMB int     `json:"diskSizeMB"`
@@ -130,6 +131,7 @@ type sandbox struct {
 	EnvdAccessToken    string  `json:"envdAccessToken"`
 	TrafficAccessToken *string `json:"trafficAccessToken"`
 	Domain             *string `json:"domain"`
+	Runtime            string  `json:"runtime,omitempty"` // ours
 	boot
 }
 
@@ -153,6 +155,7 @@ type listedSandbox struct {
 	State       string            `json:"state"`
 	EnvdVersion string            `json:"envdVersion"`
 	Metadata    map[string]string `json:"metadata"`
+	Runtime     string            `json:"runtime,omitempty"` // ours
 }
 
 type sandboxDetail struct {
@@ -179,10 +182,11 @@ type sandboxRun struct {
 	CreatedAt  string `json:"createdAt"`
 	EndedAt    string `json:"endedAt,omitempty"`
 
-	// Ours: what endReason's four words cannot say, such as "oom", and a sentence
-	// for people. The clients' parsers pass over fields that they do not know.
-	Reason string `json:"reason,omitempty"`
-	Detail string `json:"detail,omitempty"`
+	// Ours: what endReason's four words cannot say, such as "oom", a sentence for
+	// people, and what the sandbox runs on. The clients' parsers pass over fields that they do not know.
+	Reason  string `json:"reason,omitempty"`
+	Detail  string `json:"detail,omitempty"`
+	Runtime string `json:"runtime,omitempty"`
 }
 
 type metric struct {
@@ -241,6 +245,7 @@ type template struct {
 	BuildCount    int      `json:"buildCount"`
 	EnvdVersion   string   `json:"envdVersion"`
 	BuildStatus   string   `json:"buildStatus"`
+	Runtime       string   `json:"runtime,omitempty"` // ours: of sandboxes that ask for none
 }
 
 type templateWithBuilds struct {
