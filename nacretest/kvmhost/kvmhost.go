@@ -6,8 +6,6 @@
 package kvmhost
 
 import (
-	"bufio"
-	"bytes"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -16,7 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,8 +31,7 @@ type Config struct {
 	// Setup runs on the host that the tests run on, before them.
 	Setup func() error
 	// Check are arguments that have this program try, and end with status 0, whether the
-	// emulated host runs guests. One that was started on a busy machine may have measured
-	// its timers wrongly and then never gets to it; another one is started.
+	// emulated host runs guests. Another one is started, and said so, when it does not.
 	Check []string
 	// Native tells that this host can run the tests itself.
 	Native func() bool
@@ -53,7 +50,7 @@ const (
 const (
 	workerEnv = "NACRE_KVMHOST" // set inside, for the process that runs the tests
 	planFile  = "/kvmhost.json"
-	maxStarts = 3
+	maxAgain  = 2   // how many hosts are started again
 	unfit     = 175 // the exit code of an emulated host that runs no guests
 	exitMark  = "KVMHOST-EXIT "
 )
@@ -106,70 +103,88 @@ func outside(cfg Config) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	initrd := filepath.Join(dir, "initrd")
-	if err := pack(initrd, found, cfg); err != nil {
-		return 0, err
-	}
 	if cfg.MemoryMiB == 0 {
 		cfg.MemoryMiB = 2560
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 20 * time.Minute
 	}
-	for range maxStarts {
-		if code, err := run(cfg, filepath.Join(found, "vmlinuz"), initrd); err != nil || code != unfit {
-			return code, err
+	m := &machine{cfg: cfg, dir: dir, kernel: filepath.Join(found, "vmlinuz"), initrd: filepath.Join(dir, "initrd")}
+	if m.base, err = pack(m.initrd, found, cfg); err != nil {
+		return 0, err
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return 0, err
+	}
+	p := plan{Args: verbose(os.Args[1:]), Check: cfg.Check, Dir: wd}
+	for _, e := range os.Environ() {
+		if strings.HasPrefix(e, "NACRE_") {
+			p.Env = append(p.Env, e)
 		}
-		fmt.Println("the emulated host runs no guests; starting another one")
 	}
-	// Time that goes with the instructions that were executed, and not with the clock on
-	// the wall, is never measured wrongly. It takes several times as long.
-	return run(cfg, filepath.Join(found, "vmlinuz"), initrd, "-icount", "shift=1")
+	return m.all(p)
 }
 
-// run boots the emulated host once.
-func run(cfg Config, kernel, initrd string, more ...string) (int, error) {
-	c := exec.Command("qemu-system-x86_64", append([]string{
-		"-M", "microvm,acpi=off,rtc=off,pit=on,pic=on,isa-serial=on", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt",
-		"-m", strconv.Itoa(cfg.MemoryMiB), "-smp", "1", // two hung once
-		"-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio", "-no-reboot",
-		"-kernel", kernel, "-initrd", initrd,
-		"-append", "console=ttyS0 acpi=off reboot=t panic=1 nopti mitigations=off nokaslr i8042.noaux i8042.nokbd rdinit=/init quiet"}, more...)...)
-	out, err := c.StdoutPipe()
-	if err != nil {
-		return 0, err
+// all runs the tests to their end, on another host where one stands still.
+func (m *machine) all(p plan) (int, error) {
+	var seen progress
+	see := func(line string) {
+		if seen.see(line) {
+			fmt.Print(line)
+		}
 	}
-	var stderr bytes.Buffer
-	c.Stderr = &stderr
-	if err := c.Start(); err != nil {
-		return 0, err
-	}
-	timer := time.AfterFunc(cfg.Timeout, func() { _ = c.Process.Kill() })
-	defer timer.Stop()
-	code, err := follow(out)
-	_ = c.Process.Kill() // it has nothing more to say
-	_ = c.Wait()
-	if err != nil {
-		return 0, fmt.Errorf("%w %s", err, stderr.Bytes())
-	}
-	return code, nil
-}
-
-// follow copies the console, a line at a time, until the exit code comes.
-func follow(console io.Reader) (int, error) {
-	in := bufio.NewReader(console)
+	args := p.Args
+	still, unable := 0, 0
 	for {
-		line, err := in.ReadString('\n')
-		line = strings.ReplaceAll(line, "\r", "")
-		if at := strings.Index(line, exitMark); at >= 0 && err == nil {
-			fmt.Print(line[:at])
-			return strconv.Atoi(strings.TrimSpace(line[at+len(exitMark):]))
-		}
-		fmt.Print(line)
-		if err != nil {
-			return 0, errors.New("it ended before the tests did")
+		code, err := m.run(p, see)
+		switch {
+		case err == nil && code == unfit && unable < maxAgain:
+			unable++
+			fmt.Printf("an emulated host runs no guests; starting another one (%d of %d)\n", unable, maxAgain)
+		case err == nil && code == unfit:
+			return 0, errors.New("it runs no guests")
+		case errors.Is(err, errStalled) && still < maxAgain:
+			still++
+			fmt.Printf("an emulated host stood still in %q, after %d results; starting another one for the rest (%d of %d)\n",
+				seen.now, len(seen.ended), still, maxAgain)
+			p.Args = without(args, seen.skip())
+		case err != nil:
+			return 0, err
+		default:
+			if still+unable > 0 {
+				fmt.Printf("emulated hosts that stood still: %d; that ran no guests: %d\n", still, unable)
+			}
+			if code == 0 && len(seen.failed) > 0 { // on a host that stood still later
+				fmt.Printf("failed: %s\n", strings.Join(seen.failed, " "))
+				code = 1
+			}
+			return code, nil
 		}
 	}
+}
+
+// verbose has the tests say where they are, which tells what is left after a host that
+// stood still.
+func verbose(args []string) []string {
+	args = slices.DeleteFunc(slices.Clone(args), func(a string) bool { return strings.HasPrefix(a, "-test.v=") })
+	return append([]string{"-test.v=true"}, args...)
+}
+
+// without adds to the arguments what is not to be run again.
+func without(args []string, skip string) []string {
+	const flag = "-test.skip="
+	out := slices.Clone(args)
+	if skip == "" {
+		return out
+	}
+	for i, a := range out {
+		if strings.HasPrefix(a, flag) {
+			out[i] = a + "|" + skip
+			return out
+		}
+	}
+	return append([]string{flag + skip}, out...)
 }
 
 // Assets returns the directory that assets.sh makes.
@@ -188,30 +203,15 @@ func Script(text string, args ...string) (string, error) {
 	return lines[len(lines)-1], nil
 }
 
-// pack writes the emulated host's file system.
-func pack(path, found string, cfg Config) error {
+// pack writes the emulated host's file system, all but the plan, and returns its size.
+func pack(path, found string, cfg Config) (int64, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return err
-	}
-	wd, err := os.Getwd()
-	if err != nil {
-		return err
-	}
-	p := plan{Args: os.Args[1:], Check: cfg.Check, Dir: wd}
-	for _, e := range os.Environ() {
-		if strings.HasPrefix(e, "NACRE_") {
-			p.Env = append(p.Env, e)
-		}
-	}
-	// The time limit of the tests is kept by the inner process.
-	b, err := json.Marshal(p)
-	if err != nil {
-		return err
+		return 0, err
 	}
 	f, err := os.Create(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer f.Close()
 	a := newArchive(f)
@@ -219,14 +219,13 @@ func pack(path, found string, cfg Config) error {
 		a.dir(d)
 	}
 	a.console()
-	a.bytes("kvmhost.json", b)
 	a.bytes("etc/hosts", []byte("127.0.0.1 localhost\n"))
 	a.bytes("etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	a.file("init", self)
 	files := map[string]string{}
 	if cfg.Files != nil {
 		if files, err = cfg.Files(); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	for _, name := range []string{"firecracker", "jailer"} {
@@ -234,7 +233,7 @@ func pack(path, found string, cfg Config) error {
 	}
 	modules, err := filepath.Glob(filepath.Join(found, "modules", "*.ko"))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, m := range modules {
 		files["/modules/"+filepath.Base(m)] = m
@@ -242,6 +241,33 @@ func pack(path, found string, cfg Config) error {
 	for there, here := range files {
 		a.file(strings.TrimPrefix(there, "/"), here)
 	}
+	if err := a.close(); err != nil {
+		return 0, err
+	}
+	return f.Seek(0, io.SeekCurrent)
+}
+
+// give puts the plan behind the file system. The kernel reads archives until there is
+// no more.
+func (m *machine) give(p plan) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(m.initrd, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(m.base); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	a := newArchive(f)
+	a.pad(m.base)
+	a.bytes(strings.TrimPrefix(planFile, "/"), b)
 	return a.close()
 }
 

@@ -134,6 +134,7 @@ func config(log *slog.Logger) Config {
 // newRuntime returns a driver; its machines are gone when the test ends.
 func newRuntime(t testing.TB) *Runtime {
 	t.Helper()
+	kvmhost.Report(t)
 	r, err := New(config(testLog(t)))
 	if err != nil {
 		t.Fatal(err)
@@ -158,6 +159,7 @@ func testLog(t testing.TB) *slog.Logger {
 // directory of its own, all gone when the test ends.
 func newSpec(t testing.TB) nacre.MachineSpec {
 	t.Helper()
+	kvmhost.Report(t)
 	id := nacre.NewMachineID()
 	dir := t.TempDir()
 	spec := nacre.MachineSpec{
