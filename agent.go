@@ -3,6 +3,7 @@ package nacre
 import (
 	"context"
 	"io"
+	"maps"
 	"time"
 )
 
@@ -102,6 +103,20 @@ type ProcessSpec struct {
 	// Unlogged keeps the process out of the guest's log: it is the host's own
 	// affair. From who does not have the host token it is not heard.
 	Unlogged bool
+}
+
+// Of the base image: whose commands and files are, and what puts the Python
+// environment of theirs on the PATH of a bash that reads it.
+const (
+	GuestUser    = "sandbox"
+	guestProfile = "/etc/profile.d/venv.sh"
+)
+
+// Shell is the program that runs a command line. What env sets wins.
+func Shell(line string, env map[string]string) ProcessSpec {
+	full := map[string]string{"BASH_ENV": guestProfile}
+	maps.Copy(full, env)
+	return ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", line}, Env: full}
 }
 
 // TermSize is in characters.

@@ -14,15 +14,19 @@ func NewDeploymentID() DeploymentID { return DeploymentID("dep_" + randomID(16))
 // Deployment is a sandbox that was published: a copy of its files runs without a
 // deadline behind a name that stays when it is deployed again.
 type Deployment struct {
-	ID      DeploymentID
-	TeamID  TeamID
-	Name    string // unique in the team; the preview's slug is made of it
-	Source  SandboxID
-	Sandbox SandboxID // that serves it now; "" before the first success
-	Preview PreviewID
-	State   DeploymentState
-	Detail  string // a sentence for people: why it failed
+	ID     DeploymentID
+	TeamID TeamID
+	Name   string // unique in the team; the preview's slug is made of it
+	Source SandboxID
+	State  DeploymentState
+	Detail string // a sentence for people: why it failed, or is not healthy
 
+	Sandbox  SandboxID  // that serves it now; "" before the first success
+	Snapshot SnapshotID // its files when it was deployed, for when its machine is lost
+	Preview  PreviewID
+	Restarts int // of its command or machine, since it was deployed
+
+	// Of the last deploy that succeeded, or of the first one.
 	Build, Start string // shell commands; Build ends before Start begins
 	Dir          string // where they run
 	Port         int
@@ -38,9 +42,10 @@ type Deployment struct {
 type DeploymentState string
 
 const (
-	DeploymentBuilding DeploymentState = "building" // the new revision is made; the old one serves
-	DeploymentLive     DeploymentState = "live"
-	DeploymentFailed   DeploymentState = "failed" // the last deploy; an older revision may serve still
+	DeploymentBuilding  DeploymentState = "building" // the new revision is made; the old one serves
+	DeploymentLive      DeploymentState = "live"
+	DeploymentUnhealthy DeploymentState = "unhealthy" // what was live does not answer; it is started again
+	DeploymentFailed    DeploymentState = "failed"    // the last deploy; an older revision may serve still
 )
 
 // DeploymentStore keeps deployments. Errors and concurrency as in SandboxStore.

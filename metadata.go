@@ -23,6 +23,10 @@ const (
 // whoever runs it again after a crash finds the sandbox by it.
 const LabelRequest = ReservedMetadata + "request"
 
+// LabelDeployment names the deployment that a sandbox was made for, or that a preview
+// shows: such a preview keeps its slug when its sandbox has ended.
+const LabelDeployment = ReservedMetadata + "deployment"
+
 // LabelRuntime is the one reserved key that a user may give, at a create: clients that
 // have no field for it ask for a runtime by it. It is no part of the metadata.
 const LabelRuntime = ReservedMetadata + "runtime"

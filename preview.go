@@ -108,7 +108,7 @@ type PreviewRoutes interface {
 type PreviewStore interface {
 	// InsertPreview adds one. Its sandbox must be the team's and alive, else
 	// CodeNotFound. A slug that another preview has is CodeConflict, unless that one's
-	// sandbox has ended: then it is replaced.
+	// sandbox has ended: then it is replaced, if it has no LabelDeployment.
 	InsertPreview(ctx context.Context, p Preview, events ...Event) error
 	GetPreview(ctx context.Context, team TeamID, id PreviewID) (Preview, error)
 	Previews(ctx context.Context, team TeamID, sandbox SandboxID) ([]Preview, error)

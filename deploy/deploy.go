@@ -1,25 +1,22 @@
 // Package deploy publishes sandboxes: a copy of one's files runs for good behind a
 // name that stays, is started by a command and shown once it is healthy. What serves
-// under the name goes on until its successor does.
+// under the name goes on until its successor does, and is started again when it fails.
 //
 // A deploy is made in the background and its record tells how far it is. A crash
-// leaves the record building and perhaps a copy that nobody shows; Run ends both.
+// leaves the record building and perhaps a copy that nobody shows; Run ends both, and
+// takes up what is live.
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
-	"maps"
 	"regexp"
 	"sync"
 	"time"
 
 	"github.com/nacrehq/nacre"
-	"github.com/nacrehq/nacre/internal/undo"
 )
-
-// label names the deployment that a copy was made for.
-const label = nacre.ReservedMetadata + "deployment"
 
 // Config is what a deployer needs. Durations that are 0 have good defaults.
 type Config struct {
@@ -32,6 +29,8 @@ type Config struct {
 
 	BuildTime  time.Duration // for the build command; 15 minutes
 	HealthTime time.Duration // until it must be healthy; a minute
+	Every      time.Duration // between two looks at what is live; 3 seconds
+	Pause      time.Duration // after a first restart, then twice as long each time; 2 seconds
 
 	Clock  nacre.Clock  // nil means time.Now
 	Logger *slog.Logger // nil means none
@@ -51,6 +50,7 @@ type Deployer struct {
 
 	mu   sync.Mutex
 	busy map[nacre.DeploymentID]chan struct{} // closed when it is done
+	kept map[nacre.DeploymentID]*supervisor   // what is live
 }
 
 // New returns a deployer. Close ends what is under way.
@@ -61,25 +61,23 @@ func New(c Config) *Deployer {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.BuildTime == 0 {
-		c.BuildTime = 15 * time.Minute
-	}
-	if c.HealthTime == 0 {
-		c.HealthTime = time.Minute
-	}
-	d := &Deployer{Config: c, busy: map[nacre.DeploymentID]chan struct{}{}}
+	c.BuildTime, c.HealthTime = cmp.Or(c.BuildTime, 15*time.Minute), cmp.Or(c.HealthTime, time.Minute)
+	c.Every, c.Pause = cmp.Or(c.Every, 3*time.Second), cmp.Or(c.Pause, 2*time.Second)
+	d := &Deployer{Config: c, busy: map[nacre.DeploymentID]chan struct{}{}, kept: map[nacre.DeploymentID]*supervisor{}}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
 }
 
-// Close takes back what is not finished, and waits for that.
+// Close takes back what is not finished, and waits for that. What is live runs on.
 func (d *Deployer) Close() error {
+	d.mu.Lock()
 	d.cancel()
+	d.mu.Unlock()
 	d.wg.Wait()
 	return nil
 }
 
-// Run ends what a crash left half done, then waits for ctx.
+// Run ends what a crash left half done, takes up what is live, then waits for ctx.
 func (d *Deployer) Run(ctx context.Context) error {
 	for {
 		err := d.recover(ctx)
@@ -88,10 +86,8 @@ func (d *Deployer) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		d.Logger.Error("what a crash left of deployments could not be looked at; it is tried again", "err", err)
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, retryAfter) {
 			return ctx.Err()
-		case <-time.After(retryAfter):
 		}
 	}
 }
@@ -117,37 +113,55 @@ func (d *Deployer) recover(ctx context.Context) error {
 	return nil
 }
 
-// settle ends the copies of a deployment that nobody makes or shows.
+// settle ends what of a deployment nobody makes or shows, and keeps live what is shown.
 func (d *Deployer) settle(ctx context.Context, team nacre.TeamID, id nacre.DeploymentID) error {
-	d.mu.Lock()
-	defer d.mu.Unlock() // nobody begins meanwhile
-	if d.busy[id] != nil {
-		return nil
+	dep, err := d.settled(ctx, team, id)
+	if err == nil && dep.Sandbox != "" {
+		d.supervise(dep)
 	}
-	dep, err := d.Store.GetDeployment(ctx, team, string(id))
 	if nacre.IsCode(err, nacre.CodeNotFound) {
 		return nil
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// settled returns the record of a deployment of which nothing is half done; the zero
+// one when it is being deployed.
+func (d *Deployer) settled(ctx context.Context, team nacre.TeamID, id nacre.DeploymentID) (dep nacre.Deployment, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock() // nobody begins meanwhile
+	if d.busy[id] != nil || d.kept[id] != nil {
+		return dep, nil
+	}
+	if dep, err = d.Store.GetDeployment(ctx, team, string(id)); err != nil {
+		return dep, err
 	}
 	d.sweep(ctx, dep)
 	if dep.State == nacre.DeploymentBuilding {
 		d.fail(ctx, dep, nacre.Errorf(nacre.CodeUnavailable, "the server stopped while it was deployed; deploy it again"))
+		dep.State = nacre.DeploymentFailed
 	}
-	return nil
+	return dep, nil
 }
 
-// sweep ends the copies that do not serve.
+// sweep ends the copies that do not serve, with their files.
 func (d *Deployer) sweep(ctx context.Context, dep nacre.Deployment) {
-	page, err := d.Service.List(ctx, dep.TeamID, nacre.SandboxFilter{Metadata: map[string]string{label: string(dep.ID)}, Limit: 100})
+	page, err := d.Service.List(ctx, dep.TeamID, nacre.SandboxFilter{Metadata: map[string]string{nacre.LabelDeployment: string(dep.ID)}, Limit: 100})
 	if err != nil {
 		d.Logger.Error("the copies of a deployment could not be listed", "deployment", dep.ID, "err", err)
-		return
 	}
 	for _, s := range page.Sandboxes {
 		if s.ID != dep.Sandbox && s.Alive() {
 			d.kill(ctx, dep.TeamID, s.ID)
+		}
+	}
+	files, err := d.Snapshots.ListSnapshots(ctx, dep.TeamID, nacre.SnapshotFilter{Name: filesName(dep.ID)})
+	if err != nil {
+		d.Logger.Error("the files of a deployment could not be listed", "deployment", dep.ID, "err", err)
+	}
+	for _, f := range files.Snapshots {
+		if f.ID != dep.Snapshot {
+			d.forget(ctx, dep, f.ID)
 		}
 	}
 }
@@ -230,11 +244,11 @@ func (d *Deployer) begin(ctx context.Context, want nacre.Deployment) (dep nacre.
 		err = nacre.Errorf(nacre.CodeConflict, "%s is being deployed; wait until that is done", dep.Name)
 	case err == nil:
 		dep, err = d.Store.UpdateDeployment(ctx, dep.TeamID, dep.ID, func(r *nacre.Deployment) error {
-			r.Source, r.Build, r.Start, r.Dir, r.Port, r.Health = want.Source, want.Build, want.Start, want.Dir, want.Port, want.Health
-			r.Env, r.State, r.Detail, r.UpdatedAt = want.Env, nacre.DeploymentBuilding, "", now
+			r.State, r.Detail, r.UpdatedAt = nacre.DeploymentBuilding, "", now
 			r.Revision++
 			return nil
 		})
+		asked(&dep, want) // its record says so when it succeeded: until then it is of what serves
 	}
 	if err != nil {
 		return dep, nil, err
@@ -244,138 +258,17 @@ func (d *Deployer) begin(ctx context.Context, want nacre.Deployment) (dep nacre.
 	return dep, ch, nil
 }
 
+// asked makes a record one of what is asked for.
+func asked(r *nacre.Deployment, want nacre.Deployment) {
+	r.Source, r.Build, r.Start, r.Dir, r.Port, r.Health, r.Env = want.Source, want.Build, want.Start, want.Dir, want.Port, want.Health, want.Env
+}
+
 func (d *Deployer) end(id nacre.DeploymentID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	close(d.busy[id])
 	delete(d.busy, id)
 }
-
-// lastTime is how long what must be written at the end may take.
-const lastTime = time.Minute
-
-// run makes a deployment and writes what became of it.
-func (d *Deployer) run(ctx context.Context, dep nacre.Deployment, source nacre.Sandbox) {
-	var stack undo.Stack
-	err := d.make(ctx, &stack, dep, source)
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTime)
-	defer cancel()
-	if err == nil {
-		return
-	}
-	if uerr := stack.Run(last); uerr != nil {
-		d.Logger.Error("a deploy that failed could not be taken back", "deployment", dep.ID, "err", uerr)
-	}
-	if ctx.Err() != nil {
-		err = nacre.Wrap(nacre.CodeUnavailable, err, "the server stopped while it was deployed; deploy it again")
-	}
-	d.fail(last, dep, err)
-}
-
-func (d *Deployer) fail(ctx context.Context, dep nacre.Deployment, cause error) {
-	d.Logger.Info("a deploy failed", "deployment", dep.ID, "err", cause)
-	_, err := d.Store.UpdateDeployment(ctx, dep.TeamID, dep.ID, func(r *nacre.Deployment) error {
-		r.State, r.Detail, r.UpdatedAt = nacre.DeploymentFailed, nacre.ErrorMessage(cause), d.Clock().UTC()
-		return nil
-	})
-	if err != nil && !nacre.IsCode(err, nacre.CodeNotFound) {
-		d.Logger.Error("a failed deploy could not be recorded", "deployment", dep.ID, "err", err)
-	}
-}
-
-// make copies the source, starts the copy, and shows it when it is healthy.
-func (d *Deployer) make(ctx context.Context, stack *undo.Stack, dep nacre.Deployment, source nacre.Sandbox) error {
-	box, err := d.copyOf(ctx, dep, source)
-	if err != nil {
-		return err
-	}
-	stack.Push("the copy", func(ctx context.Context) error {
-		if err := d.Service.Kill(ctx, dep.TeamID, box.ID); !nacre.IsCode(err, nacre.CodeNotFound) {
-			return err
-		}
-		return nil
-	})
-	if err := d.serve(ctx, dep, box.ID); err != nil {
-		return err
-	}
-	preview, err := d.show(ctx, dep, box.ID)
-	if err != nil {
-		return err
-	}
-	_, err = d.Store.UpdateDeployment(ctx, dep.TeamID, dep.ID, func(r *nacre.Deployment) error {
-		r.State, r.Detail, r.Sandbox, r.Preview, r.UpdatedAt = nacre.DeploymentLive, "", box.ID, preview, d.Clock().UTC()
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	stack.Keep()
-	if dep.Sandbox != "" { // what served before, and still does for who looked the name up a moment ago
-		select {
-		case <-ctx.Done():
-		case <-time.After(drain):
-		}
-		d.kill(context.WithoutCancel(ctx), dep.TeamID, dep.Sandbox)
-	}
-	return nil
-}
-
-// drain is how long what served before goes on.
-const drain = time.Second
-
-// leftover is when a snapshot goes that a crash kept us from deleting.
-const leftover = time.Hour
-
-// copyOf makes a sandbox with the source's files that has no deadline.
-func (d *Deployer) copyOf(ctx context.Context, dep nacre.Deployment, source nacre.Sandbox) (nacre.Sandbox, error) {
-	snap, err := d.Snapshots.Snapshot(ctx, dep.TeamID, source.ID, nacre.SnapshotRequest{FilesOnly: true, Comment: "deploy of " + dep.Name, Keep: leftover})
-	if err != nil {
-		return nacre.Sandbox{}, err
-	}
-	meta := maps.Clone(source.Metadata)
-	if meta == nil {
-		meta = map[string]string{}
-	}
-	delete(meta, nacre.LabelRequest)
-	meta[label] = string(dep.ID)
-	box, err := d.Service.Create(ctx, dep.TeamID, nacre.CreateRequest{
-		Template: string(snap.ID), Name: dep.Name, AlwaysOn: true, Metadata: meta, Env: dep.Env, Network: source.Network, Secure: true,
-	})
-	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTime)
-	defer cancel()
-	if derr := d.Snapshots.DeleteSnapshot(cleanup, dep.TeamID, snap.ID); derr != nil {
-		d.Logger.Warn("the snapshot of a deploy stays until it expires", "snapshot", snap.ID, "err", derr)
-	}
-	return box, err
-}
-
-// show leads the deployment's name to the sandbox.
-func (d *Deployer) show(ctx context.Context, dep nacre.Deployment, box nacre.SandboxID) (nacre.PreviewID, error) {
-	now := d.Clock().UTC()
-	if dep.Preview != "" {
-		_, err := d.Previews.UpdatePreview(ctx, dep.TeamID, dep.Preview, func(p *nacre.Preview) error {
-			p.Sandbox, p.Port, p.UpdatedAt = box, dep.Port, now
-			return nil
-		})
-		if !nacre.IsCode(err, nacre.CodeNotFound) {
-			return dep.Preview, err
-		}
-	}
-	p := nacre.Preview{ID: nacre.NewPreviewID(), TeamID: dep.TeamID, Sandbox: box, Port: dep.Port, Slug: dep.Name, Label: "deployment",
-		CreatedAt: now, UpdatedAt: now}
-	if reserved[p.Slug] {
-		p.Slug += "-app"
-	}
-	err := d.Previews.InsertPreview(ctx, p)
-	if nacre.IsCode(err, nacre.CodeConflict) { // the name is somebody's already
-		p.Slug = dep.Name + "-" + nacre.NewPreviewSlug()[:8]
-		err = d.Previews.InsertPreview(ctx, p)
-	}
-	return p.ID, err
-}
-
-// reserved are host labels that mean something else.
-var reserved = map[string]bool{"api": true, "sandbox": true, "sandboxes": true, "www": true, "preview": true}
 
 // Delete ends a deployment with its sandbox and name. One that is being deployed is
 // CodeConflict.
@@ -390,6 +283,10 @@ func (d *Deployer) Delete(ctx context.Context, team nacre.TeamID, nameOrID strin
 	if busy {
 		return nacre.Errorf(nacre.CodeConflict, "%s is being deployed; wait until that is done", dep.Name)
 	}
+	d.leave(dep.ID)
+	if dep, err = d.Store.GetDeployment(ctx, team, string(dep.ID)); err != nil {
+		return err
+	}
 	if dep.Sandbox != "" {
 		if err := d.Service.Kill(ctx, team, dep.Sandbox); err != nil && !nacre.IsCode(err, nacre.CodeNotFound) {
 			return err
@@ -400,5 +297,7 @@ func (d *Deployer) Delete(ctx context.Context, team nacre.TeamID, nameOrID strin
 			return err
 		}
 	}
+	dep.Sandbox, dep.Snapshot = "", ""
+	d.sweep(ctx, dep)
 	return d.Store.DeleteDeployment(ctx, team, dep.ID)
 }

@@ -29,8 +29,10 @@ type world struct {
 	d    *Deployer
 
 	mu        sync.Mutex
-	snapshots map[nacre.SnapshotID]bool
+	snapshots map[nacre.SnapshotID]nacre.SnapshotRequest
 	serving   map[nacre.SandboxID]string
+	starts    int // of commands that serve
+	dials     int
 	last      nacre.CreateRequest
 	hold      chan struct{} // a create waits for it
 }
@@ -45,13 +47,14 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, db: db, team: team.ID, snapshots: map[nacre.SnapshotID]bool{}, serving: map[nacre.SandboxID]string{}}
+	w := &world{t: t, db: db, team: team.ID, snapshots: map[nacre.SnapshotID]nacre.SnapshotRequest{}, serving: map[nacre.SandboxID]string{}}
 	w.start()
 	return w
 }
 
 func (w *world) start() {
-	w.d = New(Config{Service: w, Snapshots: w, Traffic: w, Previews: w.db, Store: w.db, Teams: w.db, HealthTime: 2 * time.Second})
+	w.d = New(Config{Service: w, Snapshots: w, Traffic: w, Previews: w.db, Store: w.db, Teams: w.db, HealthTime: 2 * time.Second,
+		Every: 5 * time.Millisecond, Pause: time.Millisecond})
 	w.t.Cleanup(func() { _ = w.d.Close() })
 }
 
@@ -77,7 +80,7 @@ func (w *world) Create(ctx context.Context, team nacre.TeamID, r nacre.CreateReq
 	w.mu.Lock()
 	w.last = r
 	hold := w.hold
-	known := w.snapshots[nacre.SnapshotID(r.Template)]
+	_, known := w.snapshots[nacre.SnapshotID(r.Template)]
 	w.mu.Unlock()
 	if !known {
 		return nacre.Sandbox{}, nacre.Errorf(nacre.CodeNotFound, "no such snapshot")
@@ -108,8 +111,8 @@ func (w *world) Snapshot(_ context.Context, _ nacre.TeamID, _ nacre.SandboxID, r
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	id := nacre.NewSnapshotID()
-	w.snapshots[id] = true
-	if !r.FilesOnly || r.Keep == 0 {
+	w.snapshots[id] = r
+	if !r.FilesOnly || (r.Keep == 0) == (r.Name == "") {
 		w.t.Errorf("the snapshot of a deploy: %+v", r)
 	}
 	return nacre.Snapshot{ID: id}, nil
@@ -122,15 +125,36 @@ func (w *world) DeleteSnapshot(_ context.Context, _ nacre.TeamID, id nacre.Snaps
 	return nil
 }
 
+func (w *world) ListSnapshots(_ context.Context, _ nacre.TeamID, f nacre.SnapshotFilter) (page nacre.SnapshotPage, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, r := range w.snapshots {
+		if r.Name == f.Name {
+			page.Snapshots = append(page.Snapshots, nacre.Snapshot{ID: id, Name: r.Name})
+		}
+	}
+	return page, nil
+}
+
+// kept counts the snapshots that are left.
+func (w *world) kept() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.snapshots)
+}
+
 func (w *world) Dial(_ context.Context, id nacre.SandboxID, _ int) (net.Conn, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	command, ok := w.serving[id]
-	if !ok {
+	w.dials++
+	if w.serving[id] == "" {
 		return nil, nacre.Errorf(nacre.CodeUnavailable, "nobody listens")
 	}
 	ours, theirs := net.Pipe()
 	srv := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		w.mu.Lock()
+		command := w.serving[id] // it may be another by now
+		w.mu.Unlock()
 		if strings.Contains(command, "sick") {
 			rw.WriteHeader(http.StatusServiceUnavailable)
 		}
@@ -177,6 +201,7 @@ func (p processes) Start(_ context.Context, spec nacre.ProcessSpec) (nacre.Proce
 	if strings.HasPrefix(command, "serve") {
 		p.guest.world.mu.Lock()
 		p.guest.world.serving[p.guest.id] = command
+		p.guest.world.starts++
 		p.guest.world.mu.Unlock()
 		return s, nil
 	}
@@ -184,6 +209,30 @@ func (p processes) Start(_ context.Context, spec nacre.ProcessSpec) (nacre.Proce
 	_, _ = fmt.Sscanf(command, "exit %d", &exit.Code)
 	s.events, s.ends = []nacre.ProcessEvent{{Stdout: []byte("it said " + command)}, {Exit: exit}}, true
 	return s, nil
+}
+
+func (p processes) List(context.Context) ([]nacre.ProcessInfo, error) {
+	p.guest.world.mu.Lock()
+	defer p.guest.world.mu.Unlock()
+	if p.guest.world.serving[p.guest.id] == "" {
+		return nil, nil
+	}
+	return []nacre.ProcessInfo{{PID: 2, Tag: "stranger"}, {PID: 1, Tag: processTag}}, nil
+}
+
+func (p processes) Signal(_ context.Context, pid, _ int) error {
+	if pid != 1 {
+		p.guest.world.t.Errorf("process %d is none of the deployment's", pid)
+	}
+	p.guest.world.end(p.guest.id)
+	return nil
+}
+
+// end ends a sandbox's command.
+func (w *world) end(id nacre.SandboxID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.serving, id)
 }
 
 type stream struct {
@@ -233,7 +282,7 @@ func (w *world) alive(id nacre.SandboxID) bool {
 
 // copies counts the sandboxes of a deployment that live.
 func (w *world) copies(id nacre.DeploymentID) (n int) {
-	page, err := w.db.List(w.t.Context(), nacre.SandboxFilter{TeamID: w.team, Metadata: map[string]string{label: string(id)}})
+	page, err := w.db.List(w.t.Context(), nacre.SandboxFilter{TeamID: w.team, Metadata: map[string]string{nacre.LabelDeployment: string(id)}})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -252,8 +301,8 @@ func TestDeployAndAgain(t *testing.T) {
 	w := newWorld(t)
 	source := w.box()
 	first := w.deploy(nacre.Deployment{Name: "shop", Source: source.ID, Build: "true", Start: "serve 1", Health: "/up"})
-	if first.State != nacre.DeploymentLive || first.Revision != 1 || !w.alive(first.Sandbox) || !w.last.AlwaysOn || len(w.snapshots) != 0 {
-		t.Fatalf("%+v, snapshots %v", first, w.snapshots)
+	if first.State != nacre.DeploymentLive || first.Revision != 1 || !w.alive(first.Sandbox) || !w.last.AlwaysOn || w.kept() != 1 {
+		t.Fatalf("%+v, %d snapshots", first, w.kept())
 	}
 	p, err := w.db.GetPreview(t.Context(), w.team, first.Preview)
 	if err != nil || p.Slug != "shop" || p.Sandbox != first.Sandbox || p.Port != 3000 {
@@ -274,8 +323,8 @@ func TestDeployAndAgain(t *testing.T) {
 	if err := w.d.Delete(t.Context(), w.team, "shop"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.db.GetPreview(t.Context(), w.team, first.Preview); !nacre.IsCode(err, nacre.CodeNotFound) || w.copies(first.ID) != 0 {
-		t.Errorf("after the delete: %v, %d copies", err, w.copies(first.ID))
+	if _, err := w.db.GetPreview(t.Context(), w.team, first.Preview); !nacre.IsCode(err, nacre.CodeNotFound) || w.copies(first.ID) != 0 || w.kept() != 1 {
+		t.Errorf("after the delete: %v, %d copies, %d snapshots", err, w.copies(first.ID), w.kept())
 	}
 }
 
@@ -298,8 +347,8 @@ func TestDeployFails(t *testing.T) {
 		if got.State != nacre.DeploymentFailed || !strings.Contains(got.Detail, c.why) || got.Sandbox != good.Sandbox {
 			t.Errorf("%s: %+v", what, got)
 		}
-		if !w.alive(good.Sandbox) || w.copies(good.ID) != 1 || len(w.snapshots) != 0 {
-			t.Errorf("%s: %d copies, snapshots %v", what, w.copies(good.ID), w.snapshots)
+		if !w.alive(good.Sandbox) || w.copies(good.ID) != 1 || w.kept() != 1 || got.Start != "serve" {
+			t.Errorf("%s: %d copies, %d snapshots, serves %q", what, w.copies(good.ID), w.kept(), got.Start)
 		}
 	}
 	for _, bad := range []nacre.Deployment{
@@ -340,7 +389,7 @@ func TestDeployInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, _ = w.db.GetDeployment(t.Context(), w.team, "shop")
-	if got.State != nacre.DeploymentFailed || !strings.Contains(got.Detail, "deploy it again") || w.copies(got.ID) != 0 || len(w.snapshots) != 0 {
+	if got.State != nacre.DeploymentFailed || !strings.Contains(got.Detail, "deploy it again") || w.copies(got.ID) != 0 || w.kept() != 0 {
 		t.Errorf("after a stop: %+v", got)
 	}
 
@@ -348,7 +397,7 @@ func TestDeployInterrupted(t *testing.T) {
 	w.start()
 	live := w.deploy(want)
 	left := nacretest.SampleSandbox(w.team, nacre.StateRunning) // as a kill leaves it
-	left.Metadata = map[string]string{label: string(live.ID)}
+	left.Metadata = map[string]string{nacre.LabelDeployment: string(live.ID)}
 	if err := w.db.Insert(t.Context(), left); err != nil {
 		t.Fatal(err)
 	}
@@ -356,8 +405,18 @@ func TestDeployInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := w.d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Snapshot(t.Context(), w.team, live.Sandbox, nacre.SnapshotRequest{FilesOnly: true, Name: filesName(live.ID)}); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
 	if err := w.d.recover(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if w.kept() != 1 {
+		t.Errorf("%d snapshots are left", w.kept())
 	}
 	got, _ = w.db.GetDeployment(t.Context(), w.team, "shop")
 	if got.State != nacre.DeploymentFailed || w.alive(left.ID) || !w.alive(live.Sandbox) {

@@ -15,26 +15,15 @@ import (
 )
 
 const (
-	guestUser   = "sandbox"
-	shellEnv    = "/etc/profile.d/venv.sh" // makes bash put /opt/venv on the PATH
-	maxSaid     = 2 << 10                  // of a command's output, in a failure's words
+	processTag  = "deployment"
+	maxSaid     = 2 << 10 // of a command's output, in a failure's words
 	healthEvery = 200 * time.Millisecond
 	healthCall  = 5 * time.Second
 )
 
-// serve builds what is to be built and starts the command; it returns when that is
-// healthy.
-func (d *Deployer) serve(ctx context.Context, dep nacre.Deployment, id nacre.SandboxID) error {
-	agent, err := d.Traffic.Agent(ctx, id)
-	if err != nil {
-		return err
-	}
-	if dep.Build != "" {
-		if err := d.build(ctx, agent, dep); err != nil {
-			return err
-		}
-	}
-	stream, err := start(ctx, agent, dep, dep.Start, 0)
+// start starts the command in a sandbox and returns when that is healthy.
+func (d *Deployer) start(ctx context.Context, dep nacre.Deployment, box nacre.SandboxID) error {
+	stream, err := d.command(ctx, dep, box, dep.Start, 0)
 	if err != nil {
 		return nacre.Wrap(nacre.ErrorCode(err), err, "the start command could not be started: "+nacre.ErrorMessage(err))
 	}
@@ -45,18 +34,22 @@ func (d *Deployer) serve(ctx context.Context, dep nacre.Deployment, id nacre.San
 		defer close(read)
 		ended <- follow(stream)
 	}()
-	err = d.healthy(ctx, dep, id, ended)
+	err = d.healthy(ctx, dep, box, ended)
 	// The process runs on; only the reading of it ends.
 	_ = stream.Close()
 	<-read
 	return err
 }
 
-// start runs a command line as the guest's user, or as the image's own where there is
+// command runs a command line as the guest's user, or as the image's own where there is
 // no such user.
-func start(ctx context.Context, agent nacre.Agent, dep nacre.Deployment, command string, limit time.Duration) (nacre.ProcessStream, error) {
-	spec := nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", command}, Cwd: dep.Dir, User: guestUser, Tag: "deployment", Timeout: limit,
-		Env: map[string]string{"BASH_ENV": shellEnv, "PORT": strconv.Itoa(dep.Port)}}
+func (d *Deployer) command(ctx context.Context, dep nacre.Deployment, box nacre.SandboxID, line string, limit time.Duration) (nacre.ProcessStream, error) {
+	agent, err := d.Traffic.Agent(ctx, box)
+	if err != nil {
+		return nil, err
+	}
+	spec := nacre.Shell(line, map[string]string{"PORT": strconv.Itoa(dep.Port)})
+	spec.Cwd, spec.User, spec.Tag, spec.Timeout = dep.Dir, nacre.GuestUser, processTag, limit
 	stream, err := agent.Processes().Start(ctx, spec)
 	if nacre.IsCode(err, nacre.CodeUnauthenticated) {
 		spec.User = ""
@@ -65,8 +58,8 @@ func start(ctx context.Context, agent nacre.Agent, dep nacre.Deployment, command
 	return stream, err
 }
 
-func (d *Deployer) build(ctx context.Context, agent nacre.Agent, dep nacre.Deployment) error {
-	stream, err := start(ctx, agent, dep, dep.Build, d.BuildTime)
+func (d *Deployer) build(ctx context.Context, dep nacre.Deployment, box nacre.SandboxID) error {
+	stream, err := d.command(ctx, dep, box, dep.Build, d.BuildTime)
 	if err != nil {
 		return nacre.Wrap(nacre.ErrorCode(err), err, "the build command could not be started: "+nacre.ErrorMessage(err))
 	}
@@ -116,16 +109,11 @@ func follow(stream nacre.ProcessStream) error {
 // healthy waits until the port answers as it should. A command that ends before that
 // failed; one that leaves its server behind has ended well.
 func (d *Deployer) healthy(ctx context.Context, dep nacre.Deployment, id nacre.SandboxID, ended <-chan error) error {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return d.Traffic.Dial(ctx, id, dep.Port)
-	}}
-	client := &http.Client{Transport: transport, Timeout: healthCall,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
 	why := "nothing listens on port " + strconv.Itoa(dep.Port)
 	for {
-		err := d.ask(ctx, client, dep, id)
+		err := d.ask(ctx, dep, id)
 		if err == nil {
 			return nil
 		}
@@ -153,7 +141,9 @@ func (d *Deployer) healthy(ctx context.Context, dep nacre.Deployment, id nacre.S
 
 // ask tells whether the deployment is healthy: its health path answers below 400, or
 // without one somebody listens.
-func (d *Deployer) ask(ctx context.Context, client *http.Client, dep nacre.Deployment, id nacre.SandboxID) error {
+func (d *Deployer) ask(ctx context.Context, dep nacre.Deployment, id nacre.SandboxID) error {
+	ctx, cancel := context.WithTimeout(ctx, healthCall)
+	defer cancel()
 	if dep.Health == "" {
 		conn, err := d.Traffic.Dial(ctx, id, dep.Port)
 		if err != nil {
@@ -165,6 +155,11 @@ func (d *Deployer) ask(ctx context.Context, client *http.Client, dep nacre.Deplo
 	if err != nil {
 		return nacre.Wrap(nacre.CodeInvalid, err, "the health path is no path")
 	}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return d.Traffic.Dial(ctx, id, dep.Port)
+	}}
+	client := &http.Client{Transport: transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(req)
 	if err != nil {
 		return nacre.Wrap(nacre.CodeUnavailable, err, "no answer on port "+strconv.Itoa(dep.Port))

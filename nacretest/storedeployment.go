@@ -13,7 +13,7 @@ func TestDeploymentStore(t *testing.T, open func(t *testing.T) nacre.DeploymentS
 	store := open(t)
 	team, other := nacre.NewTeamID(), nacre.NewTeamID()
 	d := nacre.Deployment{ID: nacre.NewDeploymentID(), TeamID: team, Name: "web-1", Source: nacre.NewSandboxID(), Sandbox: nacre.NewSandboxID(),
-		Preview: nacre.NewPreviewID(), State: nacre.DeploymentLive, Detail: "é\x00", Build: "make", Start: "./run", Dir: "/workspace",
+		Snapshot: nacre.NewSnapshotID(), Preview: nacre.NewPreviewID(), Restarts: 3, State: nacre.DeploymentLive, Detail: "é\x00", Build: "make", Start: "./run", Dir: "/workspace",
 		Port: 3000, Health: "/healthz", Env: map[string]string{"TOKEN": "s3cret"}, Revision: 1, CreatedAt: storeEpoch, UpdatedAt: storeEpoch}
 	if err := store.InsertDeployment(t.Context(), d); err != nil {
 		t.Fatal(err)

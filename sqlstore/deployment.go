@@ -12,7 +12,9 @@ import (
 // deploymentBody is the part of a deployment that no query looks at.
 type deploymentBody struct {
 	Sandbox  nacre.SandboxID       `json:"sandbox,omitempty"`
+	Snapshot nacre.SnapshotID      `json:"snapshot,omitempty"`
 	Preview  nacre.PreviewID       `json:"preview,omitempty"`
+	Restarts int                   `json:"restarts,omitempty"`
 	State    nacre.DeploymentState `json:"state"`
 	Detail   string                `json:"detail,omitempty"`
 	Build    string                `json:"build,omitempty"`
@@ -40,8 +42,8 @@ func checkDeployment(d *nacre.Deployment) error {
 }
 
 func (db *DB) encodeDeployment(d *nacre.Deployment) (text string, env []byte, err error) {
-	b, err := json.Marshal(deploymentBody{Sandbox: d.Sandbox, Preview: d.Preview, State: d.State, Detail: d.Detail, Build: d.Build,
-		Start: d.Start, Dir: d.Dir, Port: d.Port, Health: d.Health, Revision: d.Revision})
+	b, err := json.Marshal(deploymentBody{Sandbox: d.Sandbox, Snapshot: d.Snapshot, Preview: d.Preview, Restarts: d.Restarts,
+		State: d.State, Detail: d.Detail, Build: d.Build, Start: d.Start, Dir: d.Dir, Port: d.Port, Health: d.Health, Revision: d.Revision})
 	if err == nil && d.Env != nil {
 		if env, err = json.Marshal(d.Env); err == nil {
 			env = db.sealer.keep("deployment "+string(d.ID), env)
@@ -86,7 +88,7 @@ func (db *DB) scanDeployment(r *sql.Rows, d *nacre.Deployment) error {
 	if err := json.Unmarshal(text, &b); err != nil {
 		return nacre.Wrap(nacre.CodeInternal, err, "the record of a deployment cannot be read")
 	}
-	d.Sandbox, d.Preview, d.State, d.Detail = b.Sandbox, b.Preview, b.State, b.Detail
+	d.Sandbox, d.Snapshot, d.Preview, d.Restarts, d.State, d.Detail = b.Sandbox, b.Snapshot, b.Preview, b.Restarts, b.State, b.Detail
 	d.Build, d.Start, d.Dir, d.Port, d.Health, d.Revision = b.Build, b.Start, b.Dir, b.Port, b.Health, b.Revision
 	d.CreatedAt, d.UpdatedAt = fromUnixMicro(created), fromUnixMicro(updated)
 	kept, err := db.sealer.reveal("deployment "+string(d.ID), env)

@@ -109,16 +109,17 @@ func (db *DB) InsertPreview(ctx context.Context, p nacre.Preview, events ...nacr
 	})
 }
 
-// freeSlug deletes the preview that holds the slug if its sandbox has ended.
+// freeSlug deletes the preview that holds the slug if its sandbox has ended. A
+// deployment's stays: its next sandbox answers under the same name.
 func (db *DB) freeSlug(ctx context.Context, c conn, slug string) error {
-	var old string
-	found, err := c.one(ctx, func(r *sql.Rows) error { return r.Scan(&old) },
-		`SELECT p.id FROM previews p LEFT JOIN sandboxes s ON s.id = p.sandbox_id
+	var old nacre.Preview
+	found, err := c.one(ctx, func(r *sql.Rows) error { return scanPreview(r, &old) },
+		`SELECT `+previewColumns+` FROM previews p LEFT JOIN sandboxes s ON s.id = p.sandbox_id
 		WHERE p.slug = ? AND (s.id IS NULL OR s.state = 'ended')`, slug)
-	if err != nil || !found {
+	if err != nil || !found || old.Metadata[nacre.LabelDeployment] != "" {
 		return err
 	}
-	return deletePreview(ctx, c, old)
+	return deletePreview(ctx, c, string(old.ID))
 }
 
 func deletePreview(ctx context.Context, c conn, id string) error {

@@ -107,7 +107,7 @@ type deployment struct {
 	ID           string  `json:"id"`
 	DeploymentID string  `json:"deployment_id"`
 	Name         string  `json:"name"`
-	Status       string  `json:"status"` // building, live, failed, stopped
+	Status       string  `json:"status"` // building, live, unhealthy, failed, stopped
 	State        string  `json:"state"`
 	Error        *string `json:"error"`
 	URL          *string `json:"url"`
@@ -121,18 +121,19 @@ type deployment struct {
 	Port         int     `json:"port"`
 	Health       string  `json:"health_check_path"`
 	Revision     int     `json:"revision"`
+	Restarts     int     `json:"restarts"`
 	CreatedAt    string  `json:"created_at"`
 	UpdatedAt    string  `json:"updated_at"`
 }
 
-// deploymentOf shows a deployment with its address. A sandbox that ended by itself
-// leaves it stopped.
+// deploymentOf shows a deployment with its address. One whose sandbox its owner ended
+// is stopped.
 func (a *API) deploymentOf(ctx context.Context, d nacre.Deployment) (deployment, error) {
 	out := deployment{ID: string(d.ID), DeploymentID: string(d.ID), Name: d.Name, Status: string(d.State), Error: filled(d.Detail),
 		Source: string(d.Source), SandboxID: filled(string(d.Sandbox)), PreviewID: filled(string(d.Preview)), Build: d.Build, Start: d.Start,
-		Dir: d.Dir, Port: d.Port, Health: d.Health, Revision: d.Revision, CreatedAt: *timestamp(d.CreatedAt), UpdatedAt: *timestamp(d.UpdatedAt)}
-	if d.State == nacre.DeploymentLive {
-		if s, err := a.Service.Get(ctx, d.TeamID, d.Sandbox); nacre.IsCode(err, nacre.CodeNotFound) || err == nil && !s.Alive() {
+		Dir: d.Dir, Port: d.Port, Health: d.Health, Revision: d.Revision, Restarts: d.Restarts, CreatedAt: *timestamp(d.CreatedAt), UpdatedAt: *timestamp(d.UpdatedAt)}
+	if d.Sandbox != "" && (d.State == nacre.DeploymentLive || d.State == nacre.DeploymentUnhealthy) {
+		if s, err := a.Service.Get(ctx, d.TeamID, d.Sandbox); nacre.IsCode(err, nacre.CodeNotFound) || err == nil && !s.Alive() && !failed(s.EndReason) {
 			out.Status = "stopped"
 		}
 	}

@@ -35,7 +35,7 @@ func (in execBody) execSpec() (nacre.ProcessSpec, error) {
 	if strings.TrimSpace(in.Command) == "" {
 		return nacre.ProcessSpec{}, nacre.Invalidf("command", "command is missing; it is a line for the shell")
 	}
-	spec := shell(in.Command, in.Env)
+	spec := nacre.Shell(in.Command, in.Env)
 	for _, dir := range []string{in.Cwd, in.WorkingDir, in.Dir} {
 		if spec.Cwd == "" {
 			spec.Cwd = dir

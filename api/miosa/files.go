@@ -280,7 +280,7 @@ func (a *API) receive(c *api.Call, target string, content io.Reader) error {
 		return err
 	}
 	defer a.busy(c.R.Context(), g.id)()
-	user := guestUser
+	user := nacre.GuestUser
 	if _, err := g.agent.Files().Stat(c.R.Context(), user, "/"); nacre.IsCode(err, nacre.CodeUnauthenticated) {
 		user = "" // the content can be read once only
 	}

@@ -12,15 +12,9 @@ import (
 	"github.com/nacrehq/nacre/api"
 )
 
-// Whose commands and files are, and where they start. An image of another's may have
-// neither; then the template's own default user and directory count.
-const (
-	guestUser = "sandbox"
-	workspace = "/workspace"
-)
-
-// startEnv makes bash read what puts /opt/venv on the PATH; see the base image.
-const startEnv = "/etc/profile.d/venv.sh"
+// workspace is where commands start. An image of another's may have neither it nor
+// nacre.GuestUser; then the template's own default directory and user count.
+const workspace = "/workspace"
 
 const codeStarting = "SANDBOX_STARTING"
 
@@ -99,7 +93,7 @@ func errEnded(s nacre.Sandbox) error {
 // asUser does something as the guest's user, or as the image's default one where
 // there is no such user.
 func asUser(do func(user string) error) error {
-	err := do(guestUser)
+	err := do(nacre.GuestUser)
 	if nacre.IsCode(err, nacre.CodeUnauthenticated) {
 		err = do("")
 	}
@@ -116,10 +110,10 @@ func (g *guest) start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Proces
 		spec.Cwd = workspace
 	}
 	if spec.User == "" {
-		spec.User = guestUser
+		spec.User = nacre.GuestUser
 	}
 	stream, err := g.agent.Processes().Start(ctx, spec)
-	if nacre.IsCode(err, nacre.CodeUnauthenticated) && spec.User == guestUser {
+	if nacre.IsCode(err, nacre.CodeUnauthenticated) && spec.User == nacre.GuestUser {
 		spec.User = ""
 		stream, err = g.agent.Processes().Start(ctx, spec)
 	}
@@ -128,15 +122,6 @@ func (g *guest) start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Proces
 		stream, err = g.agent.Processes().Start(ctx, spec)
 	}
 	return stream, err
-}
-
-// shell is the program that runs a command line.
-func shell(command string, env map[string]string) nacre.ProcessSpec {
-	full := map[string]string{"BASH_ENV": startEnv}
-	for k, v := range env {
-		full[k] = v
-	}
-	return nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", command}, Env: full}
 }
 
 // tool runs a program of the guest's for a file operation. What it says on failure

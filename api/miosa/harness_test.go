@@ -20,6 +20,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/api"
 	"github.com/nacrehq/nacre/control"
+	"github.com/nacrehq/nacre/deploy"
 	"github.com/nacrehq/nacre/event"
 	"github.com/nacrehq/nacre/image"
 	"github.com/nacrehq/nacre/meter"
@@ -106,14 +107,16 @@ func newHarness(t *testing.T) *harness {
 	h.db = db
 	h.teamA, h.keyA = h.team("a")
 	h.teamB, h.keyB = h.team("b")
+	deployer := deploy.New(deploy.Config{Service: svc, Snapshots: svc, Traffic: h.node, Previews: db, Store: db, Teams: db, Logger: log})
 	h.api = New(Config{
 		Service: svc, Snapshots: svc, Traffic: h.node, Activity: svc, Auth: api.NewAuth(db, nil), TokenKey: nacre.TokenKey{1, 2, 3},
 		Nouns: Nouns{Editor: svc, Events: db, Streams: hub, Previews: db, Domains: db, Secrets: db, Usage: counter, Emit: recorder.Record,
-			Once: &api.Once{Requests: db}},
+			Once: &api.Once{Requests: db}, Publisher: deployer, Deployments: db},
 		Domain: "nacre.localhost:8443", Logger: log,
 	})
 	t.Cleanup(func() {
 		must(h.api.Close())
+		must(deployer.Close())
 		cancel()
 		wg.Wait()
 		must(h.node.Close())

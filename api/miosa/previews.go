@@ -226,7 +226,10 @@ func (a *API) changePreview(c *api.Call) error {
 			p.Ancestors = want.Ancestors
 		}
 		if given.Metadata != nil {
-			p.Metadata = want.Metadata
+			if p.Metadata == nil {
+				p.Metadata = map[string]string{}
+			}
+			return addMetadata(p.Metadata, given.Metadata)
 		}
 		return nil
 	})

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nacrehq/nacre"
 )
@@ -82,11 +83,16 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 		t.Fatal(uses, err)
 	}
 	domain := h.ok(201, "POST", "/custom-domains", `{"domain":"hidden.example.com"}`).field(t, "id")
+	site := nacre.Deployment{ID: nacre.NewDeploymentID(), TeamID: h.teamA, Name: "hidden-site", Source: nacre.SandboxID(box), Start: "hidden-start",
+		State: nacre.DeploymentFailed, CreatedAt: time.Now(), UpdatedAt: time.Now()}
+	if err := h.db.InsertDeployment(t.Context(), site); err != nil {
+		t.Fatal(err)
+	}
 
 	const never = "iaaaaaaaaaaaaaaaaaaa9"
 	ids := map[string]string{
 		"{id}": box, "{pid}": pid, "{snapshot}": snap, "{preview}": view, "{share}": share, "{secret}": string(secrets[0].ID),
-		"{binding}": string(uses[0].ID), "{domain}": domain, "{name}": "hidden-name", "{session}": term, "{path...}": "workspace/f", "{key}": "E",
+		"{binding}": string(uses[0].ID), "{domain}": domain, "{name}": "hidden-name", "{session}": term, "{path...}": "workspace/f", "{key}": "E", "{deployment}": string(site.ID),
 		"{template}": "t0000000000000000009", "{build}": "b9",
 	}
 	bodies := map[string]string{
@@ -96,7 +102,7 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 		"/files/rename": `{"from":"/workspace/f","to":"/workspace/g"}`, "/files/copy": `{"from":"/workspace/f","to":"/workspace/g"}`,
 		"/files/chmod": `{"path":"/workspace/f","mode":"0777"}`, "/files/export": `{"path":"/workspace/f"}`, "/exports": `{"path":"/workspace/f"}`,
 		"/fs/write-many": `{"files":[]}`, "/files/write-many": `{"files":[]}`, "/tags": `{"tags":["broken-in"]}`, "/extend": `{"timeout_sec":9}`,
-		"/previews": `{"port":80}`, "/previews/{preview}": `{"visibility":"public"}`, "/expose": `{"port":80}`,
+		"/deploy": `{"deployment_id":"` + string(site.ID) + `","start_command":"broken-in"}`, "/previews": `{"port":80}`, "/previews/{preview}": `{"visibility":"public"}`, "/expose": `{"port":80}`,
 	}
 	fillAll := func(path string, with func(name string) string) string {
 		segments := strings.Split(strings.TrimPrefix(path, Prefix), "/")
@@ -127,13 +133,13 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 			continue
 		}
 		a := h.do(r.Method, target+query, h.keyB, body)
-		for _, secret := range []string{"hidden-meta", "hidden-env", "hidden-file", "hidden-output", "hidden-job", "hidden-comment", "hidden-preview", "hidden-secret", "hidden-value", "hidden.example.com", "hidden-slug", string(h.teamA), `"timeout_sec":777`} {
+		for _, secret := range []string{"hidden-meta", "hidden-env", "hidden-file", "hidden-output", "hidden-job", "hidden-comment", "hidden-preview", "hidden-secret", "hidden-value", "hidden.example.com", "hidden-slug", "hidden-site", "hidden-start", string(h.teamA), `"timeout_sec":777`} {
 			if strings.Contains(a.body, secret) {
 				t.Errorf("%s %s told the other team %q: %s", r.Method, target, secret, a.body)
 			}
 		}
 		if strings.Contains(r.Path, "{") && !strings.Contains(r.Path, "build-spec") && !strings.Contains(r.Path, "validate") {
-			if a.status < 400 {
+			if a.status < 400 || a.status == 500 {
 				t.Errorf("%s %s: %d for the other team: %s", r.Method, target, a.status, a.body)
 			}
 			unknown := h.do(r.Method, fillAll(r.Path, func(n string) string {
@@ -154,7 +160,8 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 	if got := h.ok(200, "GET", "/sandboxes/"+box+"/files/workspace/f", ""); got.body != "hidden-file" {
 		t.Errorf("the other team changed a file: %s", got.body)
 	}
-	for _, still := range []string{"/sandboxes/" + box + "/processes/" + pid, "/snapshots/" + snap, "/sandboxes/" + box + "/previews/" + view, "/egress/secrets/" + string(secrets[0].ID)} {
+	for _, still := range []string{"/sandboxes/" + box + "/processes/" + pid, "/snapshots/" + snap, "/sandboxes/" + box + "/previews/" + view, "/egress/secrets/" + string(secrets[0].ID),
+		"/deployments/" + string(site.ID), "/deployments/hidden-site"} {
 		h.ok(200, "GET", still, "")
 	}
 	for path, n := range map[string]int{"/sandboxes/" + box + "/shares": 1, "/egress/bindings": 1, "/custom-domains": 1, "/sandboxes/" + box + "/previews": 1} {

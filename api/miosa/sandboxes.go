@@ -49,7 +49,7 @@ func (a *API) enter(c *api.Call, s nacre.Sandbox, command string) error {
 		return err
 	}
 	g := &guest{api: a, id: s.ID, team: c.Team, agent: agent}
-	_, err = a.jobs.start(c.R.Context(), g, startJob{name: "entrypoint", command: command, spec: shell(command, nil)})
+	_, err = a.jobs.start(c.R.Context(), g, startJob{name: "entrypoint", command: command, spec: nacre.Shell(command, nil)})
 	return err
 }
 
