@@ -2,8 +2,6 @@ package miosa
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"net/http"
 	"regexp"
 	"slices"
@@ -78,9 +76,7 @@ func (a *API) newDomain(c *api.Call, name string) (nacre.Domain, error) {
 	if len(name) > 253 || !domainForm.MatchString(name) || name == host || strings.HasSuffix(name, "."+host) {
 		return nacre.Domain{}, nacre.Invalidf("domain", "domain must be a name of your own, such as preview.example.com")
 	}
-	var b [10]byte
-	_, _ = rand.Read(b[:])
-	secret := hex.EncodeToString(b[:])
+	secret := random(10)
 	return nacre.Domain{ID: nacre.NewDomainID(), TeamID: c.Team, Name: name, Target: "c" + secret + "." + host,
 		Proof: "nacre-verify=" + secret, CreatedAt: a.Clock().UTC()}, nil
 }

@@ -2,8 +2,11 @@ package miosa
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"strconv"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/api"
@@ -50,4 +53,24 @@ func list[T any](c *api.Call, items []T) error {
 func read(c *api.Call, v any) error {
 	_, err := c.Read(v)
 	return err
+}
+
+// intParam reads a whole number of the query.
+func intParam(c *api.Call, name string, def, lo, hi int) (int, error) {
+	s := c.R.URL.Query().Get(name)
+	if s == "" {
+		return def, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < lo || n > hi {
+		return 0, nacre.Invalidf(name, "%s must be a whole number from %d to %d", name, lo, hi)
+	}
+	return n, nil
+}
+
+// random returns n random bytes in hexadecimal.
+func random(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // which never fails
+	return hex.EncodeToString(b)
 }

@@ -1,10 +1,7 @@
 package miosa
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"io"
 	"math"
@@ -35,6 +32,9 @@ func (in execBody) execSpec() (nacre.ProcessSpec, error) {
 	if strings.TrimSpace(in.Command) == "" {
 		return nacre.ProcessSpec{}, nacre.Invalidf("command", "command is missing; it is a line for the shell")
 	}
+	if _, err := word("name", in.Name); err != nil {
+		return nacre.ProcessSpec{}, err
+	}
 	spec := nacre.Shell(in.Command, in.Env)
 	for _, dir := range []string{in.Cwd, in.WorkingDir, in.Dir} {
 		if spec.Cwd == "" {
@@ -61,31 +61,49 @@ func limit(field string, s *float64, most time.Duration) (time.Duration, error) 
 	return time.Duration(math.Ceil(*s * float64(time.Second))), nil
 }
 
+// readExec reads the body of an exec, and the process that it asks for.
+func readExec(c *api.Call) (in execBody, spec nacre.ProcessSpec, err error) {
+	if err = read(c, &in); err == nil {
+		spec, err = in.execSpec()
+	}
+	return in, spec, err
+}
+
 // exec runs a command and answers when it has ended. A client that goes away takes
 // the command with it: nobody would learn what became of it.
 func (a *API) exec(c *api.Call) error {
-	var in execBody
-	if err := read(c, &in); err != nil {
-		return err
-	}
-	spec, err := in.execSpec()
-	if err != nil {
-		return err
-	}
-	g, err := a.guest(c)
+	in, spec, err := readExec(c)
 	if err != nil {
 		return err
 	}
 	if in.Detached {
-		j, err := a.jobs.start(c.R.Context(), g, startJob{name: in.Name, command: in.Command, spec: spec})
-		if err != nil {
-			return err
-		}
-		return one(c, http.StatusCreated, j.object())
+		return a.detach(c, in, spec)
+	}
+	return a.wait(c, in.Command, spec, nil)
+}
+
+// detach starts a command that nobody waits for.
+func (a *API) detach(c *api.Call, in execBody, spec nacre.ProcessSpec) error {
+	g, err := a.guest(c)
+	if err != nil {
+		return err
+	}
+	j, err := a.jobs.start(c.R.Context(), g, startJob{name: in.Name, command: in.Command, spec: spec})
+	if err != nil {
+		return err
+	}
+	return one(c, http.StatusCreated, j.object())
+}
+
+// wait runs a command and answers with its result.
+func (a *API) wait(c *api.Call, command string, spec nacre.ProcessSpec, stdin *string) error {
+	g, err := a.guest(c)
+	if err != nil {
+		return err
 	}
 	defer a.busy(c.R.Context(), g.id)()
-	told := g.tellExec(in.Command)
-	r, err := g.run(c.R.Context(), spec, nil)
+	told := g.tellExec(command)
+	r, err := g.run(c.R.Context(), spec, stdin)
 	if err != nil {
 		return err
 	}
@@ -99,9 +117,7 @@ const maxTold = 1 << 10
 // tellExec tells that a command has begun; what it returns, that it has ended.
 func (g *guest) tellExec(command string) func(code int) {
 	begin := time.Now()
-	var b [6]byte
-	_, _ = rand.Read(b[:])
-	id := "exec_" + hex.EncodeToString(b[:])
+	id := "exec_" + random(6)
 	if len(command) > maxTold {
 		command = strings.ToValidUTF8(command[:maxTold], "") + "..."
 	}
@@ -198,11 +214,7 @@ var signals = map[string]int{
 
 // execStream is exec with each line sent when it is complete.
 func (a *API) execStream(c *api.Call) error {
-	var in execBody
-	if err := read(c, &in); err != nil {
-		return err
-	}
-	spec, err := in.execSpec()
+	in, spec, err := readExec(c)
 	if err != nil {
 		return err
 	}
@@ -237,78 +249,4 @@ func (a *API) execStream(c *api.Call) error {
 		return s.send("error", 0, streamEvent{Type: "error", Message: nacre.ErrorMessage(err)})
 	}
 	return nil
-}
-
-// streamLines gives the lines of a process and its exit.
-func streamLines(stream nacre.ProcessStream, begin time.Time, give func(streamEvent) error) error {
-	out, errs := lines{kind: "stdout"}, lines{kind: "stderr"}
-	end := func(code int, timedOut bool) error {
-		if err := errors.Join(out.flush(give), errs.flush(give)); err != nil {
-			return err
-		}
-		ms := time.Since(begin).Milliseconds()
-		return give(streamEvent{Type: "exit", ExitCode: &code, DurationMS: &ms, TimedOut: timedOut})
-	}
-	for {
-		e, err := stream.Next()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case nacre.IsCode(err, nacre.CodeDeadline):
-			return end(exitTimedOut, true)
-		case err != nil:
-			return err
-		case e.Exit != nil:
-			if err := end(exitCode(*e.Exit), false); err != nil {
-				return err
-			}
-		default:
-			if err := errors.Join(out.add(e.Stdout, give), errs.add(e.Stderr, give)); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// maxLine is the longest line that is kept together.
-const maxLine = 64 << 10
-
-// lines cuts one output into lines.
-type lines struct {
-	kind    string
-	partial []byte
-}
-
-func (l *lines) add(data []byte, give func(streamEvent) error) error {
-	for len(data) > 0 {
-		i := bytes.IndexByte(data, '\n')
-		if i < 0 {
-			l.partial = append(l.partial, data...)
-			if len(l.partial) < maxLine {
-				return nil
-			}
-			data = nil
-		} else {
-			l.partial = append(l.partial, data[:i]...)
-			data = data[i+1:]
-		}
-		if err := l.emit(give); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (l *lines) emit(give func(streamEvent) error) error {
-	text := strings.ToValidUTF8(string(bytes.TrimSuffix(l.partial, []byte("\r"))), "\uFFFD")
-	l.partial = l.partial[:0]
-	return give(streamEvent{Type: l.kind, Line: &text})
-}
-
-// flush gives what has no end of a line.
-func (l *lines) flush(give func(streamEvent) error) error {
-	if len(l.partial) == 0 {
-		return nil
-	}
-	return l.emit(give)
 }

@@ -192,58 +192,59 @@ func (a *API) chmod(c *api.Call) error {
 	return g.answerStat(c, http.StatusOK, p)
 }
 
-// fromTo reads the two paths of a rename or a copy.
-func (a *API) fromTo(c *api.Call) (g *guest, from, to string, recursive bool, err error) {
-	var in struct {
-		From      string `json:"from"`
-		To        string `json:"to"`
-		Recursive *bool  `json:"recursive"`
-	}
+// fromTo is the body of a rename or a copy.
+type fromTo struct {
+	From      string `json:"from"`
+	To        string `json:"to"`
+	Recursive *bool  `json:"recursive"` // true when absent
+}
+
+// fromTo reads two paths, and finds the guest.
+func (a *API) fromTo(c *api.Call) (g *guest, in fromTo, err error) {
 	if err = read(c, &in); err != nil {
-		return
+		return nil, in, err
 	}
-	if from, err = guestPath("from", in.From); err != nil {
-		return
+	if in.From, err = guestPath("from", in.From); err != nil {
+		return nil, in, err
 	}
-	if to, err = guestPath("to", in.To); err != nil {
-		return
+	if in.To, err = guestPath("to", in.To); err != nil {
+		return nil, in, err
 	}
-	if g, err = a.guest(c); err == nil {
-	}
-	return g, from, to, in.Recursive == nil || *in.Recursive, err
+	g, err = a.guest(c)
+	return g, in, err
 }
 
 func (a *API) rename(c *api.Call) error {
-	g, from, to, _, err := a.fromTo(c)
+	g, in, err := a.fromTo(c)
 	if err != nil {
 		return err
 	}
 	err = asUser(func(user string) error {
-		_, err := g.agent.Files().Move(c.R.Context(), user, from, to)
+		_, err := g.agent.Files().Move(c.R.Context(), user, in.From, in.To)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	g.tellFile(to, "rename")
-	return g.answerStat(c, http.StatusOK, to)
+	g.tellFile(in.To, "rename")
+	return g.answerStat(c, http.StatusOK, in.To)
 }
 
 // copyFile copies a file, or a directory with all that is in it.
 func (a *API) copyFile(c *api.Call) error {
-	g, from, to, recursive, err := a.fromTo(c)
+	g, in, err := a.fromTo(c)
 	if err != nil {
 		return err
 	}
 	defer a.busy(c.R.Context(), g.id)()
-	f, err := g.stat(c, from)
+	f, err := g.stat(c, in.From)
 	if err != nil {
 		return err
 	}
-	if f.Dir && !recursive {
+	if f.Dir && in.Recursive != nil && !*in.Recursive {
 		return nacre.Invalidf("recursive", "recursive must be true to copy a directory")
 	}
-	parent := path.Dir(to)
+	parent := path.Dir(in.To)
 	if _, err := g.stat(c, parent); nacre.IsCode(err, nacre.CodeNotFound) {
 		err := asUser(func(user string) error {
 			_, err := g.agent.Files().MakeDir(c.R.Context(), user, parent)
@@ -253,11 +254,11 @@ func (a *API) copyFile(c *api.Call) error {
 			return err
 		}
 	}
-	if err := g.tool(c.R.Context(), "cp", "-a", "-T", "--", from, to); err != nil {
+	if err := g.tool(c.R.Context(), "cp", "-a", "-T", "--", in.From, in.To); err != nil {
 		return err
 	}
-	g.tellFile(to, "copy")
-	return g.answerStat(c, http.StatusOK, to)
+	g.tellFile(in.To, "copy")
+	return g.answerStat(c, http.StatusOK, in.To)
 }
 
 // deleteFile deletes a file, or a directory with all that is in it. The path is in

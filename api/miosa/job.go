@@ -150,3 +150,28 @@ func (j *job) wait(ctx context.Context, d time.Duration) bool {
 		}
 	}
 }
+
+// replayTo gives all entries, the kept and the coming ones, until the job has ended.
+func (j *job) replayTo(ctx context.Context, give func(jobEntry) error) error {
+	at := int64(0)
+	for {
+		entries, next, done, changed := j.after(at)
+		for _, e := range entries {
+			if err := give(e); err != nil {
+				return err
+			}
+		}
+		at = next
+		if len(entries) > 0 {
+			continue
+		}
+		if done {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -144,9 +144,9 @@ func (a *API) readinessStream(c *api.Call) error {
 	if err != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(c.R.Context(), readyMost)
-	defer cancel()
 	produce := func(ctx context.Context, give func(readiness) error) error {
+		ctx, cancel := context.WithTimeout(ctx, readyMost)
+		defer cancel()
 		for {
 			r := a.readinessOf(s)
 			if !r.Ready && (!s.Alive() || ctx.Err() != nil) {
@@ -164,9 +164,7 @@ func (a *API) readinessStream(c *api.Call) error {
 			}
 		}
 	}
-	return quiet(c, follow(c.R.Context(), out, func(_ context.Context, give func(readiness) error) error {
-		return produce(ctx, give)
-	}, func(r readiness) error { return out.send(r.Type, 0, r) }))
+	return quiet(c, follow(c.R.Context(), out, produce, func(r readiness) error { return out.send(r.Type, 0, r) }))
 }
 
 // resources answers with the shape; it cannot be changed.

@@ -74,9 +74,9 @@ func New(c Config) *API {
 	a := &API{Config: c, big: make(chan struct{}, bigBodies)}
 	a.output.max = allOutput
 	a.jobs, a.bound = newJobs(a), &bound{api: a, of: map[nacre.SandboxID]boundEnv{}}
-	a.handler = cors(api.Dialect{
+	a.handler = api.CORS(api.Dialect{
 		Routes: a.routes(), Auth: c.Auth, WriteError: writeError, Logger: c.Logger, Clock: c.Clock,
-	}.Handler())
+	}.Handler(), "X-Request-Id, Retry-After, Idempotent-Replay")
 	return a
 }
 
@@ -132,22 +132,4 @@ func (a *API) busy(ctx context.Context, id nacre.SandboxID) (done func()) {
 		<-stopped
 		a.touch(id)
 	}
-}
-
-// cors lets clients run in browsers. Any origin may ask: nothing that a browser
-// sends by itself counts as a credential here.
-func cors(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Expose-Headers", "X-Request-Id, Retry-After, Idempotent-Replay")
-		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
-			h.Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
-			h.Set("Access-Control-Allow-Headers", "*, Authorization")
-			h.Set("Access-Control-Max-Age", "7200")
-			w.WriteHeader(http.StatusNoContent)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
 }

@@ -20,24 +20,27 @@ func (a *API) createSandbox(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	if s, found, err := api.MadeBefore(c, a.Service); err != nil || found {
-		if err != nil {
-			return err
-		}
-		return one(c, http.StatusCreated, a.sandbox(s))
-	}
-	req.Metadata = api.Note(c.R.Context(), req.Metadata)
-	s, err := a.Service.Create(c.R.Context(), c.Team, req)
-	if err != nil {
+	return a.makeOnce(c, func() (nacre.Sandbox, error) {
+		req.Metadata = api.Note(c.R.Context(), req.Metadata)
+		s, err := a.Service.Create(c.R.Context(), c.Team, req)
 		if nacre.IsCode(err, nacre.CodeNotFound) {
-			return as("TEMPLATE_NOT_FOUND", err)
+			err = as("TEMPLATE_NOT_FOUND", err)
 		}
-		return err
+		if err == nil && in.Entrypoint != "" {
+			err = a.enter(c, s, in.Entrypoint)
+		}
+		return s, err
+	})
+}
+
+// makeOnce answers with the sandbox that this request has made already, or makes it.
+func (a *API) makeOnce(c *api.Call, make func() (nacre.Sandbox, error)) error {
+	s, found, err := api.MadeBefore(c, a.Service)
+	if err == nil && !found {
+		s, err = make()
 	}
-	if in.Entrypoint != "" {
-		if err := a.enter(c, s, in.Entrypoint); err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	return one(c, http.StatusCreated, a.sandbox(s))
 }

@@ -182,7 +182,7 @@ func (a *API) draftBinding(c *api.Call, id nacre.SecretID, kind, sandbox, env st
 		return nil, as("SANDBOX_NOT_FOUND", nacre.Errorf(nacre.CodeNotFound, "there is no sandbox with this id"))
 	}
 	return &nacre.SecretBinding{ID: nacre.NewBindingID(), TeamID: c.Team, Secret: id, Sandbox: box, Env: env,
-		Placeholder: placeholderTag + strings.TrimPrefix(nacre.NewPreviewToken(), "pvt_"), CreatedAt: a.Clock().UTC()}, nil
+		Placeholder: placeholderTag + random(20), CreatedAt: a.Clock().UTC()}, nil
 }
 
 // listSecrets answers with "secrets", not "data", which one client takes for one object.

@@ -196,22 +196,27 @@ func deref(s *string) string {
 
 // snapshot finds the path's snapshot; below a sandbox it must be of that one.
 func (a *API) snapshot(c *api.Call) (nacre.Snapshot, error) {
-	unknown := as("SNAPSHOT_NOT_FOUND", nacre.Errorf(nacre.CodeNotFound, "there is no such snapshot"))
-	id := nacre.SnapshotID(c.R.PathValue("snapshot"))
-	if !id.Valid() {
-		return nacre.Snapshot{}, unknown
+	s, err := a.findSnapshot(c, c.R.PathValue("snapshot"))
+	if box := c.R.PathValue("id"); err == nil && box != "" && box != string(s.Sandbox) {
+		err = errNoSnapshot()
 	}
-	s, err := a.Snapshots.GetSnapshot(c.R.Context(), c.Team, id)
-	if err != nil {
-		if nacre.IsCode(err, nacre.CodeNotFound) {
-			return s, unknown
-		}
-		return s, err
+	return s, err
+}
+
+func errNoSnapshot() error {
+	return as("SNAPSHOT_NOT_FOUND", nacre.Errorf(nacre.CodeNotFound, "there is no such snapshot"))
+}
+
+// findSnapshot finds one that was asked for by its id, of whatever sandbox.
+func (a *API) findSnapshot(c *api.Call, id string) (nacre.Snapshot, error) {
+	if !nacre.SnapshotID(id).Valid() {
+		return nacre.Snapshot{}, errNoSnapshot()
 	}
-	if sandbox := c.R.PathValue("id"); sandbox != "" && sandbox != string(s.Sandbox) || s.Kind != nacre.SnapshotUser {
-		return s, unknown
+	s, err := a.Snapshots.GetSnapshot(c.R.Context(), c.Team, nacre.SnapshotID(id))
+	if nacre.IsCode(err, nacre.CodeNotFound) || err == nil && s.Kind != nacre.SnapshotUser {
+		err = errNoSnapshot()
 	}
-	return s, nil
+	return s, err
 }
 
 func (a *API) getSnapshot(c *api.Call) error {
@@ -275,7 +280,7 @@ func (a *API) restore(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	snap, err := a.restorable(c)
+	snap, err := a.restorable(c, c.R.PathValue("snapshot"))
 	if err != nil {
 		return err
 	}
@@ -285,13 +290,10 @@ func (a *API) restore(c *api.Call) error {
 	return one(c, http.StatusOK, a.sandbox(s))
 }
 
-// restorable finds the path's snapshot, of this sandbox or of one that it descends
-// from, which the service checks.
-func (a *API) restorable(c *api.Call) (nacre.Snapshot, error) {
-	id := c.R.PathValue("id")
-	c.R.SetPathValue("id", "")
-	snap, err := a.snapshot(c)
-	c.R.SetPathValue("id", id)
+// restorable finds a snapshot to go on from. Whether it is of this sandbox or of one
+// that it descends from, the service checks.
+func (a *API) restorable(c *api.Call, id string) (nacre.Snapshot, error) {
+	snap, err := a.findSnapshot(c, id)
 	if err == nil && snap.State == nacre.SnapshotCreating {
 		err = as("SNAPSHOT_NOT_READY", nacre.Errorf(nacre.CodeConflict, "snapshot %s is not ready yet", snap.ID))
 	}
@@ -312,24 +314,17 @@ func (a *API) fork(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	if s, found, err := api.MadeBefore(c, a.Service); err != nil || found {
+	return a.makeOnce(c, func() (nacre.Sandbox, error) {
+		req.Metadata = api.Note(c.R.Context(), req.Metadata)
+		made, err := a.Snapshots.Fork(c.R.Context(), c.Team, req)
 		if err != nil {
-			return err
+			return nacre.Sandbox{}, err
 		}
-		return one(c, http.StatusCreated, a.sandbox(s))
-	}
-	req.Metadata = api.Note(c.R.Context(), req.Metadata)
-	made, err := a.Snapshots.Fork(c.R.Context(), c.Team, req)
-	if err != nil {
-		return err
-	}
-	if len(made) != 1 {
-		return nacre.Errorf(nacre.CodeInternal, "the fork made no sandbox")
-	}
-	if made[0].Err != nil {
-		return made[0].Err
-	}
-	return one(c, http.StatusCreated, a.sandbox(made[0].Sandbox))
+		if len(made) != 1 {
+			return nacre.Sandbox{}, nacre.Errorf(nacre.CodeInternal, "the fork made no sandbox")
+		}
+		return made[0].Sandbox, made[0].Err
+	})
 }
 
 // forkSource returns a record whose metadata the fork has: the sandbox's, or one made
@@ -348,8 +343,7 @@ func (a *API) forkSource(c *api.Call, in *forkBody) (nacre.Sandbox, error) {
 	if err != nil {
 		return s, err
 	}
-	c.R.SetPathValue("snapshot", in.SnapshotID)
-	snap, err := a.restorable(c)
+	snap, err := a.restorable(c, in.SnapshotID)
 	s.Metadata = snap.Metadata
 	return s, err
 }

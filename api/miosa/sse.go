@@ -106,3 +106,11 @@ func pass[T any](s *sse, items <-chan T, send func(T) error) error {
 		}
 	}
 }
+
+// quiet drops the error of a stream whose client has gone.
+func quiet(c *api.Call, err error) error {
+	if c.R.Context().Err() != nil {
+		return nil
+	}
+	return err
+}

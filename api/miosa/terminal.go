@@ -3,7 +3,6 @@ package miosa
 import (
 	"context"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -48,9 +47,7 @@ func (a *API) createTerminal(c *api.Call) error {
 	if in.Shell == "" {
 		in.Shell = "/bin/bash"
 	}
-	var b [8]byte
-	_, _ = rand.Read(b[:])
-	session := hex.EncodeToString(b[:])
+	session := random(8)
 	spec := nacre.ProcessSpec{Cmd: in.Shell, Args: []string{"-l"}, Env: in.Env, Cwd: in.Cwd, Term: &nacre.TermSize{Cols: cols, Rows: rows}}
 	j, err := a.jobs.start(c.R.Context(), g, startJob{name: session, command: in.Shell, tag: terminalTag, spec: spec})
 	if err != nil {

@@ -42,8 +42,8 @@ func TestSizes(t *testing.T) {
 func TestRuntime(t *testing.T) {
 	for body, want := range map[string]nacre.RuntimeName{
 		`{"metadata":{"nacre:runtime":"firecracker","user":"7"}}`: "firecracker",
-		`{"metadata":{"user":"7"}}`:                              "",
-		`{}`:                                                     "",
+		`{"metadata":{"user":"7"}}`:                               "",
+		`{}`:                                                      "",
 	} {
 		var in newSandbox
 		if err := json.Unmarshal([]byte(body), &in); err != nil {

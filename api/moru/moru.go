@@ -46,31 +46,13 @@ func New(c Config) http.Handler {
 		c.Clock = time.Now
 	}
 	d := &dialect{Config: c}
-	return cors(api.Dialect{
+	return api.CORS(api.Dialect{
 		Routes:     d.routes(),
 		Auth:       c.Auth,
 		WriteError: writeError,
 		Logger:     c.Logger,
 		Clock:      c.Clock,
-	}.Handler())
+	}.Handler(), "X-Next-Token, X-Request-Id, Retry-After")
 }
 
 type dialect struct{ Config }
-
-// cors lets the JavaScript clients run in browsers. Any origin may ask: nothing
-// that a browser sends by itself counts as a credential here.
-func cors(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Expose-Headers", "X-Next-Token, X-Request-Id, Retry-After")
-		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
-			h.Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
-			h.Set("Access-Control-Allow-Headers", "*, Authorization")
-			h.Set("Access-Control-Max-Age", "7200")
-			w.WriteHeader(http.StatusNoContent)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
