@@ -20,8 +20,21 @@ type host struct {
 	gateway netip.Addr
 }
 
-// defaultPools are tried in order when the configuration names none.
-var defaultPools = [...]string{"10.231.0.0/16", "10.229.0.0/16", "172.29.0.0/16", "10.163.0.0/16", "172.22.0.0/16", "192.168.192.0/18"}
+// defaultPools are tried in order when the configuration names none: first some
+// that few hosts have, in each of the private ranges, then the rest of 10.0.0.0/8
+// from its end.
+func defaultPools(yield func(netip.Prefix) bool) {
+	for _, p := range [...]string{"10.231.0.0/16", "10.229.0.0/16", "172.29.0.0/16", "10.163.0.0/16", "172.22.0.0/16", "192.168.192.0/18"} {
+		if !yield(netip.MustParsePrefix(p)) {
+			return
+		}
+	}
+	for i := 255; i >= 0; i-- {
+		if !yield(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16)) {
+			return
+		}
+	}
+}
 
 // routeProtocol marks the pool's route as ours; the number has no other user in
 // iproute2's table.
@@ -130,12 +143,11 @@ func (n *Network) choosePool(inUse bool) (netip.Prefix, error) {
 	if want.IsValid() {
 		used, err := n.poolUser(want)
 		if err == nil && used != "" {
-			err = nacre.Invalidf("network.pool", "network pool %s overlaps %s on this host; configure another private network", want, used)
+			err = nacre.Invalidf("network_pool", "network pool %s overlaps %s on this host; name a free IPv4 network of /12 to /28 with --network-pool", want, used)
 		}
 		return want, err
 	}
-	for _, s := range defaultPools {
-		p := netip.MustParsePrefix(s)
+	for p := range defaultPools {
 		used, err := n.poolUser(p)
 		if err != nil {
 			return netip.Prefix{}, err
@@ -144,7 +156,7 @@ func (n *Network) choosePool(inUse bool) (netip.Prefix, error) {
 			return p, nil
 		}
 	}
-	return netip.Prefix{}, nacre.Invalidf("network.pool", "every default network pool overlaps a network of this host; configure network.pool with a free private one")
+	return netip.Prefix{}, nacre.Invalidf("network_pool", "all private networks that sandboxes could have overlap one of this host; name a free IPv4 network of /12 to /28 with --network-pool")
 }
 
 // currentPool finds the pool of an earlier run: the address on lo has our label,

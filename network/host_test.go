@@ -1,16 +1,20 @@
 package network_test
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
 	"github.com/nacrehq/nacre/network"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // TestForwardingIsTold: only the uplink is made to forward, and the operator is told.
@@ -56,8 +60,47 @@ func TestNoUplink(t *testing.T) {
 	await(t, "the finding to go", func() bool { return !told(n, "uplink", "", true) })
 }
 
+// TestPoolOfABusyHost: where every usual pool is taken another is found, and where
+// there is none that is said with the setting that helps.
+func TestPoolOfABusyHost(t *testing.T) {
+	_ = prepare(t)
+	taken := func(nets ...string) {
+		t.Helper()
+		for _, s := range nets {
+			route := &netlink.Route{Dst: ipNet(t, s), Type: unix.RTN_UNREACHABLE}
+			if err := netlink.RouteAdd(route); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = netlink.RouteDel(route) })
+		}
+	}
+	taken("10.231.0.0/16", "10.229.0.0/16", "172.29.0.0/16", "10.163.0.0/16", "172.22.0.0/16", "192.168.192.0/18", "10.255.255.0/24")
+	n := reopen(t, nil)
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	g := acquire(t, n, nacre.EgressPolicy{})
+	if got := g.Guest.Masked(); got != netip.MustParsePrefix("10.254.0.0/16") {
+		t.Errorf("the pool is %s", got)
+	}
+	if err := g.tcp(fakenet.Example); err != nil {
+		t.Errorf("no way out: %v", err)
+	}
+	if err := n.Release(t.Context(), g.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(n.Close(t.Context()), network.Destroy(instance)); err != nil {
+		t.Fatal(err)
+	}
+	taken("10.0.0.0/8")
+	_, err := network.New(network.Config{Instance: instance})
+	if !nacre.IsCode(err, nacre.CodeInvalid) || !strings.Contains(err.Error(), "--network-pool") {
+		t.Errorf("without a free network: %v", err)
+	}
+}
+
 // TestDockerFirewall: a table that drops by default is named, with the command
-// that helps.
+// that helps: it does.
 func TestDockerFirewall(t *testing.T) {
 	_ = prepare(t)
 	c, err := nftables.New()
@@ -70,8 +113,9 @@ func TestDockerFirewall(t *testing.T) {
 		_ = c.Flush()
 	})
 	drop := nftables.ChainPolicyDrop
-	c.AddChain(&nftables.Chain{Table: filter, Name: "FORWARD", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
-	c.AddChain(&nftables.Chain{Table: filter, Name: "DOCKER-USER"})
+	user := c.AddChain(&nftables.Chain{Table: filter, Name: "DOCKER-USER"})
+	forward := c.AddChain(&nftables.Chain{Table: filter, Name: "FORWARD", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	c.AddRule(&nftables.Rule{Table: filter, Chain: forward, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: user.Name}}})
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -79,11 +123,31 @@ func TestDockerFirewall(t *testing.T) {
 	if err := n.Recover(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if g := acquire(t, n, nacre.EgressPolicy{}); g.tcp(fakenet.Example) == nil {
+	g := acquire(t, n, nacre.EgressPolicy{})
+	if g.tcp(fakenet.Example) == nil {
 		t.Error("Docker's policy does not drop: the test proves nothing")
 	}
-	if !told(n, "firewall", "iptables -I DOCKER-USER -i nv"+instance+"-+ -j ACCEPT", true) {
+	in, out := "iptables -I DOCKER-USER -i nv"+instance+"-+ -j ACCEPT", "iptables -I DOCKER-USER -o nv"+instance+"-+ -j ACCEPT"
+	if !told(n, "firewall", in+" && "+out, true) {
 		t.Errorf("findings: %+v", n.Findings())
+	}
+	// What those commands add.
+	links := []byte("nv" + instance + "-")
+	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
+		c.InsertRule(&nftables.Rule{Table: filter, Chain: user, Exprs: []expr.Any{
+			&expr.Meta{Key: key, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: links},
+			&expr.Verdict{Kind: expr.VerdictAccept},
+		}})
+	}
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.tcp(fakenet.Example); err != nil {
+		t.Errorf("the advice does not help: %v", err)
+	}
+	if err := g.tcp(fakenet.Metadata); err == nil {
+		t.Error("the advice opens what is closed")
 	}
 }
 
@@ -139,4 +203,13 @@ func told(n *network.Network, subject, text string, problem bool) bool {
 		}
 	}
 	return false
+}
+
+func ipNet(t *testing.T, s string) *net.IPNet {
+	t.Helper()
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

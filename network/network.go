@@ -75,7 +75,7 @@ func (c *Config) setDefaults() error {
 	if c.Pool.IsValid() {
 		c.Pool = c.Pool.Masked()
 		if !c.Pool.Addr().Is4() || c.Pool.Bits() < 12 || c.Pool.Bits() > 28 {
-			return nacre.Invalidf("network.pool", "network pool %s must be an IPv4 network of /12 to /28", c.Pool)
+			return nacre.Invalidf("network_pool", "network pool %s must be an IPv4 network of /12 to /28", c.Pool)
 		}
 	}
 	for _, p := range c.AllowPrivate {
