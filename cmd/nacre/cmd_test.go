@@ -170,6 +170,17 @@ func TestRunPassesEverythingThrough(t *testing.T) {
 	if got := s.ok("exec", "-w", "/", "-u", "root", res.ID, "--", "sh", "-c", "pwd; id -un"); got != "/\nroot\n" {
 		t.Errorf("%q", got)
 	}
+	// Flags may stand behind the sandbox, those of every command too.
+	got := decode[runResult](t, s.ok("exec", res.ID, "--json", "-w", "/", "-u=root", "--", "sh", "-c", "pwd; id -un; echo --json"))
+	if got.ID != res.ID || got.Stdout != "/\nroot\n--json\n" {
+		t.Errorf("flags behind the sandbox: %+v", got)
+	}
+	if got := s.ok("exec", res.ID, "-w", "/", "ls", "-d", "/"); got != "/\n" {
+		t.Errorf("flags behind the sandbox, and no dashes: %q", got)
+	}
+	if got := s.fails("exec", res.ID, "--no-such", "--", "true"); !strings.Contains(got, "--no-such") {
+		t.Errorf("an unknown flag behind the sandbox: %s", got)
+	}
 	id := strings.TrimSpace(s.ok("run", "-d", "--", "sleep 4720"))
 	if got := s.ok("exec", id, "--", "pgrep -f '[s]leep 4720' >/dev/null && echo runs"); got != "runs\n" {
 		t.Errorf("-d: %q", got)

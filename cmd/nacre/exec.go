@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -61,11 +62,14 @@ func newExecCommand(g *globals) *cobra.Command {
 			"  nacre exec -t -u root ID -- htop",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			argv, err := flagsBehindID(cmd, args[1:])
+			if err != nil {
+				return err
+			}
 			opts, err := f.options()
 			if err != nil {
 				return err
 			}
-			argv := afterDashes(args[1:])
 			if len(argv) == 0 {
 				return errors.New("no command is given; `nacre shell ID` opens a shell")
 			}
@@ -82,6 +86,16 @@ func newExecCommand(g *globals) *cobra.Command {
 	f.flags(cmd)
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "end the command after this long, such as 90s")
 	return cmd
+}
+
+// flagsBehindID reads the flags that stand between the sandbox and its command,
+// where people put them too, and returns the command: none begins with a dash.
+func flagsBehindID(cmd *cobra.Command, args []string) ([]string, error) {
+	if len(args) == 0 || args[0] == "--" || !strings.HasPrefix(args[0], "-") {
+		return afterDashes(args), nil
+	}
+	err := cmd.Flags().Parse(args)
+	return cmd.Flags().Args(), err
 }
 
 // afterDashes drops a leading "--".

@@ -106,7 +106,9 @@ func attachTerminal(ctx context.Context, open func(client.Size) (*client.Termina
 	}
 	stop := followSize(ctx, t, out)
 	defer stop()
-	go typeInput(t, raw) // ends with the process: a read of the terminal cannot be called off
+	ended := make(chan struct{})
+	defer close(ended)
+	go typeInput(t, raw, ended) // ends with the process: a read of the terminal cannot be called off
 
 	_, err = io.Copy(os.Stdout, struct{ io.Reader }{t})
 	restore()
@@ -128,10 +130,22 @@ func attachTerminal(ctx context.Context, open func(client.Size) (*client.Termina
 	return nil
 }
 
-func typeInput(t *client.Terminal, raw bool) {
+func typeInput(t *client.Terminal, raw bool, ended <-chan struct{}) {
 	_, err := io.Copy(struct{ io.Writer }{t}, os.Stdin)
-	if err == nil && !raw {
-		_, _ = t.Write([]byte{4}) // the program may have ended
+	if err != nil || raw {
+		return
+	}
+	// A program that is just setting up its terminal, as a shell does, loses what
+	// was typed before: the end is said until it is heard.
+	for again := time.NewTicker(500 * time.Millisecond); ; {
+		if _, err := t.Write([]byte{4}); err != nil { // the program may have ended
+			return
+		}
+		select {
+		case <-ended:
+			return
+		case <-again.C:
+		}
 	}
 }
 

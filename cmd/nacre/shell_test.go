@@ -99,6 +99,11 @@ func TestShellInAScript(t *testing.T) {
 	if cmd.ProcessState.ExitCode() != 5 || !strings.Contains(string(out), "42") {
 		t.Errorf("%v %q", err, out)
 	}
+	// Nothing to type: the shell is told so though it was not listening yet.
+	out, err = s.command("shell", id).Output()
+	if err != nil {
+		t.Errorf("a shell without input: %v %q", err, out)
+	}
 	cmd = s.command("run", "--rm", "-t", "--", "tty >/dev/null && cat && exit 4")
 	cmd.Stdin = strings.NewReader("typed\n") // its end is Ctrl-D
 	out, err = cmd.Output()
