@@ -67,6 +67,8 @@ type StartSpec struct {
 	// Resources must be these. "" boots. One that is not here is CodeNotFound, one that cannot be
 	// restored here CodeUnsupported, a damaged one CodeConflict.
 	Snapshot SnapshotID
+	// Boot has of the Snapshot the files alone, whatever else it keeps.
+	Boot bool
 }
 
 // SnapshotSpec is what a node needs to know to keep a sandbox.
@@ -74,6 +76,8 @@ type SnapshotSpec struct {
 	ID        SnapshotID
 	Pause     bool
 	FilesOnly bool
+	// Healthy refuses a guest whose agent does not answer; CodeUnavailable.
+	Healthy bool
 }
 
 // Started is what became of a Start.

@@ -211,14 +211,16 @@ type SnapshotService interface {
 // PauseRequest says how to pause.
 type PauseRequest struct {
 	FilesOnly bool // keep the files alone; a resume boots
+	// Healthy refuses with CodeUnavailable while the guest's agent does not answer. A
+	// guest whose agent never does comes back by ResumeRequest.Boot alone.
+	Healthy bool
 }
 
 // ResumeRequest says how long a resumed sandbox runs.
 type ResumeRequest struct {
 	// Timeout 0 means the sandbox's own. The deadline is never moved to an earlier time.
 	Timeout time.Duration
-	// Boot asks for a boot with the files. One that was paused with its memory is
-	// CodeUnsupported then, and stays paused.
+	// Boot asks for a boot with the files: the memory is given up, if it was kept.
 	Boot bool
 }
 
@@ -240,6 +242,7 @@ type ForkRequest struct {
 	OnTimeout TimeoutAction
 	Metadata  map[string]string
 	Env       map[string]string // added to the source's
+	OwnEnv    bool              // Env is all that it has; what runs already has what it has
 	Name      string
 }
 

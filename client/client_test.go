@@ -150,6 +150,10 @@ func TestRequests(t *testing.T) {
 				}
 				return err
 			}},
+		{"fork of nothing but its source", `POST /sandboxes/` + id + `/fork {"count":1,"inheritTimeout":true,"inheritEnv":false}`, `[{"sandbox":` + created + `}]`, 201,
+			func(ctx context.Context, c *Client) error { _, err := c.Fork(ctx, id, 1, OwnEnv()); return err }},
+		{"strict pause", `POST /sandboxes/` + id + `/pause {"requireHealthyGuest":true}`, "", 204,
+			func(ctx context.Context, c *Client) error { return c.Pause(ctx, id, Strict()) }},
 		{"fork of a snapshot", `POST /snapshots/team%2Fn:default/fork {"count":1}`, `[{"sandbox":` + created + `}]`, 201,
 			func(ctx context.Context, c *Client) error { _, err := c.Fork(ctx, "team/n:default", 1); return err }},
 		{"snapshots", `GET /snapshots?limit=100&name=n&sandboxID=` + id + ` `, "[]", 200,

@@ -177,6 +177,7 @@ func conformForks(t *testing.T, c *client.Client) {
 		}
 		_ = f.Sandbox.Kill(ctx)
 	}
+	conformForkEnv(t, c)
 	snap, err := sb.Snapshot(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -198,6 +199,28 @@ func conformForks(t *testing.T, c *client.Client) {
 	}
 	if _, err := c.Fork(ctx, string(nacre.NewSandboxID()), 1); !errors.Is(err, client.ErrNotFound) {
 		t.Errorf("a fork of nothing: %v", err)
+	}
+}
+
+// conformForkEnv: a fork has its source's variables and time-out, or none of them.
+func conformForkEnv(t *testing.T, c *client.Client) {
+	ctx := t.Context()
+	sb := sandbox(t, c, client.Timeout(20*time.Minute), client.Env(map[string]string{"INHERITED": "yes"}))
+	for want, opts := range map[string][]client.ForkOption{
+		"yes,":        nil,
+		",of its own": {client.OwnEnv(), client.Env(map[string]string{"OWN": "of its own"})},
+	} {
+		one, err := sb.Fork(ctx, opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer one.Kill(noContext)
+		if res, err := one.Run(ctx, "echo $INHERITED,$OWN"); err != nil || res.Stdout != want+"\n" {
+			t.Errorf("%+v %v, want %q", res, err, want)
+		}
+		if info, err := one.Info(ctx); err != nil || time.Until(info.EndAt) < 19*time.Minute {
+			t.Errorf("a fork ends at %v %v", info.EndAt, err)
+		}
 	}
 }
 

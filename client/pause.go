@@ -9,8 +9,17 @@ import (
 type PauseOption interface{ pause(*pauseRequest) }
 
 type pauseRequest struct {
-	Memory *bool `json:"memory,omitempty"`
+	Memory  *bool `json:"memory,omitempty"`
+	Healthy bool  `json:"requireHealthyGuest,omitempty"`
 }
+
+type pauseOption func(*pauseRequest)
+
+func (f pauseOption) pause(r *pauseRequest) { f(r) }
+
+// Strict refuses the pause with ErrUnavailable while the sandbox's agent does not
+// answer: one whose agent never does comes back by Reboot alone.
+func Strict() PauseOption { return pauseOption(func(r *pauseRequest) { r.Healthy = true }) }
 
 // FilesOnlyOption is what FilesOnly returns.
 type FilesOnlyOption struct{}
@@ -28,8 +37,7 @@ type connectOption func(*connectRequest)
 func (f connectOption) connect(r *connectRequest) { f(r) }
 
 // Reboot makes Connect and Resume boot a paused sandbox with its files instead of
-// restoring its memory. One that was paused with its memory may be ErrUnsupported,
-// and is paused as before then; one that runs is left as it is.
+// restoring its memory, which is given up. One that runs is left as it is.
 func Reboot() ConnectOption {
 	return connectOption(func(r *connectRequest) { no := false; r.Memory = &no })
 }

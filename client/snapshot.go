@@ -171,6 +171,19 @@ type forkRequest struct {
 	AutoPause *bool             `json:"autoPause,omitempty"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
 	EnvVars   map[string]string `json:"envVars,omitempty"`
+
+	InheritTimeout bool  `json:"inheritTimeout,omitempty"`
+	InheritEnv     *bool `json:"inheritEnv,omitempty"`
+}
+
+type forkOption func(*forkRequest)
+
+func (f forkOption) fork(r *forkRequest) { f(r) }
+
+// OwnEnv gives forks the variables of Env alone and none of their source's. What runs
+// in the source goes on in the fork with those that it has.
+func OwnEnv() ForkOption {
+	return forkOption(func(r *forkRequest) { no := false; r.InheritEnv = &no })
 }
 
 // Forked is what became of one fork: a running sandbox or an error.
@@ -199,6 +212,8 @@ func (c *Client) Fork(ctx context.Context, sandboxOrSnapshot string, count int, 
 	path := sandboxPath(sandboxOrSnapshot, "/fork")
 	if !nacre.SandboxID(sandboxOrSnapshot).Valid() {
 		path = "/snapshots/" + url.PathEscape(sandboxOrSnapshot) + "/fork"
+	} else {
+		body.InheritTimeout = body.Timeout == 0 // or it would be E2B's 15 seconds
 	}
 	var answer []struct {
 		Sandbox *sandboxAnswer `json:"sandbox"`

@@ -140,6 +140,14 @@ func TestFork(t *testing.T) {
 	if n := w.snapshots(); len(n[nacre.SnapshotFork])+len(n[nacre.SnapshotPause]) > 0 || len(n[nacre.SnapshotUser]) != 1 {
 		t.Fatalf("snapshots: %+v", n)
 	}
+	list, err = w.svc.Fork(t.Context(), team, nacre.ForkRequest{Sandbox: s.ID, OwnEnv: true, Env: map[string]string{"C": "3"}})
+	if err != nil || list[0].Err != nil {
+		t.Fatal(list, err)
+	}
+	in, _ := w.host.Machine(list[0].Sandbox.Machine).Guest.Init()
+	if got := list[0].Sandbox.Env; len(got) != 1 || got["C"] != "3" || len(in.Env) != 1 || in.Env["C"] != "3" {
+		t.Fatalf("with variables of its own it has %v and was told %v", got, in.Env)
+	}
 	for _, bad := range []nacre.ForkRequest{{}, {Sandbox: s.ID, Snapshot: n.ID}, {Sandbox: s.ID, Count: 101}, {Sandbox: s.ID, Count: -1},
 		{Sandbox: s.ID, Timeout: -1}, {Sandbox: s.ID, OnTimeout: "x"}, {Sandbox: s.ID, Name: "\n"}, {Sandbox: s.ID, Env: map[string]string{"=": ""}}} {
 		_, err := w.svc.Fork(t.Context(), team, bad)

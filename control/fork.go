@@ -146,6 +146,9 @@ func forkOf(of nacre.Sandbox, n nacre.Snapshot, r nacre.ForkRequest) nacre.Sandb
 	if r.Metadata != nil {
 		rec.Metadata = r.Metadata
 	}
+	if r.OwnEnv {
+		rec.Env = r.Env
+	}
 	if r.Timeout != 0 {
 		rec.Timeout, rec.AlwaysOn = r.Timeout, false
 	}

@@ -333,22 +333,21 @@ func TestResumeFails(t *testing.T) {
 	wantCode(t, err, nacre.CodeInvalid)
 }
 
-// TestFilesOnly: what is paused without its memory boots with its files; what has
-// its memory is not booted over it.
+// TestFilesOnly: what is paused without its memory boots with its files, and what was
+// paused with it does when that is asked for.
 func TestFilesOnly(t *testing.T) {
 	w := newWorld(t)
 	w.start()
 	s := w.create(nacre.CreateRequest{})
 	w.write(s.ID, "/f", "kept")
-	p := w.pause(s.ID)
-	_, _, err := w.svc.Resume(t.Context(), team, s.ID, nacre.ResumeRequest{Boot: true})
-	wantCode(t, err, nacre.CodeUnsupported)
-	if got := w.get(s.ID); got.State != nacre.StatePaused || got.Version != p.Version {
-		t.Fatalf("%+v", got)
-	}
-	_, err = w.svc.Snapshot(t.Context(), team, s.ID, nacre.SnapshotRequest{FilesOnly: true})
+	w.pause(s.ID)
+	_, err := w.svc.Snapshot(t.Context(), team, s.ID, nacre.SnapshotRequest{FilesOnly: true})
 	wantCode(t, err, nacre.CodeConflict)
-	w.resume(s.ID)
+	got, resumed, err := w.svc.Resume(t.Context(), team, s.ID, nacre.ResumeRequest{Boot: true})
+	if err != nil || !resumed || got.BootPath != nacre.BootCold || w.read(s.ID, "/f") != "kept" {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	w.settles("booted with the files of a snapshot with memory")
 	if _, err := w.svc.Pause(t.Context(), team, s.ID, nacre.PauseRequest{FilesOnly: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -356,7 +355,7 @@ func TestFilesOnly(t *testing.T) {
 	if !n.FilesOnly {
 		t.Fatalf("%+v", n)
 	}
-	got, resumed, err := w.svc.Resume(t.Context(), team, s.ID, nacre.ResumeRequest{Boot: true})
+	got, resumed, err = w.svc.Resume(t.Context(), team, s.ID, nacre.ResumeRequest{Boot: true})
 	if err != nil || !resumed || got.BootPath != nacre.BootCold || w.read(s.ID, "/f") != "kept" {
 		t.Fatalf("%+v, %v", got, err)
 	}

@@ -40,12 +40,12 @@ func (s *Service) Pause(ctx context.Context, team nacre.TeamID, id nacre.Sandbox
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTime)
 	defer cancel()
-	return s.pause(ctx, rec, pausing{filesOnly: r.FilesOnly})
+	return s.pause(ctx, rec, pausing{filesOnly: r.FilesOnly, healthy: r.Healthy})
 }
 
 // pausing says how to pause. With due it is left when the sandbox was given more
 // time meanwhile.
-type pausing struct{ filesOnly, due bool }
+type pausing struct{ filesOnly, healthy, due bool }
 
 func mayPause(r *nacre.Sandbox) error {
 	if r.State == nacre.StatePaused {
@@ -79,7 +79,7 @@ func (s *Service) pause(ctx context.Context, rec nacre.Sandbox, how pausing) (na
 		s.discard(ctx, snap)
 		return nacre.Sandbox{}, err
 	}
-	man, err := node.Snapshot(ctx, rec.ID, nacre.SnapshotSpec{ID: snap.ID, Pause: true, FilesOnly: how.filesOnly})
+	man, err := node.Snapshot(ctx, rec.ID, nacre.SnapshotSpec{ID: snap.ID, Pause: true, FilesOnly: how.filesOnly, Healthy: how.healthy})
 	if err == nil {
 		return s.paused(ctx, held, man)
 	}

@@ -80,11 +80,6 @@ func (s *Service) resume(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 	if rec.State == nacre.StateRunning {
 		return resumed{rec: rec}, nil
 	}
-	if r.Boot {
-		if err := s.mayBoot(ctx, rec); err != nil {
-			return resumed{}, err
-		}
-	}
 	if !s.roster.rouse(id, s.cfg.Limits.MaxPerTeam) {
 		return resumed{}, s.errFull()
 	}
@@ -98,7 +93,7 @@ func (s *Service) resume(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 		s.roster.sleep(rec)
 		return resumed{}, err
 	}
-	out, err := s.goOn(ctx, held, comeback{timeout: r.Timeout, kind: nacre.EventResumed})
+	out, err := s.goOn(ctx, held, comeback{timeout: r.Timeout, boot: r.Boot, kind: nacre.EventResumed})
 	if err != nil {
 		return resumed{}, err
 	}
@@ -106,20 +101,11 @@ func (s *Service) resume(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 	return resumed{rec: out, did: true}, nil
 }
 
-// mayBoot tells whether a paused sandbox was kept without its memory: of one that has
-// it no host takes the files alone.
-func (s *Service) mayBoot(ctx context.Context, rec nacre.Sandbox) error {
-	n, err := s.cfg.Snapshots.GetSnapshot(ctx, rec.TeamID, rec.Snapshot)
-	if err == nil && !n.FilesOnly {
-		return nacre.Errorf(nacre.CodeUnsupported, "sandbox %s was paused with its memory and cannot boot with its files alone; resume it with its memory", rec.ID)
-	}
-	return err
-}
-
 // comeback says how a sandbox goes on from its snapshot.
 type comeback struct {
 	timeout time.Duration // 0 is its own
 	keepEnd bool          // the deadline stays as it is
+	boot    bool          // with its files alone
 	kind    nacre.EventKind
 }
 
@@ -129,7 +115,9 @@ func (s *Service) goOn(ctx context.Context, rec nacre.Sandbox, how comeback) (na
 	if node == nil {
 		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, errNoHost(rec.ID))
 	}
-	started, err := node.Start(ctx, specOf(rec))
+	spec := specOf(rec)
+	spec.Boot = how.boot
+	started, err := node.Start(ctx, spec)
 	if err != nil {
 		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, notStarted(rec, err))
 	}

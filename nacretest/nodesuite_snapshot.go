@@ -16,6 +16,7 @@ func nodeSnapshotCases() []nodeCase {
 		{"a snapshot of a running sandbox leaves it alone, and copies share nothing", nodeFork},
 		{"a sandbox goes back to its snapshot", nodeRollback},
 		{"of files alone a sandbox boots", nodeFilesOnly},
+		{"of what has memory too a sandbox boots when it is to", nodeReboot},
 		{"what cannot be restored is refused with the reason", nodeSnapshotRefused},
 		{"one snapshot of a sandbox at a time, and a stop calls it off", nodeSnapshotStopped},
 		{"a deleted snapshot is gone, a paused sandbox outlives the daemon", nodeSnapshotRestart},
@@ -251,6 +252,47 @@ func nodeFilesOnly(t *testing.T, n NodeUnderTest) {
 	n.run(t, spec.Sandbox, "echo second")
 	n.stop(t, spec.Sandbox)
 	n.logs(t, spec.Sandbox, "first", "second")
+	n.noLeaks(t)
+}
+
+func nodeReboot(t *testing.T, n NodeUnderTest) {
+	spec, _ := n.start(t)
+	agent := n.agent(t, spec.Sandbox)
+	if _, err := agent.Files().Write(t.Context(), "", "/tmp/kept", strings.NewReader("kept")); err != nil {
+		t.Fatal(err)
+	}
+	p, err := agent.Processes().Start(t.Context(), nacre.ProcessSpec{Cmd: "/bin/sh", Args: []string{"-c", "sleep 1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	m := n.pause(t, spec.Sandbox)
+	again := spec
+	again.Snapshot, again.Boot = m.ID, true
+	for range 2 { // the snapshot is as it was
+		st, err := n.Node.Start(t.Context(), again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.BootPath != nacre.BootCold {
+			t.Errorf("%+v", st)
+		}
+		if got := n.file(t, spec.Sandbox, "/tmp/kept"); got != "kept" {
+			t.Errorf("the file has %q", got)
+		}
+		if list, err := n.agent(t, spec.Sandbox).Processes().List(t.Context()); err != nil || len(list) > 0 {
+			t.Errorf("what runs after a boot: %+v, %v", list, err)
+		}
+		n.stop(t, spec.Sandbox)
+	}
+	n.from(t, spec, m.ID)
+	if list, err := n.agent(t, spec.Sandbox).Processes().List(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("with its memory: %+v, %v", list, err)
+	}
+	n.stop(t, spec.Sandbox)
+	if list, err := n.Node.Snapshots(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("snapshots: %+v, %v", list, err)
+	}
 	n.noLeaks(t)
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -407,5 +408,60 @@ func TestALineAtTheMomentOfASnapshot(t *testing.T) {
 				t.Errorf("the log is %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// TestPauseOfAGuestThatDoesNotAnswer: it is kept as it is, unless a healthy one is
+// asked for; and it comes back with its files although its agent never answers.
+func TestPauseOfAGuestThatDoesNotAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.tweak = func(c *node.Config) { c.BootTimeout = 300 * time.Millisecond }
+	n := w.start()
+	spec, st := w.begin()
+	w.write(spec.Sandbox, "kept")
+	var mu sync.Mutex
+	deaf := map[nacre.MachineID]bool{st.Machine: true}
+	known := map[nacre.MachineID]bool{st.Machine: true} // restored from it: deaf as well
+	w.host.SetHook(func(at string, id nacre.MachineID) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if at == "runtime.restore" && len(known) == 1 {
+			known[id], deaf[id] = true, true
+		}
+		if strings.HasPrefix(at, "agent.") && deaf[id] {
+			return nacre.Errorf(nacre.CodeUnavailable, "no answer")
+		}
+		return nil
+	})
+	keep := nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: true, Healthy: true}
+	_, err := n.Snapshot(t.Context(), spec.Sandbox, keep)
+	wantCode(t, err, nacre.CodeUnavailable)
+	if _, ok := n.Route(spec.Sandbox); !ok || len(w.snapshots()) > 0 {
+		t.Fatal("the refused pause left something behind, or took the sandbox down")
+	}
+	keep.Healthy = false
+	if _, err := n.Snapshot(t.Context(), spec.Sandbox, keep); err != nil {
+		t.Fatal(err)
+	}
+	spec.Snapshot = keep.ID
+	_, err = n.Start(t.Context(), spec)
+	wantCode(t, err, nacre.CodeDeadline)
+	mu.Lock()
+	clear(known)
+	known[st.Machine] = true
+	mu.Unlock()
+	spec.Boot = true
+	got, err := n.Start(t.Context(), spec)
+	if err != nil || got.BootPath != nacre.BootCold {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if text := w.read(spec.Sandbox); text != "kept" {
+		t.Fatalf("the file has %q", text)
+	}
+	if err := n.Stop(t.Context(), spec.Sandbox); err != nil {
+		t.Fatal(err)
+	}
+	if l := w.leaks(); len(l) > 0 {
+		t.Fatalf("left behind: %v", l)
 	}
 }

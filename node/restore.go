@@ -13,6 +13,7 @@ type opened struct {
 	dir     string
 	m       nacre.SnapshotManifest
 	same    bool // the sandbox that it is of goes on
+	deaf    bool // whether its agent answers does not matter
 	release func()
 }
 

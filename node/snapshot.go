@@ -97,6 +97,14 @@ func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec) (m na
 	if err := n.roomForSnapshot(ctx, u, spec); err != nil {
 		return m, err
 	}
+	if spec.Healthy {
+		u.mu.Lock()
+		agent := u.agent
+		u.mu.Unlock()
+		if err := n.healthy(ctx, agent); err != nil {
+			return m, nacre.Wrap(nacre.CodeUnavailable, err, "the sandbox's agent does not answer; try again later, or pause it as it is")
+		}
+	}
 	if spec.Pause {
 		n.drainLog(u)
 	}

@@ -115,6 +115,12 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 		return nil, "", err
 	}
 	defer done()
+	if spec.Boot && snap != nil && !snap.m.FilesOnly {
+		if snap, err = n.filesOf(ctx, shape, snap); err != nil {
+			return nil, "", err
+		}
+		defer snap.close()
+	}
 	u, err := n.boot(ctx, shape, policy, snap)
 	if err != nil {
 		return nil, "", err

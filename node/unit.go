@@ -148,6 +148,9 @@ func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy,
 	if !n.spawn(func() { n.watch(u) }) {
 		return nil, errClosed()
 	}
+	if snap != nil && snap.deaf {
+		return u, nil
+	}
 	return u, n.awaitAgent(ctx, u)
 }
 

@@ -18,7 +18,7 @@ func (d *dialect) pause(c *api.Call) error {
 	if _, err := c.Read(&in); err != nil { // Moru's clients send no body
 		return err
 	}
-	if _, err := d.Snapshots.Pause(c.R.Context(), c.Team, id, nacre.PauseRequest{FilesOnly: withoutMemory(in.Memory)}); err != nil {
+	if _, err := d.Snapshots.Pause(c.R.Context(), c.Team, id, nacre.PauseRequest{FilesOnly: withoutMemory(in.Memory), Healthy: in.RequireHealthyGuest}); err != nil {
 		return err
 	}
 	return c.NoContent()

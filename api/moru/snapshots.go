@@ -207,7 +207,7 @@ func (d *dialect) forkSnapshot(c *api.Call) error {
 }
 
 func (d *dialect) fork(c *api.Call, of nacre.ForkRequest) error {
-	var in forkBody
+	in := forkBody{InheritTimeout: of.Snapshot != ""} // which E2B has no forks of
 	if _, err := c.Read(&in); err != nil {
 		return err
 	}

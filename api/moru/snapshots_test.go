@@ -71,6 +71,9 @@ func TestE2BFilesOnly(t *testing.T) {
 	h := newHarness(t)
 	id := h.create(`{"templateID":"base","timeout":900}`).SandboxID
 	h.ok(204, "POST", "/sandboxes/"+id+"/pause", `{"memory":false,"requireHealthyGuest":true}`)
+	if p := h.service.Pauses(); len(p) != 1 || !p[0].FilesOnly || !p[0].Healthy {
+		t.Errorf("paused with %+v", p)
+	}
 	var s sandbox
 	h.ok(201, "POST", "/sandboxes/"+id+"/resume", "").decode(t, &s)
 	if s.BootPath != "cold" {
@@ -215,13 +218,20 @@ func TestFork(t *testing.T) {
 	}
 	want := nacre.ForkRequest{Sandbox: nacre.SandboxID(id), Count: 3, Timeout: time.Minute, OnTimeout: nacre.TimeoutPause,
 		Metadata: map[string]string{"full": "1"}, Env: map[string]string{"A": "b"}}
-	if got := h.service.Forks(); fmt.Sprint(got[1]) != fmt.Sprint(want) || got[0].Count != 1 || got[0].Timeout != 0 {
+	if got := h.service.Forks(); fmt.Sprint(got[1]) != fmt.Sprint(want) || got[0].Count != 1 || got[0].Timeout != 15*time.Second {
+		t.Errorf("asked for %+v", got)
+	}
+	fork("/sandboxes/"+id, `{"inheritTimeout":true,"inheritEnv":false,"envVars":{"A":"b"}}`)
+	if got := h.service.Forks()[2]; got.Timeout != 0 || !got.OwnEnv || got.Env["A"] != "b" {
 		t.Errorf("asked for %+v", got)
 	}
 	var snap snapshot
 	h.ok(201, "POST", "/sandboxes/"+id+"/snapshots", `{"name":"x"}`).decode(t, &snap)
 	if out := fork("/snapshots/"+url.PathEscape(snap.SnapshotID), `{"count":2}`); len(out) != 2 || out[1].Sandbox == nil {
 		t.Errorf("from the snapshot: %+v", out)
+	}
+	if got := h.service.Forks()[3]; got.Timeout != 0 || got.OwnEnv {
+		t.Errorf("asked for %+v", got)
 	}
 	var back sandbox
 	h.ok(200, "POST", "/sandboxes/"+id+"/restore", `{"snapshotID":"`+snap.SnapshotID+`"}`).decode(t, &back)

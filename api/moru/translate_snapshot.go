@@ -2,12 +2,16 @@ package moru
 
 import (
 	"strings"
+	"time"
 
 	"github.com/nacrehq/nacre"
 )
 
-// maxForks is E2B's.
-const maxForks = 100
+// maxForks is E2B's, and so is how long a fork lives when nothing is said.
+const (
+	maxForks    = 100
+	forkTimeout = 15 * time.Second
+)
 
 // maxComment bounds what is kept for people.
 const maxComment = 1000
@@ -46,11 +50,14 @@ func snapshotRequest(team nacre.TeamID, in snapshotBody) (nacre.SnapshotRequest,
 	return out, err
 }
 
-// forkRequest adds what the body says to whose copies are asked for. E2B's forks
-// live 15 seconds when nothing is said; ours as long as their source was given.
+// forkRequest adds what the body says to whose copies are asked for.
 func forkRequest(of nacre.ForkRequest, in forkBody) (nacre.ForkRequest, error) {
+	unsaid := forkTimeout
+	if in.InheritTimeout {
+		unsaid = 0
+	}
 	var err error
-	if of.Timeout, err = duration("timeout", in.Timeout, 0); err != nil {
+	if of.Timeout, err = duration("timeout", in.Timeout, unsaid); err != nil {
 		return of, err
 	}
 	of.Count = 1
@@ -67,6 +74,7 @@ func forkRequest(of nacre.ForkRequest, in forkBody) (nacre.ForkRequest, error) {
 		}
 	}
 	of.Metadata, of.Env = in.Metadata, in.EnvVars
+	of.OwnEnv = in.InheritEnv != nil && !*in.InheritEnv
 	return of, nacre.CheckUserMetadata(in.Metadata)
 }
 

@@ -53,11 +53,11 @@ type timeoutBody struct {
 	Timeout *float64 `json:"timeout"`
 }
 
-// pauseBody and connectBody: memory false means the files alone. E2B's pause has
-// requireHealthyGuest too, which needs no reading: a guest that does not answer is
-// kept as it is.
+// pauseBody and connectBody: memory false means the files alone. A guest whose agent
+// does not answer is kept as it is, unless a healthy one is asked for.
 type pauseBody struct {
-	Memory *bool `json:"memory"`
+	Memory              *bool `json:"memory"`
+	RequireHealthyGuest bool  `json:"requireHealthyGuest"`
 }
 
 // connectBody is of a connect and of a resume.
@@ -98,13 +98,15 @@ type snapshot struct {
 	LastUsedAt string  `json:"lastUsedAt,omitempty"`
 }
 
-// forkBody asks for copies. Metadata, envVars and autoPause are ours.
+// forkBody asks for copies. All but the first two is ours.
 type forkBody struct {
-	Timeout   *float64          `json:"timeout"`
-	Count     *int              `json:"count"`
-	AutoPause *bool             `json:"autoPause"`
-	Metadata  map[string]string `json:"metadata"`
-	EnvVars   map[string]string `json:"envVars"` // added to the source's
+	Timeout        *float64          `json:"timeout"` // absent: 15 seconds
+	Count          *int              `json:"count"`
+	InheritTimeout bool              `json:"inheritTimeout"` // absent, it is the source's
+	AutoPause      *bool             `json:"autoPause"`
+	Metadata       map[string]string `json:"metadata"`
+	EnvVars        map[string]string `json:"envVars"`    // added to the source's
+	InheritEnv     *bool             `json:"inheritEnv"` // false: EnvVars is all that it has
 }
 
 // forkResult has one of its fields.

@@ -67,7 +67,7 @@ func newResumeCommand(g *globals) *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", client.DefaultTimeout, "how long the sandbox lives from now on at least, such as 1h")
-	cmd.Flags().BoolVar(&reboot, "reboot", false, "boot with the files, which one that was paused with its memory refuses")
+	cmd.Flags().BoolVar(&reboot, "reboot", false, "boot with the files: what was in memory is given up")
 	return cmd
 }
 

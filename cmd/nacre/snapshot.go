@@ -63,6 +63,7 @@ type forkFlags struct {
 	count         int
 	timeout       time.Duration
 	autoPause     bool
+	ownEnv        bool
 	metadata, env []string
 }
 
@@ -105,6 +106,7 @@ func newForkCommand(g *globals) *cobra.Command {
 	fs.BoolVar(&f.autoPause, "auto-pause", false, "pause each at its time-out instead of ending it; without it as the source")
 	fs.StringArrayVar(&f.metadata, "metadata", nil, "mark each with NAME=VALUE instead of the source's marks; may be repeated")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "set NAME=VALUE for each, beside the source's variables; may be repeated")
+	fs.BoolVar(&f.ownEnv, "own-env", false, "give each the variables of --env alone; what runs already has what it has")
 	return cmd
 }
 
@@ -123,6 +125,9 @@ func (f *forkFlags) options() ([]client.ForkOption, error) {
 	}
 	if f.autoPause {
 		opts = append(opts, client.AutoPause())
+	}
+	if f.ownEnv {
+		opts = append(opts, client.OwnEnv())
 	}
 	return opts, nil
 }

@@ -48,6 +48,28 @@ def test_fork_branches(box, client):
         assert len(randoms) == 3
 
 
+def test_fault23_a_fork_has_none_of_its_sources_secrets(box, rest):
+    """A secret is bound to one sandbox; a fork has it when it is bound to that too."""
+    made = box.secrets.set(name="k%d" % time.time_ns(), value="the-real-value-of-it", expose_as_env="API_KEY")
+    try:
+        placeholder = box.exec.run("echo $API_KEY").stdout.strip()
+        assert placeholder.startswith("miosa-tok-")
+        box.exec.run("echo $API_KEY > /workspace/copied")
+        with box.fork(timeout_sec=60) as fork:
+            assert fork.exec.run("echo [$API_KEY]").stdout == "[]\n"
+            bindings = rest.get("/egress/bindings", params={"resource_id": fork.id}).json()["bindings"]
+            assert bindings == []
+            # What was copied with memory and files is a word that stands for nothing there.
+            assert fork.exec.run("cat /workspace/copied").stdout.strip() == placeholder
+            sid = (made.get("data") or made)["id"]
+            bound = rest.post("/egress/bindings", json={"secret_id": sid, "resource_id": fork.id, "expose_as_env": "API_KEY"})
+            assert bound.status_code == 201, bound.text
+            own = fork.exec.run("echo $API_KEY").stdout.strip()
+            assert own.startswith("miosa-tok-") and own != placeholder
+    finally:
+        rest.delete("/egress/secrets/" + (made.get("data") or made)["id"])
+
+
 def test_snapshot_outlives_its_sandbox(box, client, rest):
     box.exec.run("echo kept > /workspace/f")
     snap = box.snapshots.create("lasting")

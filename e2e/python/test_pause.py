@@ -318,14 +318,38 @@ def test_files_only_keeps_files_and_boots(make, sdk):
 
 
 @e2b_only
-def test_reboot_of_a_memory_pause_is_refused_and_loses_nothing(make, exc):
-    sbx = make()
-    pid = keeper(sbx)
+def test_reboot_of_a_memory_pause_keeps_the_files(make):
+    sbx = make(envs={"WHO": "the create"})
+    keeper(sbx)
+    sbx.files.write("kept.txt", "the last instant")
+    before = sbx.commands.run("cat /etc/machine-id; hostname").stdout
     sbx.pause()
-    with pytest.raises(exc.SandboxException, match="501"):
-        sbx.connect(on_resume="reboot")
+    sbx.connect(on_resume="reboot")
+    assert sbx.commands.list() == []
+    assert sbx.files.read("kept.txt") == "the last instant"
+    assert sbx.files.exists("/tmp/keeper.py") and not sbx.files.exists("/tmp/keeper.deleted")
+    assert sbx.commands.run("echo $WHO").stdout == "the create\n"
+    assert sbx.commands.run("cat /etc/machine-id; hostname").stdout == before
+    sbx.pause()
     sbx.connect()
-    assert any(p.pid == pid for p in sbx.commands.list())
+    assert sbx.files.read("kept.txt") == "the last instant"
+
+
+@e2b_only
+def test_strict_pause(make, sdk, exc):
+    """A guest whose agent stands still is not paused when that is asked for, and comes back by a reboot."""
+    sbx = make(timeout=600)
+    assert sbx.pause(strict=True) is True
+    sbx.connect()
+    sbx.files.write("kept.txt", "kept")
+    with pytest.raises(Exception):  # nobody is there to answer any more
+        sbx.commands.run("sudo kill -STOP 1", timeout=3, request_timeout=3)
+    with pytest.raises(exc.ServiceBusyException):
+        sbx.pause(strict=True)
+    assert state_of(sdk, sbx) == sdk.SandboxState.RUNNING
+    assert sbx.pause() is True
+    sbx.connect(on_resume="reboot")
+    assert sbx.files.read("kept.txt") == "kept"
 
 
 @e2b_only

@@ -32,6 +32,7 @@ type Service struct {
 	requests  []nacre.CreateRequest
 	snapshots map[nacre.SnapshotID]nacre.Snapshot
 	resumes   []nacre.ResumeRequest
+	pauses    []nacre.PauseRequest
 	forks     []nacre.ForkRequest
 }
 

@@ -55,6 +55,7 @@ func (f *Service) Pause(_ context.Context, team nacre.TeamID, id nacre.SandboxID
 	if s.State != nacre.StateRunning {
 		return s, conflict(s)
 	}
+	f.pauses = append(f.pauses, r)
 	s.Snapshot = f.keep(s, nacre.SnapshotPause, nacre.SnapshotRequest{FilesOnly: r.FilesOnly}).ID
 	s.State, s.Machine, s.PausedAt = nacre.StatePaused, "", f.Clock()
 	f.sandboxes[id] = s
@@ -93,6 +94,13 @@ func (f *Service) Resume(_ context.Context, team nacre.TeamID, id nacre.SandboxI
 	}
 	f.sandboxes[id] = s
 	return s, resumed, nil
+}
+
+// Pauses returns what sandboxes were paused with, in order.
+func (f *Service) Pauses() []nacre.PauseRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.pauses)
 }
 
 // Resumes returns what sandboxes were resumed with, in order.
@@ -186,7 +194,7 @@ func (f *Service) fromSnapshot(from nacre.Snapshot, r nacre.ForkRequest) nacre.S
 		Timeout: from.Timeout, OnTimeout: from.OnTimeout, Origin: from.ID, BootPath: nacre.BootWarm,
 		BootTime: 30 * time.Millisecond, CreatedAt: now, StartedAt: now,
 	}
-	if s.Env == nil {
+	if s.Env == nil || r.OwnEnv {
 		s.Env = map[string]string{}
 	}
 	maps.Copy(s.Env, r.Env)
