@@ -51,6 +51,18 @@ type UsageSum struct {
 	Cents float64 // what it costs; a UsageStore leaves it 0
 }
 
+// Add adds what v counts; Group stays.
+func (u *UsageSum) Add(v UsageSum) {
+	u.Sandboxes += v.Sandboxes
+	u.Runs += v.Runs
+	u.Running += v.Running
+	u.Paused += v.Paused
+	u.VCPUMs += v.VCPUMs
+	u.MemoryMs += v.MemoryMs
+	u.DiskMs += v.DiskMs
+	u.Cents += v.Cents
+}
+
 // UsageFilter selects a team's spans and cuts them to [From, To). A zero To does not:
 // after a step of the clock there are spans that ended in the future.
 type UsageFilter struct {

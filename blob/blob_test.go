@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -75,34 +74,15 @@ func TestFault03_KilledPut(t *testing.T) {
 	if dir := os.Getenv("NACRE_TEST_KILLED_PUT"); dir != "" {
 		putForEver(t, dir)
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	for round := range 5 {
-		cmd := exec.Command(exe, "-test.run=^TestFault03_KilledPut$")
-		cmd.Env = append(os.Environ(), "NACRE_TEST_KILLED_PUT="+dir)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		// Some puts are done; the next is somewhere in the middle.
-		if _, err := io.ReadFull(out, make([]byte, 20+7*round)); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		nacretest.KillWithin(t, "NACRE_TEST_KILLED_PUT", dir, 20+7*round) // some are done
 		d := openDir(t, dir)
 		if left, err := os.ReadDir(filepath.Join(dir, "tmp")); err != nil || len(left) != 0 {
 			t.Errorf("after the sweep tmp holds %v %v", left, err)
 		}
 		n := 0
-		err = d.List(t.Context(), "", func(b nacre.Blob) error {
+		err := d.List(t.Context(), "", func(b nacre.Blob) error {
 			n++
 			if got := nacretest.ReadBlob(t, d, b.Key); got != killedContent(b.Key) {
 				return fmt.Errorf("%s has %d bytes", b.Key, len(got))

@@ -126,12 +126,9 @@ func OpenArtifacts(o ArtifactOptions) (*Artifacts, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, diskError(fmt.Errorf("make the snapshots' directory: %w", err))
-	}
-	root, err := os.OpenRoot(path)
+	root, err := openRoot(path, manifestsDir, plainDir, indexDir)
 	if err != nil {
-		return nil, fmt.Errorf("open the snapshots' directory: %w", err)
+		return nil, err
 	}
 	if o.LowWaterMiB == 0 && o.ReserveMiB >= 0 {
 		var st unix.Statfs_t
@@ -140,12 +137,6 @@ func OpenArtifacts(o ArtifactOptions) (*Artifacts, error) {
 		}
 	}
 	s := &Artifacts{o: o, path: path, root: root, all: map[nacre.SnapshotID]*artifact{}, garbage: true}
-	for _, dir := range []string{manifestsDir, plainDir, indexDir} {
-		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			root.Close()
-			return nil, diskError(fmt.Errorf("make the snapshots' directory: %w", err))
-		}
-	}
 	if err := errors.Join(s.load(), s.sync(".")); err != nil {
 		root.Close()
 		return nil, fmt.Errorf("read the snapshots: %w", err)

@@ -5,10 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -218,27 +216,9 @@ func TestFault03_KilledImport(t *testing.T) {
 	if dir := os.Getenv("NACRE_TEST_KILLED_IMPORT"); dir != "" {
 		importForEver(t, dir)
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	for round := range 4 {
-		cmd := exec.Command(exe, "-test.run=^TestFault03_KilledImport$")
-		cmd.Env = append(os.Environ(), "NACRE_TEST_KILLED_IMPORT="+dir)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(out, make([]byte, 5+3*round)); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		nacretest.KillWithin(t, "NACRE_TEST_KILLED_IMPORT", dir, 5+3*round) // some are done
 		blobs := openBlobs(t, filepath.Join(dir, "blobs"))
 		s := open(t, image.Options{Dir: filepath.Join(dir, "store"), Blobs: blobs})
 		wantEmpty(t, filepath.Join(dir, "store", "tmp"))

@@ -79,26 +79,35 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, diskError(fmt.Errorf("make the image store's directory: %w", err))
-	}
-	root, err := os.OpenRoot(path)
+	root, err := openRoot(path, imagesDir, uppersDir, tempDir)
 	if err != nil {
-		return nil, fmt.Errorf("open the image store's directory: %w", err)
+		return nil, err
 	}
 	s := &Store{o: o, path: path, root: root, fetches: map[nacre.BuildID]*fetch{}}
-	for _, dir := range []string{imagesDir, uppersDir, tempDir} {
-		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			root.Close()
-			return nil, diskError(fmt.Errorf("make the image store's directory: %w", err))
-		}
-	}
 	if err := errors.Join(s.sweepTemp(), s.sync(".")); err != nil {
 		root.Close()
 		return nil, fmt.Errorf("tidy the image store: %w", err)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
+}
+
+// openRoot opens a directory and makes it, and those that are in it, when there are none.
+func openRoot(path string, dirs ...string) (*os.Root, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, diskError(fmt.Errorf("make %s: %w", path, err))
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	for _, dir := range dirs {
+		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			root.Close()
+			return nil, diskError(fmt.Errorf("make %s: %w", filepath.Join(path, dir), err))
+		}
+	}
+	return root, nil
 }
 
 // Close ends fetches that are under way and waits for them. Machines keep what

@@ -243,7 +243,7 @@ func (w *world) check(t *rapid.T) {
 	}
 	for _, b := range w.boxes {
 		b.settle(w.steady)
-		got, err := w.meter.Sandbox(context.Background(), w.team, b.ID)
+		got, err := used(w.meter, w.team, b.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +370,7 @@ func TestFoldedOnce(t *testing.T) {
 	wg.Wait()
 	m := New(Config{Events: db, Usage: db, Records: db, Prices: Prices{VCPU: 1, Memory: 2}})
 	for id, ran := range want {
-		got, err := m.Sandbox(t.Context(), team, id)
+		got, err := used(m, team, id)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -391,4 +391,13 @@ func TestPriceOfAnHour(t *testing.T) {
 	if got := (Prices{}).Cents(u); got != 0 {
 		t.Errorf("without prices it costs %v", got)
 	}
+}
+
+// used is what one sandbox used, in all.
+func used(m *Meter, team nacre.TeamID, id nacre.SandboxID) (sum nacre.UsageSum, err error) {
+	sums, err := m.Report(context.Background(), nacre.UsageFilter{TeamID: team, Sandbox: id}, "")
+	for _, s := range sums {
+		sum.Add(s)
+	}
+	return sum, err
 }

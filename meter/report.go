@@ -27,15 +27,6 @@ func (m *Meter) fresh(ctx context.Context) {
 	}
 }
 
-// Sandbox returns what one sandbox used, in all.
-func (m *Meter) Sandbox(ctx context.Context, team nacre.TeamID, id nacre.SandboxID) (nacre.UsageSum, error) {
-	sums, err := m.Report(ctx, nacre.UsageFilter{TeamID: team, Sandbox: id}, "")
-	if err != nil || len(sums) == 0 {
-		return nacre.UsageSum{Group: string(id)}, err
-	}
-	return sums[0], nil
-}
-
 // Report returns what the spans of the filter amount to and cost, grouped by a label,
 // or by sandbox when group is "". What goes on counts up to now, which the meter sets.
 func (m *Meter) Report(ctx context.Context, f nacre.UsageFilter, group string) ([]nacre.UsageSum, error) {

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"strings"
 	"sync"
 	"time"
 
@@ -68,15 +69,21 @@ func (db *DB) AppendEvents(ctx context.Context, events []nacre.Event) error {
 	})
 }
 
-// trimmed is the condition of the index events_activity.
-const trimmed = `kind IN ('exec.started', 'exec.completed', 'file.changed', 'preview.ready')`
+// trimmed is the condition of the index events_activity, to the letter.
+func trimmed() string {
+	kinds := make([]string, len(nacre.ActivityEvents))
+	for i, k := range nacre.ActivityEvents {
+		kinds[i] = "'" + string(k) + "'"
+	}
+	return "kind IN (" + strings.Join(kinds, ", ") + ")"
+}
 
 // TrimEvents implements nacre.EventWriter.
 func (db *DB) TrimEvents(ctx context.Context, before time.Time, limit int) (int, error) {
 	var n int64
 	err := db.write(ctx, func(ctx context.Context, c conn) (err error) {
 		n, err = c.exec(ctx, `DELETE FROM events WHERE seq IN (SELECT seq FROM events`+db.d.indexed("events_activity")+
-			` WHERE `+trimmed+` AND at < ? ORDER BY at LIMIT ?)`, before.UnixMicro(), limit)
+			` WHERE `+trimmed()+` AND at < ? ORDER BY at LIMIT ?)`, before.UnixMicro(), limit)
 		return err
 	})
 	return int(n), err

@@ -231,15 +231,10 @@ func addUsage(sums map[string]*nacre.UsageSum, u nacre.UsageSum, single bool) {
 		sums[u.Group] = &u
 		return
 	}
-	if !single {
-		have.Sandboxes += u.Sandboxes
+	if single {
+		u.Sandboxes = 0
 	}
-	have.Runs += u.Runs
-	have.Running += u.Running
-	have.Paused += u.Paused
-	have.VCPUMs += u.VCPUMs
-	have.MemoryMs += u.MemoryMs
-	have.DiskMs += u.DiskMs
+	have.Add(u)
 }
 
 // UsageSpans implements nacre.UsageStore.

@@ -59,14 +59,7 @@ func wholeSeconds(d time.Duration) int64 { return int64(d / time.Second) }
 
 func total(costs []nacre.UsageSum) (t nacre.UsageSum) {
 	for _, c := range costs {
-		t.Sandboxes += c.Sandboxes
-		t.Runs += c.Runs
-		t.Running += c.Running
-		t.Paused += c.Paused
-		t.VCPUMs += c.VCPUMs
-		t.MemoryMs += c.MemoryMs
-		t.DiskMs += c.DiskMs
-		t.Cents += c.Cents
+		t.Add(c)
 	}
 	return t
 }

@@ -32,7 +32,6 @@ const (
 	HostAddr   = "192.0.2.2"       // the host's own, on Uplink
 	Neighbour  = "192.0.2.1"       // the router next to the host
 	Uplink     = "eth0"            //
-	UplinkNet  = "192.0.2.0/24"    //
 	DNSServer  = "8.8.8.8"         // also the host's resolver
 	CloudFlare = "1.1.1.1"         //
 	Example    = "93.184.216.34"   // example.com

@@ -174,6 +174,41 @@ func (f *Service) alive(team nacre.TeamID, id nacre.SandboxID) (nacre.Sandbox, e
 	return s, err
 }
 
+// change changes a record that has not ended, unless fn fails.
+func (f *Service) change(method string, team nacre.TeamID, id nacre.SandboxID, fn func(*nacre.Sandbox) error) (nacre.Sandbox, error) {
+	if err := f.fail(method); err != nil {
+		return nacre.Sandbox{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, err := f.alive(team, id)
+	if err == nil {
+		err = fn(&s)
+	}
+	if err == nil {
+		f.sandboxes[id] = s
+	}
+	return s, err
+}
+
+// cut returns the part of a list that a page shows, and the next one's cursor. Cursors
+// are positions.
+func cut[T any](all []T, cursor string, limit int) (part []T, next string, err error) {
+	offset, err := strconv.Atoi("0" + cursor)
+	if err != nil || strings.HasPrefix(cursor, "-") {
+		return nil, "", nacre.Invalidf("nextToken", "nextToken is not one that this server gave")
+	}
+	if limit == 0 {
+		limit = 100
+	}
+	offset = min(offset, len(all))
+	end := min(offset+limit, len(all))
+	if end < len(all) {
+		next = strconv.Itoa(end)
+	}
+	return all[offset:end], next, nil
+}
+
 // Get returns a record.
 func (f *Service) Get(_ context.Context, team nacre.TeamID, id nacre.SandboxID) (nacre.Sandbox, error) {
 	if err := f.fail("Get"); err != nil {
@@ -184,14 +219,10 @@ func (f *Service) Get(_ context.Context, team nacre.TeamID, id nacre.SandboxID) 
 	return f.get(team, id)
 }
 
-// List filters by team, state and metadata, in either order; cursors are positions.
+// List filters by team, state and metadata, in either order.
 func (f *Service) List(_ context.Context, team nacre.TeamID, q nacre.SandboxFilter) (nacre.SandboxPage, error) {
 	if err := f.fail("List"); err != nil {
 		return nacre.SandboxPage{}, err
-	}
-	offset, err := strconv.Atoi("0" + q.Cursor)
-	if err != nil || strings.HasPrefix(q.Cursor, "-") {
-		return nacre.SandboxPage{}, nacre.Invalidf("nextToken", "nextToken is not one that this server gave")
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -210,16 +241,8 @@ func (f *Service) List(_ context.Context, team nacre.TeamID, q nacre.SandboxFilt
 	if q.OldestFirst {
 		slices.Reverse(all)
 	}
-	limit := q.Limit
-	if limit == 0 {
-		limit = 100
-	}
-	offset = min(offset, len(all))
-	page := nacre.SandboxPage{Sandboxes: all[offset:min(offset+limit, len(all))]}
-	if offset+limit < len(all) {
-		page.Next = strconv.Itoa(offset + limit)
-	}
-	return page, nil
+	part, next, err := cut(all, q.Cursor, q.Limit)
+	return nacre.SandboxPage{Sandboxes: part, Next: next}, err
 }
 
 func holds(have, want map[string]string) bool {
@@ -233,55 +256,33 @@ func holds(have, want map[string]string) bool {
 
 // Kill ends a record.
 func (f *Service) Kill(_ context.Context, team nacre.TeamID, id nacre.SandboxID) error {
-	if err := f.fail("Kill"); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s, err := f.alive(team, id)
-	if err != nil {
-		return err
-	}
-	s.State, s.EndReason, s.EndedAt, s.Machine = nacre.StateEnded, nacre.EndKilled, f.Clock(), ""
-	f.sandboxes[id] = s
-	return nil
+	_, err := f.change("Kill", team, id, func(s *nacre.Sandbox) error {
+		s.State, s.EndReason, s.EndedAt, s.Machine = nacre.StateEnded, nacre.EndKilled, f.Clock(), ""
+		return nil
+	})
+	return err
 }
 
 // SetDeadline moves a deadline.
 func (f *Service) SetDeadline(_ context.Context, team nacre.TeamID, id nacre.SandboxID, d time.Duration, extendOnly bool) (nacre.Sandbox, error) {
-	if err := f.fail("SetDeadline"); err != nil {
-		return nacre.Sandbox{}, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s, err := f.alive(team, id)
-	if err != nil {
-		return s, err
-	}
-	if s.State != nacre.StateRunning {
-		return s, nacre.Errorf(nacre.CodeConflict, "sandbox %s is %s", id, s.State)
-	}
-	if at := f.Clock().Add(d); !extendOnly || at.After(s.Deadline) {
-		s.Deadline = at
-	}
-	f.sandboxes[id] = s
-	return s, nil
+	return f.change("SetDeadline", team, id, func(s *nacre.Sandbox) error {
+		if s.State != nacre.StateRunning {
+			return conflict(*s)
+		}
+		if at := f.Clock().Add(d); !extendOnly || at.After(s.Deadline) {
+			s.Deadline = at
+		}
+		return nil
+	})
 }
 
 // SetNetwork replaces the outbound half.
 func (f *Service) SetNetwork(_ context.Context, team nacre.TeamID, id nacre.SandboxID, p nacre.NetworkPolicy) error {
-	if err := f.fail("SetNetwork"); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s, err := f.alive(team, id)
-	if err != nil {
-		return err
-	}
-	s.Network.DenyInternet, s.Network.AllowOut, s.Network.DenyOut = p.DenyInternet, p.AllowOut, p.DenyOut
-	f.sandboxes[id] = s
-	return nil
+	_, err := f.change("SetNetwork", team, id, func(s *nacre.Sandbox) error {
+		s.Network.DenyInternet, s.Network.AllowOut, s.Network.DenyOut = p.DenyInternet, p.AllowOut, p.DenyOut
+		return nil
+	})
+	return err
 }
 
 // Metrics returns what AddMetric added.

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sort"
-	"strconv"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -43,57 +42,15 @@ func (f *Service) keep(s nacre.Sandbox, kind nacre.SnapshotKind, r nacre.Snapsho
 
 // Pause makes a running record paused.
 func (f *Service) Pause(_ context.Context, team nacre.TeamID, id nacre.SandboxID, r nacre.PauseRequest) (nacre.Sandbox, error) {
-	if err := f.fail("Pause"); err != nil {
-		return nacre.Sandbox{}, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s, err := f.alive(team, id)
-	if err != nil {
-		return s, err
-	}
-	if s.State != nacre.StateRunning {
-		return s, conflict(s)
-	}
-	f.pauses = append(f.pauses, r)
-	s.Snapshot = f.keep(s, nacre.SnapshotPause, nacre.SnapshotRequest{FilesOnly: r.FilesOnly}).ID
-	s.State, s.Machine, s.PausedAt = nacre.StatePaused, "", f.Clock()
-	f.sandboxes[id] = s
-	return s, nil
-}
-
-// Resume makes a paused record run.
-func (f *Service) Resume(_ context.Context, team nacre.TeamID, id nacre.SandboxID, r nacre.ResumeRequest) (nacre.Sandbox, bool, error) {
-	if err := f.fail("Resume"); err != nil {
-		return nacre.Sandbox{}, false, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s, err := f.alive(team, id)
-	if err != nil {
-		return s, false, err
-	}
-	resumed := s.State == nacre.StatePaused
-	if resumed {
-		f.resumes = append(f.resumes, r)
-		s.Origin, s.BootPath = s.Snapshot, nacre.BootWarm
-		if r.Boot || f.snapshots[s.Snapshot].FilesOnly {
-			s.Origin, s.BootPath = "", nacre.BootCold
+	return f.change("Pause", team, id, func(s *nacre.Sandbox) error {
+		if s.State != nacre.StateRunning {
+			return conflict(*s)
 		}
-		delete(f.snapshots, s.Snapshot)
-		s.State, s.Machine, s.Snapshot, s.PausedAt = nacre.StateRunning, nacre.NewMachineID(), "", time.Time{}
-		s.StartedAt = f.Clock()
-	} else if s.State != nacre.StateRunning {
-		return s, false, conflict(s)
-	}
-	if r.Timeout == 0 {
-		r.Timeout = s.Timeout
-	}
-	if at := f.Clock().Add(r.Timeout); at.After(s.Deadline) {
-		s.Deadline = at
-	}
-	f.sandboxes[id] = s
-	return s, resumed, nil
+		f.pauses = append(f.pauses, r)
+		s.Snapshot = f.keep(*s, nacre.SnapshotPause, nacre.SnapshotRequest{FilesOnly: r.FilesOnly}).ID
+		s.State, s.Machine, s.PausedAt = nacre.StatePaused, "", f.Clock()
+		return nil
+	})
 }
 
 // Pauses returns what sandboxes were paused with, in order.
@@ -101,6 +58,32 @@ func (f *Service) Pauses() []nacre.PauseRequest {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.pauses)
+}
+
+// Resume makes a paused record run.
+func (f *Service) Resume(_ context.Context, team nacre.TeamID, id nacre.SandboxID, r nacre.ResumeRequest) (s nacre.Sandbox, resumed bool, err error) {
+	s, err = f.change("Resume", team, id, func(s *nacre.Sandbox) error {
+		if resumed = s.State == nacre.StatePaused; resumed {
+			f.resumes = append(f.resumes, r)
+			s.Origin, s.BootPath = s.Snapshot, nacre.BootWarm
+			if r.Boot || f.snapshots[s.Snapshot].FilesOnly {
+				s.Origin, s.BootPath = "", nacre.BootCold
+			}
+			delete(f.snapshots, s.Snapshot)
+			s.State, s.Machine, s.Snapshot, s.PausedAt = nacre.StateRunning, nacre.NewMachineID(), "", time.Time{}
+			s.StartedAt = f.Clock()
+		} else if s.State != nacre.StateRunning {
+			return conflict(*s)
+		}
+		if r.Timeout == 0 {
+			r.Timeout = s.Timeout
+		}
+		if at := f.Clock().Add(r.Timeout); at.After(s.Deadline) {
+			s.Deadline = at
+		}
+		return nil
+	})
+	return s, resumed, err
 }
 
 // Resumes returns what sandboxes were resumed with, in order.
@@ -111,40 +94,27 @@ func (f *Service) Resumes() []nacre.ResumeRequest {
 }
 
 // Snapshot makes the record of one.
-func (f *Service) Snapshot(_ context.Context, team nacre.TeamID, id nacre.SandboxID, r nacre.SnapshotRequest) (nacre.Snapshot, error) {
-	if err := f.fail("Snapshot"); err != nil {
-		return nacre.Snapshot{}, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s, err := f.alive(team, id)
-	if err != nil {
-		return nacre.Snapshot{}, err
-	}
-	return f.keep(s, nacre.SnapshotUser, r), nil
+func (f *Service) Snapshot(_ context.Context, team nacre.TeamID, id nacre.SandboxID, r nacre.SnapshotRequest) (snap nacre.Snapshot, err error) {
+	_, err = f.change("Snapshot", team, id, func(s *nacre.Sandbox) error {
+		snap = f.keep(*s, nacre.SnapshotUser, r)
+		return nil
+	})
+	return snap, err
 }
 
 // Restore notes where the sandbox went on from.
 func (f *Service) Restore(_ context.Context, team nacre.TeamID, id nacre.SandboxID, snap nacre.SnapshotID) (nacre.Sandbox, error) {
-	if err := f.fail("Restore"); err != nil {
-		return nacre.Sandbox{}, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s, err := f.alive(team, id)
-	if err != nil {
-		return s, err
-	}
-	from, err := f.snapshot(team, snap)
-	if err != nil {
-		return s, err
-	}
-	if from.Sandbox != id {
-		return s, nacre.Errorf(nacre.CodeConflict, "snapshot %s is not of sandbox %s; Fork makes a new one from it", snap, id)
-	}
-	s.State, s.Machine, s.Origin, s.PausedAt = nacre.StateRunning, nacre.NewMachineID(), snap, time.Time{}
-	f.sandboxes[id] = s
-	return s, nil
+	return f.change("Restore", team, id, func(s *nacre.Sandbox) error {
+		from, err := f.snapshot(team, snap)
+		if err != nil {
+			return err
+		}
+		if from.Sandbox != id {
+			return nacre.Errorf(nacre.CodeConflict, "snapshot %s is not of sandbox %s; Fork makes a new one from it", snap, id)
+		}
+		s.State, s.Machine, s.Origin, s.PausedAt = nacre.StateRunning, nacre.NewMachineID(), snap, time.Time{}
+		return nil
+	})
 }
 
 // Fork makes running records. Those from the twentieth on fail when the request
@@ -231,14 +201,10 @@ func (f *Service) GetSnapshot(_ context.Context, team nacre.TeamID, id nacre.Sna
 	return f.snapshot(team, id)
 }
 
-// ListSnapshots filters by team, kind, state, sandbox and name; cursors are positions.
+// ListSnapshots filters by team, kind, state, sandbox and name.
 func (f *Service) ListSnapshots(_ context.Context, team nacre.TeamID, q nacre.SnapshotFilter) (nacre.SnapshotPage, error) {
 	if err := f.fail("ListSnapshots"); err != nil {
 		return nacre.SnapshotPage{}, err
-	}
-	offset, err := strconv.Atoi("0" + q.Cursor)
-	if err != nil {
-		return nacre.SnapshotPage{}, nacre.Invalidf("nextToken", "nextToken is not one that this server gave")
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -258,15 +224,8 @@ func (f *Service) ListSnapshots(_ context.Context, team nacre.TeamID, q nacre.Sn
 		}
 		return all[i].ID < all[j].ID
 	})
-	if q.Limit == 0 {
-		q.Limit = 100
-	}
-	offset = min(offset, len(all))
-	page := nacre.SnapshotPage{Snapshots: all[offset:min(offset+q.Limit, len(all))]}
-	if offset+q.Limit < len(all) {
-		page.Next = strconv.Itoa(offset + q.Limit)
-	}
-	return page, nil
+	part, next, err := cut(all, q.Cursor, q.Limit)
+	return nacre.SnapshotPage{Snapshots: part, Next: next}, err
 }
 
 // DeleteSnapshot forgets one that no paused sandbox holds.
