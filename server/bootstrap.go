@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -43,15 +44,26 @@ func (s *Server) defaultKey(ctx context.Context, teams nacre.TeamStore) (string,
 	return secret, nil
 }
 
-// builtins are the templates that every installation has, all on the base image. One
-// without a size has that of the configuration.
-var builtins = [...]struct {
+// builtin is a template that every installation has. One without a size has that of
+// the configuration.
+type builtin struct {
 	id    nacre.TemplateID
 	names []string
 	size  nacre.Resources
 	// start is run before its warm snapshot is taken, which is when ready succeeds.
 	start, ready string
-}{
+}
+
+// runtime returns what was said of one of the template's names.
+func (b builtin) runtime(said map[string]nacre.RuntimeName) (on nacre.RuntimeName) {
+	for _, name := range b.names {
+		on = cmp.Or(on, said[name])
+	}
+	return on
+}
+
+// builtins are all on the base image.
+var builtins = [...]builtin{
 	{id: "tnacrebase0000000000", names: []string{"base", "moru-ai/base", "e2bdev/base"}},
 	{id: "tnacrepython00000000", names: []string{"python"}, start: startPython(), ready: "test -S /tmp/.python/sock"},
 	{id: "tnacrenode0000000000", names: []string{"node"}},
@@ -74,17 +86,25 @@ func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
 		return err
 	}
 	configured := nacre.Resources{CPUs: s.cfg.CPUs, MemoryMiB: s.cfg.MemoryMiB, DiskMiB: s.cfg.DiskMiB, MaxPIDs: s.cfg.MaxPIDs}
+	runtimes, err := parseTemplateRuntimes(s.cfg.TemplateRuntime)
+	if err != nil {
+		return err
+	}
 	now := time.Now()
 	for _, b := range builtins {
+		on := b.runtime(runtimes)
+		if _, err := p.runtime.Capabilities().Offers(on); err != nil {
+			return fmt.Errorf("--template-runtime %s=%s: %s", b.names[0], on, nacre.ErrorMessage(err))
+		}
 		res := configured
 		if b.size != (nacre.Resources{}) {
 			res = b.size
 			res.MaxPIDs = s.cfg.MaxPIDs
 		}
-		t := nacre.Template{ID: b.id, Names: b.names, Public: true, Build: build, Resources: res, Start: b.start, Ready: b.ready, CreatedAt: now, UpdatedAt: now}
+		t := nacre.Template{ID: b.id, Names: b.names, Public: true, Build: build, Resources: res, Runtime: on, Start: b.start, Ready: b.ready, CreatedAt: now, UpdatedAt: now}
 		if old, err := p.db.ResolveTemplate(ctx, "", string(b.id)); err == nil {
 			t.CreatedAt = old.CreatedAt
-			if old.Build == build && old.Resources == res && old.Start == b.start && old.Ready == b.ready {
+			if old.Build == build && old.Resources == res && old.Runtime == on && old.Start == b.start && old.Ready == b.ready {
 				continue
 			}
 		} else if !nacre.IsCode(err, nacre.CodeNotFound) {
@@ -94,7 +114,7 @@ func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
 			return err
 		}
 	}
-	p.node.KeepReady(node.Shape{Build: build, Resources: configured})
+	p.node.KeepReady(node.Shape{Build: build, Runtime: builtins[0].runtime(runtimes), Resources: configured})
 	return nil
 }
 

@@ -29,6 +29,7 @@ type Config struct {
 	TLSKey  string
 
 	Runtime            string
+	TemplateRuntime    []string
 	Store              string
 	Blobs              string
 	CacheDir           string
@@ -75,7 +76,8 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.TLSCert, "tls-cert", "", "certificate for *.DOMAIN in PEM (default: a local authority makes one)")
 	fs.StringVar(&c.TLSKey, "tls-key", "", "private key of --tls-cert in PEM")
 
-	fs.StringVar(&c.Runtime, "runtime", "auto", "what machines are made of: auto, gvisor or firecracker")
+	fs.StringVar(&c.Runtime, "runtime", "auto", "what machines are made of: gvisor, firecracker, both with a comma and the default first, or auto")
+	fs.StringSliceVar(&c.TemplateRuntime, "template-runtime", nil, "what sandboxes of built-in templates are made of when they do not say: TEMPLATE=RUNTIME, comma separated")
 	fs.StringVar(&c.Store, "store", "", "records: sqlite:PATH or postgres://... (default sqlite:DATA-DIR/nacre.db)")
 	fs.StringVar(&c.Blobs, "blobs", "", "templates' artifacts: a directory (default DATA-DIR/blobs)")
 	fs.StringVar(&c.CacheDir, "cache-dir", defaultCacheDir(), "what is expensive to make and may be deleted: the base image")
@@ -203,8 +205,11 @@ func (c *Config) validate() error {
 			return fmt.Errorf("--%s %q: want HOST:PORT", name, addr)
 		}
 	}
-	if c.Runtime != runtimeAuto && c.Runtime != runtimeGVisor && c.Runtime != runtimeFirecracker {
-		return fmt.Errorf("--runtime %q: want auto, gvisor or firecracker", c.Runtime)
+	if _, err := parseRuntimes(c.Runtime); err != nil {
+		return err
+	}
+	if _, err := parseTemplateRuntimes(c.TemplateRuntime); err != nil {
+		return err
 	}
 	if c.Domain == "" || strings.ContainsAny(c.Domain, ":/ *") || c.Domain != strings.ToLower(c.Domain) {
 		return fmt.Errorf("--domain %q: want a lower-case domain name without a port", c.Domain)

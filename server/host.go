@@ -137,7 +137,7 @@ func Doctor(ctx context.Context, c Config) []Finding {
 	add("cgroups", cgroupsUsable(), "fail", "cgroup controllers cpu, memory and pids",
 		"mount cgroup v2 (or the v1 controllers) at /sys/fs/cgroup and enable cpu, memory and pids")
 	add("nftables", nftUsable(), "fail", "nftables in the kernel", "load the nf_tables module: modprobe nf_tables")
-	out = append(out, runtimeFinding(ctx, c))
+	out = append(out, runtimeFindings(ctx, c.Runtime, hostVirtualization(c.DataDir))...)
 	for _, n := range needs(true) {
 		add(n.pkg, n.present(), "warn", n.what, "apt-get install -y "+n.pkg+"  ("+n.why+")")
 	}

@@ -2,83 +2,204 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/node"
 	"github.com/nacrehq/nacre/runtime/firecracker"
 	"github.com/nacrehq/nacre/runtime/gvisor"
+	"github.com/nacrehq/nacre/runtime/mixed"
 )
 
-// The values of --runtime.
-const (
-	runtimeAuto        = "auto"
-	runtimeGVisor      = "gvisor"
-	runtimeFirecracker = "firecracker"
-)
-
-// machineRuntime is a driver and what its owner may do with it.
-type machineRuntime interface {
-	nacre.Runtime
-	Close() error
-	RemoveParent() error
-}
+// runtimeAuto is --runtime's word for what the host is fit for.
+const runtimeAuto = "auto"
 
 // FirecrackerDir is where `nacre setup firecracker` puts what it brings.
 func FirecrackerDir(dataDir string) string { return filepath.Join(dataDir, "firecracker") }
 
-// openRuntime makes the driver that --runtime names. A host has one at a time: what
-// machines of the other one an earlier start left is no machine of this one, and is
-// cleared when the node takes stock.
-func openRuntime(ctx context.Context, c Config, cgroup, agent string, log *slog.Logger) (machineRuntime, error) {
-	name, why := chooseRuntime(ctx, c)
-	if why != nil && c.Runtime == runtimeFirecracker {
-		return nil, fmt.Errorf("--runtime firecracker: %w", why)
+// parseRuntimes reads --runtime: nil for auto, else the drivers, of which the first
+// makes the machines that ask for none.
+func parseRuntimes(text string) ([]nacre.RuntimeName, error) {
+	if text == runtimeAuto {
+		return nil, nil
 	}
-	if name == runtimeGVisor {
-		return gvisor.New(gvisor.Config{CgroupParent: cgroup, Agent: agent, Log: log})
-	}
-	fc, _ := firecracker.Installed(FirecrackerDir(c.DataDir))
-	fc.CgroupParent, fc.Log = cgroup, log
-	fc.AllowHoles = os.Getenv("NACRE_FIRECRACKER_ALLOW_HOLES") != ""
-	return firecracker.New(fc)
-}
-
-// chooseRuntime says which runtime this host is to use. With auto that is Firecracker
-// where it was set up and the host's KVM really runs guests; why says what is against
-// it, where it was set up or asked for.
-func chooseRuntime(ctx context.Context, c Config) (name string, why error) {
-	if c.Runtime == runtimeGVisor {
-		return runtimeGVisor, nil
-	}
-	if _, ok := firecracker.Installed(FirecrackerDir(c.DataDir)); !ok {
-		if c.Runtime == runtimeAuto {
-			return runtimeGVisor, nil
+	var out []nacre.RuntimeName
+	for word := range strings.SplitSeq(text, ",") {
+		name := nacre.RuntimeName(strings.TrimSpace(word))
+		if name != nacre.RuntimeGVisor && name != nacre.RuntimeFirecracker || slices.Contains(out, name) {
+			return nil, fmt.Errorf("--runtime %q: want auto, gvisor, firecracker, or both with a comma, the default first", text)
 		}
-		return runtimeFirecracker, nacre.Errorf(nacre.CodeUnavailable, "Firecracker is not set up; run `nacre setup firecracker`")
+		out = append(out, name)
 	}
-	self, err := os.Executable()
-	if err == nil {
-		err = firecracker.Probe(ctx, self)
-	}
-	if err != nil && c.Runtime == runtimeAuto {
-		return runtimeGVisor, err
-	}
-	return runtimeFirecracker, err
+	return out, nil
 }
 
-// runtimeFinding is doctor's word about it.
-func runtimeFinding(ctx context.Context, c Config) Finding {
-	name, why := chooseRuntime(ctx, c)
-	f := Finding{ID: "runtime", Level: "ok", What: "machines are made of " + name}
-	switch {
-	case why == nil:
-	case c.Runtime == runtimeFirecracker:
-		f.Level, f.Advice = "fail", nacre.ErrorMessage(why)
-	default:
-		f.Level, f.Advice = "warn", "Firecracker is set up and cannot be used: "+nacre.ErrorMessage(why)
+// parseTemplateRuntimes reads --template-runtime: TEMPLATE=RUNTIME.
+func parseTemplateRuntimes(entries []string) (map[string]nacre.RuntimeName, error) {
+	out := map[string]nacre.RuntimeName{}
+	for _, e := range entries {
+		template, name, _ := strings.Cut(e, "=")
+		known := slices.ContainsFunc(builtins[:], func(b builtin) bool { return slices.Contains(b.names, template) })
+		if list, err := parseRuntimes(name); !known || err != nil || len(list) != 1 {
+			return nil, fmt.Errorf("--template-runtime %q: want TEMPLATE=RUNTIME, of a built-in template, such as python=gvisor", e)
+		}
+		out[template] = nacre.RuntimeName(name)
 	}
-	return f
+	return out, nil
+}
+
+// virtualization is what a host has for Firecracker.
+type virtualization struct {
+	setUp bool
+	fit   func(context.Context) error // why KVM does not run guests; it takes seconds where that hangs
+}
+
+func hostVirtualization(dataDir string) virtualization {
+	_, ok := firecracker.Installed(FirecrackerDir(dataDir))
+	return virtualization{setUp: ok, fit: func(ctx context.Context) error {
+		self, err := os.Executable()
+		if err == nil {
+			err = firecracker.Probe(ctx, self)
+		}
+		return err
+	}}
+}
+
+// choice is what --runtime comes to on this host.
+type choice struct {
+	made    []nacre.RuntimeName // what new machines are made of, the default first
+	against error               // why Firecracker is not among them, where it was set up or asked for
+}
+
+// chooseRuntimes decides. With auto Firecracker goes first where it was set up and the
+// host's KVM really runs guests, and gVisor is there always. What is asked for by name
+// and cannot be had is an error.
+func chooseRuntimes(ctx context.Context, text string, v virtualization) (choice, error) {
+	asked, err := parseRuntimes(text)
+	switch {
+	case err != nil:
+		return choice{}, err
+	case asked == nil && !v.setUp:
+		return choice{made: []nacre.RuntimeName{nacre.RuntimeGVisor}}, nil
+	case asked == nil:
+		if against := v.fit(ctx); against != nil {
+			return choice{made: []nacre.RuntimeName{nacre.RuntimeGVisor}, against: against}, nil
+		}
+		return choice{made: []nacre.RuntimeName{nacre.RuntimeFirecracker, nacre.RuntimeGVisor}}, nil
+	case !slices.Contains(asked, nacre.RuntimeFirecracker):
+		return choice{made: asked}, nil
+	}
+	// First what cannot be mended by setting it up.
+	if against := v.fit(ctx); against != nil {
+		return choice{}, fmt.Errorf("--runtime %s: this host cannot run Firecracker machines. %s. gVisor needs no virtualization: start with --runtime gvisor or auto",
+			text, upperFirst(nacre.ErrorMessage(against)))
+	}
+	if !v.setUp {
+		return choice{}, fmt.Errorf("--runtime %s: Firecracker is not set up for this data directory; this host can run it: `nacre setup firecracker` brings it", text)
+	}
+	return choice{made: asked}, nil
+}
+
+func upperFirst(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
+// drivers opens drivers by their names. One that is kept makes no machines.
+type drivers func(name nacre.RuntimeName, kept bool) (nacre.Runtime, error)
+
+func (s *Server) drivers(cgroup, agent string) drivers {
+	return func(name nacre.RuntimeName, kept bool) (nacre.Runtime, error) {
+		if name == nacre.RuntimeGVisor {
+			c := gvisor.Config{CgroupParent: cgroup, Agent: agent, Log: s.log}
+			if kept {
+				c.Ahead = -1
+			}
+			return gvisor.New(c)
+		}
+		if name != nacre.RuntimeFirecracker {
+			return nil, errors.New("this program does not know it")
+		}
+		c, _ := firecracker.Installed(FirecrackerDir(s.cfg.DataDir))
+		c.CgroupParent, c.Log = cgroup, s.log
+		c.AllowHoles = os.Getenv("NACRE_FIRECRACKER_ALLOW_HOLES") != ""
+		return firecracker.New(c)
+	}
+}
+
+// openRuntime opens what the choice makes machines of, and beside it, to be kept, what
+// machines of an earlier start run on: whoever changes --runtime ends no sandbox by it.
+// What cannot be opened is an error while it has machines: they are left alone.
+func openRuntime(c choice, running map[nacre.RuntimeName]node.Running, open drivers, log *slog.Logger) (*mixed.Runtime, error) {
+	var made, kept []nacre.Runtime
+	undo := func() {
+		for _, d := range slices.Concat(made, kept) {
+			if c, ok := d.(interface{ Close() error }); ok {
+				_ = c.Close()
+			}
+		}
+	}
+	for _, name := range c.made {
+		d, err := open(name, false)
+		if err != nil {
+			undo()
+			return nil, fmt.Errorf("the runtime %s: %w", name, err)
+		}
+		made = append(made, d)
+	}
+	for _, name := range slices.Sorted(maps.Keys(running)) {
+		if slices.Contains(c.made, name) {
+			continue
+		}
+		d, err := open(name, true)
+		if err != nil {
+			undo()
+			return nil, fmt.Errorf("%s on the runtime %s, which cannot be opened: %s. Nothing was touched: mend that and start again, or end all sandboxes with `nacre down`",
+				running[name], name, nacre.ErrorMessage(err))
+		}
+		log.Warn("machines of an earlier start go on, and no new ones are made on their runtime", "runtime", name,
+			"sandboxes", running[name].Sandboxes, "standbys", running[name].Standbys)
+		kept = append(kept, d)
+	}
+	r, err := mixed.New(made, kept)
+	if err != nil {
+		undo()
+	}
+	return r, err
+}
+
+// runtimeFindings are doctor's words about it.
+func runtimeFindings(ctx context.Context, text string, v virtualization) []Finding {
+	fit := v.fit(ctx)
+	v.fit = func(context.Context) error { return fit } // once: where it hangs it takes long
+	out := Finding{ID: "runtime", Level: "ok"}
+	c, err := chooseRuntimes(ctx, text, v)
+	if err != nil {
+		out.Level, out.What, out.Advice = "fail", "--runtime "+text+" cannot be had", err.Error()
+	} else {
+		out.What = "new machines are made of " + string(c.made[0])
+		if len(c.made) > 1 {
+			out.What += ", and of " + string(c.made[1]) + " where a create or a template asks for it"
+		}
+	}
+	kvm := Finding{ID: "kvm", Level: "ok", What: "the host's KVM runs guests, so Firecracker machines can be made"}
+	switch {
+	case fit != nil && err == nil && c.against != nil:
+		kvm.Level, kvm.What = "warn", "Firecracker is set up, and this host cannot run its machines"
+		kvm.Advice = nacre.ErrorMessage(fit)
+	case fit != nil:
+		kvm.What = "no Firecracker machines here, and gVisor needs none of it: " + nacre.ErrorMessage(fit)
+	case !v.setUp:
+		kvm.What += " once `nacre setup firecracker` has brought it"
+	}
+	return []Finding{out, kvm}
 }

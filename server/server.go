@@ -28,6 +28,7 @@ import (
 	"github.com/nacrehq/nacre/internal/agentbin"
 	"github.com/nacrehq/nacre/network"
 	"github.com/nacrehq/nacre/node"
+	"github.com/nacrehq/nacre/runtime/mixed"
 	"github.com/nacrehq/nacre/sqlstore"
 )
 
@@ -96,7 +97,8 @@ func (s *Server) Run(ctx context.Context, ready func(Status)) error {
 type parts struct {
 	db        *sqlstore.DB
 	net       *network.Network
-	runtime   machineRuntime
+	chosen    choice
+	runtime   *mixed.Runtime
 	node      *node.Node
 	images    nacre.ImageStore
 	artifacts *image.Artifacts
@@ -139,6 +141,14 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 	step := func(text string) {
 		adm.step(text)
 		s.log.Debug("start", "step", text)
+	}
+	step("choosing what machines are made of")
+	var err error
+	if p.chosen, err = chooseRuntimes(ctx, s.cfg.Runtime, hostVirtualization(s.cfg.DataDir)); err != nil {
+		return p, err
+	}
+	if p.chosen.against != nil {
+		s.log.Warn("Firecracker is set up and cannot be used", "reason", nacre.ErrorMessage(p.chosen.against))
 	}
 	step("opening the store")
 	db, err := sqlstore.Open(ctx, s.cfg.Store, sqlstore.Options{Logger: s.log, EnvKey: sec.env, Clock: time.Now})
@@ -206,8 +216,12 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	p.onClose(func() error { return p.net.Close(context.WithoutCancel(ctx)) })
-	if p.runtime, err = openRuntime(ctx, s.cfg, sec.cgroup(), agentPath, s.log); err != nil {
-		return fmt.Errorf("runtime: %w", err)
+	running, err := node.RunningOn(handleDir(sec.instance))
+	if err != nil {
+		return fmt.Errorf("machines of an earlier start: %w", err)
+	}
+	if p.runtime, err = openRuntime(p.chosen, running, s.drivers(sec.cgroup(), agentPath), s.log); err != nil {
+		return err
 	}
 	p.onClose(p.runtime.Close)
 	blobs, err := blob.Open(s.cfg.Blobs)

@@ -54,10 +54,10 @@ func (g *globals) listSandboxes(cmd *cobra.Command, c *client.Client, metadata m
 		if info.State == nacre.StatePaused {
 			expires = "-" // not while it is paused
 		}
-		rows = append(rows, []string{info.ID, or(info.Template, info.TemplateID), string(info.State),
+		rows = append(rows, []string{info.ID, or(info.Template, info.TemplateID), string(info.Runtime), string(info.State),
 			ago(info.StartedAt, now), expires, pairs(info.Metadata)})
 	}
-	return g.printList(cmd, "ID TEMPLATE STATE STARTED EXPIRES METADATA", rows, out, quiet)
+	return g.printList(cmd, "ID TEMPLATE RUNTIME STATE STARTED EXPIRES METADATA", rows, out, quiet)
 }
 
 func (g *globals) listRuns(cmd *cobra.Command, c *client.Client, quiet bool) error {
@@ -68,9 +68,9 @@ func (g *globals) listRuns(cmd *cobra.Command, c *client.Client, quiet bool) err
 			return err
 		}
 		out = append(out, r)
-		rows = append(rows, []string{r.ID, or(r.Template, r.TemplateID), r.Status, ago(r.CreatedAt, now), ago(r.EndedAt, now), or(string(r.Reason), r.EndReason)})
+		rows = append(rows, []string{r.ID, or(r.Template, r.TemplateID), string(r.Runtime), r.Status, ago(r.CreatedAt, now), ago(r.EndedAt, now), or(string(r.Reason), r.EndReason)})
 	}
-	return g.printList(cmd, "ID TEMPLATE STATUS CREATED ENDED REASON", rows, out, quiet)
+	return g.printList(cmd, "ID TEMPLATE RUNTIME STATUS CREATED ENDED REASON", rows, out, quiet)
 }
 
 // printList prints one list in the form that the flags ask for. A row's first

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/client"
 )
 
@@ -15,6 +16,7 @@ import (
 type runFlags struct {
 	commandFlags
 	template   string
+	runtime    string
 	timeout    time.Duration
 	metadata   []string
 	rm, detach bool
@@ -79,6 +81,7 @@ func newRunCommand(g *globals) *cobra.Command {
 	f.commandFlags.flags(cmd)
 	fs := cmd.Flags()
 	fs.StringVar(&f.template, "template", "base", "what to make the sandbox from: a template, or a snapshot; `nacre templates` and `nacre snapshots` list them")
+	fs.StringVar(&f.runtime, "runtime", "", "what the sandbox is made of, gvisor or firecracker, where the server offers it (default: the template's, or the server's)")
 	fs.DurationVar(&f.timeout, "timeout", client.DefaultTimeout, "how long the sandbox lives, such as 1h")
 	fs.StringArrayVar(&f.metadata, "metadata", nil, "mark the sandbox with NAME=VALUE; may be repeated")
 	fs.BoolVar(&f.rm, "rm", false, "end the sandbox when the command has ended")
@@ -105,6 +108,9 @@ func (f *runFlags) createOptions() ([]client.CreateOption, error) {
 	}
 	opts := []client.CreateOption{client.Template(f.template), client.Timeout(f.timeout), client.Env(env),
 		client.Metadata(metadata), client.AllowOut(f.allowOut...), client.DenyOut(f.denyOut...)}
+	if f.runtime != "" {
+		opts = append(opts, client.Runtime(nacre.RuntimeName(f.runtime)))
+	}
 	if f.autoPause {
 		opts = append(opts, client.AutoPause())
 	}

@@ -225,8 +225,8 @@ func (g *globals) listSnapshots(cmd *cobra.Command, quiet bool, opts []client.Sn
 		if !s.Memory {
 			holds = "files"
 		}
-		rows = append(rows, []string{s.ID, or(s.Name, "-"), s.SandboxID, holds, bytesText(s.Size), bytesText(s.DiskUsed),
+		rows = append(rows, []string{s.ID, or(s.Name, "-"), s.SandboxID, or(string(s.Runtime), "-"), holds, bytesText(s.Size), bytesText(s.DiskUsed),
 			ago(s.CreatedAt, now), in(s.ExpiresAt, now), or(s.Comment, "-")})
 	}
-	return g.printList(cmd, "ID NAME SANDBOX HOLDS SIZE DISK CREATED EXPIRES COMMENT", rows, out, quiet)
+	return g.printList(cmd, "ID NAME SANDBOX RUNTIME HOLDS SIZE DISK CREATED EXPIRES COMMENT", rows, out, quiet)
 }

@@ -1,0 +1,165 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest"
+	"github.com/nacrehq/nacre/node"
+)
+
+const hangs = "/dev/kvm is there, but hangs"
+
+func virtual(setUp, fit bool) virtualization {
+	return virtualization{setUp: setUp, fit: func(context.Context) error {
+		if fit {
+			return nil
+		}
+		return nacre.Errorf(nacre.CodeUnavailable, hangs)
+	}}
+}
+
+// TestChooseRuntimes: auto takes what the host is fit for, and gVisor always; what is
+// asked for by name is had or refused with the reason and what to do.
+func TestChooseRuntimes(t *testing.T) {
+	for _, c := range []struct {
+		text       string
+		setUp, fit bool
+		want       string // or what the error says, separated by |
+	}{
+		{"auto", false, false, "[gvisor]"},
+		{"auto", false, true, "[gvisor]"},
+		{"auto", true, false, "[gvisor] " + hangs},
+		{"auto", true, true, "[firecracker gvisor]"},
+		{"gvisor", true, true, "[gvisor]"},
+		{"firecracker", true, true, "[firecracker]"},
+		{"firecracker,gvisor", true, true, "[firecracker gvisor]"},
+		{"gvisor, firecracker", true, true, "[gvisor firecracker]"},
+		{"firecracker", true, false, "error|--runtime firecracker|" + hangs + "|--runtime gvisor"},
+		{"firecracker", false, false, "error|" + hangs + "|--runtime gvisor"},
+		{"gvisor,firecracker", true, false, "error|" + hangs},
+		{"firecracker", false, true, "error|not set up|nacre setup firecracker"},
+		{"docker", true, true, "error|docker"},
+	} {
+		got, err := chooseRuntimes(t.Context(), c.text, virtual(c.setUp, c.fit))
+		if words, bad := strings.CutPrefix(c.want, "error|"); bad {
+			for w := range strings.SplitSeq(words, "|") {
+				if err == nil || !strings.Contains(err.Error(), w) {
+					t.Errorf("%+v: %v does not say %q", c, err, w)
+				}
+			}
+			continue
+		}
+		text := fmt.Sprint(got.made)
+		if got.against != nil {
+			text += " " + nacre.ErrorMessage(got.against)
+		}
+		if err != nil || text != c.want {
+			t.Errorf("%+v: %s, %v", c, text, err)
+		}
+	}
+}
+
+// TestTheProbeIsNotRunInVain: it takes seconds where KVM hangs, at each start.
+func TestTheProbeIsNotRunInVain(t *testing.T) {
+	for text, setUp := range map[string]bool{"auto": false, "gvisor": true} {
+		v := virtualization{setUp: setUp, fit: func(context.Context) error { t.Errorf("--runtime %s asks KVM", text); return nil }}
+		if _, err := chooseRuntimes(t.Context(), text, v); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestChangingTheRuntimeEndsNoSandbox: a driver that machines of an earlier start run
+// on is opened whatever --runtime says, to be kept; when it cannot be, the server does
+// not start and says why, and what to do.
+func TestChangingTheRuntimeEndsNoSandbox(t *testing.T) {
+	host := nacretest.NewFakeHost()
+	var broken nacre.RuntimeName
+	var opened []string
+	open := func(name nacre.RuntimeName, kept bool) (nacre.Runtime, error) {
+		if name == broken {
+			return nil, nacre.Errorf(nacre.CodeUnavailable, "its program is gone")
+		}
+		opened = append(opened, fmt.Sprint(name, " kept ", kept))
+		return host.Daemon().Driver(nacre.Capabilities{Runtime: name, Snapshots: true, RestoreKey: string(name) + "/1"}), nil
+	}
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	firecracker := choice{made: []nacre.RuntimeName{"firecracker"}}
+	running := map[nacre.RuntimeName]node.Running{"gvisor": {Sandboxes: 2}, "firecracker": {Standbys: 1}}
+	r, err := openRuntime(firecracker, running, open, logger)
+	if err != nil || strings.Join(opened, ", ") != "firecracker kept false, gvisor kept true" || !strings.Contains(log.String(), "gvisor") {
+		t.Fatalf("%v, opened %v; log %s", err, opened, log.String())
+	}
+	can := r.Capabilities()
+	if d, ok := can.Of("gvisor"); !ok || !d.Kept || can.Runtime != "firecracker" {
+		t.Errorf("%+v", can)
+	}
+	if _, err := can.Offers("gvisor"); err == nil {
+		t.Error("new ones are made on what is kept")
+	}
+	for _, broken = range []nacre.RuntimeName{"gvisor", "firecracker"} {
+		_, err = openRuntime(firecracker, running, open, logger)
+		if err == nil || !strings.Contains(err.Error(), string(broken)) || !strings.Contains(err.Error(), "its program is gone") {
+			t.Errorf("without %s: %v", broken, err)
+		}
+	}
+	broken = "gvisor"
+	if _, err = openRuntime(firecracker, running, open, logger); !strings.Contains(fmt.Sprint(err), "2 sandboxes run on the runtime gvisor") || !strings.Contains(err.Error(), "nacre down") {
+		t.Errorf("%v", err)
+	}
+	if _, err := openRuntime(firecracker, nil, open, logger); err != nil {
+		t.Errorf("with nothing running on it: %v", err)
+	}
+	broken = ""
+	later := func(name nacre.RuntimeName, kept bool) (nacre.Runtime, error) {
+		if name == "docker" {
+			return (&Server{}).drivers("", "")(name, kept)
+		}
+		return open(name, kept)
+	}
+	_, err = openRuntime(firecracker, map[nacre.RuntimeName]node.Running{"docker": {Sandboxes: 1}}, later, logger)
+	if !strings.Contains(fmt.Sprint(err), "1 sandbox runs on the runtime docker") {
+		t.Errorf("machines of a runtime that a later program had: %v", err)
+	}
+}
+
+// TestDoctorOnRuntimes: it says what machines are made of, and what KVM really does.
+func TestDoctorOnRuntimes(t *testing.T) {
+	for _, c := range []struct {
+		text       string
+		setUp, fit bool
+		runtime    string
+		kvm        string
+		says       string
+	}{
+		{"auto", false, false, "ok", "ok", hangs},
+		{"auto", false, true, "ok", "ok", "nacre setup firecracker"},
+		{"auto", true, true, "ok", "ok", "runs guests"},
+		{"auto", true, false, "ok", "warn", hangs},
+		{"gvisor", true, false, "ok", "ok", hangs},
+		{"firecracker", true, true, "ok", "ok", "runs guests"},
+		{"firecracker", true, false, "fail", "ok", hangs},
+		{"firecracker,gvisor", false, true, "fail", "ok", "nacre setup firecracker"},
+	} {
+		asked := 0
+		v := virtual(c.setUp, c.fit)
+		fit := v.fit
+		v.fit = func(ctx context.Context) error { asked++; return fit(ctx) }
+		got := runtimeFindings(t.Context(), c.text, v)
+		if len(got) != 2 || got[0].Level != c.runtime || got[1].Level != c.kvm || !strings.Contains(got[0].Advice+got[1].What+got[1].Advice, c.says) || asked != 1 {
+			t.Errorf("%+v: %+v, KVM was asked %d times", c, got, asked)
+		}
+		for _, f := range got {
+			if f.What == "" || f.Level != "ok" && f.Advice == "" {
+				t.Errorf("%+v: %+v", c, f)
+			}
+		}
+	}
+}
