@@ -30,10 +30,8 @@ func newSetupFirecrackerCommand() *cobra.Command {
 		Use:   "firecracker",
 		Short: "Install a Firecracker release and the guest kernel, which --runtime auto then uses",
 		Long: "setup firecracker checks a release of Firecracker and puts it, with a guest kernel, into the data directory.\n" +
-			"It downloads the release that this version of nacre was made for, and compares its sum. Where the network is\n" +
-			"closed --from names another source: an archive by path or https URL (then with --sha256, which Firecracker\n" +
-			"publishes beside each release), or a directory with the programs firecracker and jailer. Releases with known\n" +
-			"holes are refused.\n\n" +
+			"--from is a release's archive by path or https URL (then with --sha256, which Firecracker publishes beside it),\n" +
+			"or a directory with the programs firecracker and jailer. Releases with known holes are refused.\n\n" +
 			"Without --kernel the guest kernel is built here from Debian's kernel source; that takes a quarter of an hour\n" +
 			"of one processor, once.",
 		Args: cobra.NoArgs,
@@ -47,9 +45,6 @@ func newSetupFirecrackerCommand() *cobra.Command {
 					return err
 				}
 			}
-			bar := progress.New(os.Stderr)
-			defer bar.Done()
-			from.Progress = func(done, total int64) { bar.Set("downloading Firecracker", done, total) }
 			version, err := firecracker.Install(cmd.Context(), server.FirecrackerDir(c.DataDir), from)
 			if err != nil {
 				return err
@@ -67,10 +62,11 @@ func newSetupFirecrackerCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&from.Source, "from", "", "a release: archive or directory by path, or archive by https URL (default: the one that nacre was made for)")
+	cmd.Flags().StringVar(&from.Source, "from", "", "a release: archive or directory by path, or archive by https URL")
 	cmd.Flags().StringVar(&from.SHA256, "sha256", "", "the archive's SHA-256")
 	cmd.Flags().StringVar(&from.Kernel, "kernel", "", "a guest kernel (vmlinux) instead of building one")
 	cmd.Flags().BoolVar(&from.AllowHoles, "allow-known-holes", false, "take a release with known security holes; for tests")
+	_ = cmd.MarkFlagRequired("from") // it exists
 	cmd.Flags().SortFlags = false
 	c.Flags(cmd.Flags())
 	return cmd
