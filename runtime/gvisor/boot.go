@@ -176,6 +176,7 @@ type launch struct {
 	// The sandbox writes one byte to syncEnd when it has booted.
 	sync, syncEnd *os.File
 	control       *os.File // the sandbox listens on it
+	loader        *os.File // what gVisor asks for the snapshot to restore; nil for a fresh guest
 	links         *boot.CreateLinksAndRoutesArgs
 }
 
@@ -258,7 +259,7 @@ func (l *launch) prepareFiles() error {
 		}
 		l.give(f.flag, file)
 	}
-	if err := l.giveLayer(); err != nil {
+	if err := errors.Join(l.giveLayer(), l.giveSnapshot()); err != nil {
 		return err
 	}
 	b, err := l.birth(agent)

@@ -36,7 +36,7 @@ func (l *launch) handshake() error {
 	tasks := guestTasks(l.spec.Resources.MaxPIDs)
 	if !l.fresh() {
 		defer l.r.trace("5-restore")
-		if err := l.snap.load(c); err != nil {
+		if err := l.load(c); err != nil {
 			return err
 		}
 		// With the new kernel comes a new control server.

@@ -261,9 +261,12 @@ func daemon() {
 	for in := json.NewDecoder(os.Stdin); ; {
 		var o order
 		fail(in.Decode(&o))
-		if o.SnapshotDir != "" {
+		switch {
+		case o.RestoreDir != "":
+			m, err = r.Restore(context.Background(), o.MachineSpec, o.RestoreDir)
+		case o.SnapshotDir != "":
 			_, err = m.Snapshot(context.Background(), o.SnapshotDir, nacre.SnapshotOptions{KeepRunning: o.KeepRunning})
-		} else {
+		default:
 			m, err = r.Start(context.Background(), o.MachineSpec)
 		}
 		fail(err)
@@ -271,10 +274,11 @@ func daemon() {
 	}
 }
 
-// order is what a daemon is told: to start a machine, or to take a snapshot of the
-// last one.
+// order is what a daemon is told: to start a machine, to take a snapshot of the last
+// one, or to restore one.
 type order struct {
 	nacre.MachineSpec
+	RestoreDir  string
 	SnapshotDir string
 	KeepRunning bool
 }

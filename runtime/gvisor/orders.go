@@ -29,6 +29,7 @@ type orders struct {
 	ID    string
 	Args  []string
 	Files map[int]int // index of an argument that lacks its value: index of the file
+	Load  []int       // indexes of the files that a guest is loaded from, see serveLoad
 
 	files []*os.File
 }
@@ -42,6 +43,12 @@ func (o *orders) give(flag string, f *os.File) {
 	}
 	o.Files[len(o.Args)] = len(o.files)
 	o.add("--" + flag + "=")
+	o.files = append(o.files, f)
+}
+
+// load adds a file that the guest is loaded from.
+func (o *orders) load(f *os.File) {
+	o.Load = append(o.Load, len(o.files))
 	o.files = append(o.files, f)
 }
 
@@ -92,6 +99,11 @@ func prepareSandbox() {
 		giveUp(err)
 	}
 	tellName(o.ID)
+	if len(o.Load) > 0 {
+		if err := serveLoad(o.Load); err != nil {
+			giveUp(err)
+		}
+	}
 	o.add("--proc-mount-sync-fd=" + strconv.Itoa(umountFD))
 	if name := strings.TrimSpace(string(product)); name != "" {
 		o.add("--product-name=" + name)
@@ -152,6 +164,12 @@ func receiveOrders() (*orders, error) {
 			return nil, fmt.Errorf("%d files came", len(fds))
 		}
 		o.Args[arg] += strconv.Itoa(fds[file])
+	}
+	for i, file := range o.Load {
+		if file >= len(fds) {
+			return nil, fmt.Errorf("%d files came", len(fds))
+		}
+		o.Load[i] = fds[file]
 	}
 	return o, nil
 }

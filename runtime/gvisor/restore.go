@@ -10,8 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/cpuid"
-	"gvisor.dev/gvisor/pkg/urpc"
-	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/snapfile"
@@ -98,25 +96,6 @@ func (l *launch) giveLayer() error {
 			return err
 		}
 		l.give("fs-restore-fds", f)
-	}
-	return nil
-}
-
-// load has gVisor make the snapshot's kernel its own. The pages come behind: the
-// guest runs as soon as the kernel is there, and waits for a page that it touches
-// before its turn.
-func (s *snapshot) load(c *urpc.Client) error {
-	opt := boot.RestoreOpts{HavePagesFile: true, Background: true}
-	for _, name := range []string{kernelFile, metaFile, pagesFile} {
-		f, err := openForLoad(s.Path(name))
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		opt.Files = append(opt.Files, f)
-	}
-	if err := c.Call(boot.ContMgrRestore, &opt, nil); err != nil {
-		return fmt.Errorf("restore: %w", err)
 	}
 	return nil
 }
