@@ -79,7 +79,8 @@ type Node struct {
 	known     map[nacre.MachineID]struct{} // what no sweep may touch
 	sandboxes map[nacre.SandboxID]*entry
 	ready     map[Shape][]*unit // standbys, oldest first
-	want      map[Shape]int     // how many standbys of each shape there should be
+	want      map[Shape]int     // how many standbys KeepReady wants of each shape
+	demand    map[Shape]demand  // of other shapes
 	exits     int64             // how many machines of sandboxes ended by themselves
 	exited    chan struct{}     // closed and replaced when exits goes up
 	lastStart time.Time         // when a start last began or ended
@@ -117,6 +118,7 @@ func New(cfg Config) (*Node, error) {
 		sandboxes: map[nacre.SandboxID]*entry{},
 		ready:     map[Shape][]*unit{},
 		want:      map[Shape]int{},
+		demand:    map[Shape]demand{},
 		exited:    make(chan struct{}),
 		kick:      make(chan struct{}, 1),
 		handing:   make(chan struct{}, handOvers*runtime.NumCPU()),

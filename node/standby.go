@@ -60,7 +60,7 @@ func (s *Standby) setDefaults(host func() (HostStats, error)) {
 }
 
 // KeepReady says of which shapes standbys are kept, Config.Standby.Count of each.
-// Those of other shapes are given up.
+// Those of other shapes are given up, but for the shapes in demand.
 func (n *Node) KeepReady(shapes ...Shape) {
 	n.mu.Lock()
 	n.want = map[Shape]int{}
@@ -194,12 +194,13 @@ func (n *Node) refill(ctx context.Context, paused *time.Time) bool {
 	if err != nil {
 		if ctx.Err() == nil {
 			n.log.Warn("a standby could not be made", "build", shape.Build, "err", err)
+			n.unwanted(*shape)
 		}
 		return false // the next tick tries again
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.closed || u.hasEnded() || n.want[*shape] <= len(n.ready[*shape]) {
+	if n.closed || u.hasEnded() || n.wanted()[*shape] <= len(n.ready[*shape]) {
 		n.discardLocked(u)
 		return false
 	}
@@ -236,7 +237,7 @@ func (n *Node) bootStandby(ctx context.Context, shape Shape) (*unit, error) {
 func (n *Node) missing() (shape *Shape, urgent bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	for s, count := range n.want {
+	for s, count := range n.wanted() {
 		have := len(n.ready[s])
 		if have < min(count, first()) {
 			return &s, true
@@ -287,8 +288,9 @@ func (n *Node) roomForStandby() bool {
 func (n *Node) trimStandbys() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	want := n.wanted()
 	for shape, us := range n.ready {
-		keep := min(n.want[shape], len(us))
+		keep := min(want[shape], len(us))
 		for _, u := range us[keep:] {
 			n.discardLocked(u)
 		}

@@ -100,7 +100,11 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 			return nil, "", err
 		}
 	}
-	if n.hasStandby(shape, spec.Runtime) {
+	ready := n.hasStandby(shape, spec.Runtime)
+	if spec.Team != nacre.SystemTeam && (ready || spec.Snapshot == "") {
+		n.asked(shape)
+	}
+	if ready {
 		if u, err := n.handStandby(ctx, shape, spec, policy); u != nil || err != nil {
 			return u, nacre.BootStandby, err
 		}
@@ -110,6 +114,9 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 		return nil, "", err
 	}
 	defer snap.close()
+	if snap != nil && snap.m.Team == nacre.SystemTeam { // a template's
+		n.asked(shape)
+	}
 	done, err := n.gate.bootTurn(ctx)
 	if err != nil {
 		return nil, "", err
