@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest/pgtest"
+	"github.com/nacrehq/nacre/sqlstore"
 )
 
 func TestPercentiles(t *testing.T) {
@@ -101,5 +105,38 @@ func TestStorm(t *testing.T) {
 	}
 	if _, _, err := storm(t.Context(), 4, time.Hour, func() error { return io.ErrUnexpectedEOF }); err == nil {
 		t.Error("an error is lost")
+	}
+}
+
+// TestRecords: what is listed among is as many records as were asked for, in either
+// store, and each query finds some.
+func TestRecords(t *testing.T) {
+	on := map[string]recordStore{"SQLite": onSQLite(t.TempDir())}
+	if os.Getenv("NACRE_SKIP_POSTGRES") == "" {
+		url, err := pgtest.Start(t).Database(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		on["PostgreSQL"] = onPostgres(url)
+	}
+	for name, on := range on {
+		t.Run(name, func(t *testing.T) {
+			b := &bench{options: options{records: 4000, n: 2}, report: newReport(t.Context(), options{nacre: "/bin/false"})}
+			if err := b.recordsOn(t.Context(), on); err != nil {
+				t.Fatal(err)
+			}
+			db, err := sqlstore.Open(t.Context(), on.url, sqlstore.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			if n, err := db.Count(t.Context(), nacre.SandboxFilter{AllTeams: true}); n < b.records*99/100 || n > b.records || err != nil {
+				t.Errorf("%d records of %d, %v", n, b.records, err)
+			}
+			of := nacre.SandboxFilter{AllTeams: true, Metadata: map[string]string{"region": "eu"}}
+			if n, err := db.Count(t.Context(), of); n < b.records/5 || err != nil {
+				t.Errorf("%d of %d have their metadata, %v", n, b.records, err)
+			}
+		})
 	}
 }

@@ -42,7 +42,7 @@ func benchExec(ctx context.Context, b *bench) error {
 		}
 		b.report.add("empty request to the agent, through the edge", "ms", far, "", "")
 		b.report.add("empty request to the agent, its own socket", "ms", near, "", "")
-		return nil
+		return b.benchMiosaExec(ctx, d, s, edge)
 	})
 	if err != nil {
 		return err
@@ -60,22 +60,25 @@ func benchExec(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// inTurns calls do n times with each of two clients, one after the other, so that
-// what else the host does hits both alike.
+// inTurns calls do n times with each of two clients, one after the other.
 func inTurns(ctx context.Context, n int, do func(*envd.Client) error, first, second *envd.Client) (a, b series, err error) {
+	return alternate(ctx, n, func() error { return do(first) }, func() error { return do(second) })
+}
+
+// alternate does two things n times, one after the other, so that whatever else the
+// host does hits both alike.
+func alternate(ctx context.Context, n int, first, second func() error) (a, b series, err error) {
 	for i := range n + 3 {
-		for j, c := range []*envd.Client{first, second} {
+		for _, turn := range []struct {
+			do   func() error
+			took *series
+		}{{first, &a}, {second, &b}} {
 			begin := time.Now()
-			if err := do(c); err != nil {
+			if err := turn.do(); err != nil {
 				return nil, nil, err
 			}
-			if i < 3 {
-				continue // the first ones connect
-			}
-			if j == 0 {
-				a.since(begin)
-			} else {
-				b.since(begin)
+			if i >= 3 { // the first ones connect
+				turn.took.since(begin)
 			}
 		}
 		if ctx.Err() != nil {
@@ -83,6 +86,21 @@ func inTurns(ctx context.Context, n int, do func(*envd.Client) error, first, sec
 		}
 	}
 	return a, b, nil
+}
+
+// benchMiosaExec: a command through MIOSA's API, beside the same through the edge.
+func (b *bench) benchMiosaExec(ctx context.Context, d *daemon, s box, edge *envd.Client) error {
+	near, far, err := alternate(ctx, b.samples(300),
+		func() error { _, err := execute(ctx, edge, shellOK[:]...); return err },
+		func() error {
+			return d.call(ctx, "POST", "/api/v1/sandboxes/"+s.ID+"/exec", `{"command":"echo ok"}`, nil)
+		})
+	if err != nil {
+		return err
+	}
+	b.report.add("MIOSA exec 'echo ok'", "ms", far, "", "over HTTP, through the API")
+	b.report.value("MIOSA exec / the Moru SDK's way through the edge", "x", far.at(50)/near.at(50), "<= 2", "medians")
+	return nil
 }
 
 // benchOutput: how fast a command's output comes out.

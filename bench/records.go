@@ -10,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
+	"github.com/nacrehq/nacre/nacretest/pgtest"
 	"github.com/nacrehq/nacre/sqlstore"
 )
 
@@ -22,6 +24,7 @@ import (
 // its ended ones, and a thousand small teams.
 const (
 	users     = 2500 // of the metadata; each has 20 copies too
+	spaces    = 1000 // of MIOSA's external_workspace_id
 	bigTeam   = nacre.TeamID("team_big")
 	quietTeam = nacre.TeamID("team_quiet")
 )
@@ -33,20 +36,58 @@ func smallTeam(rng *rand.Rand) nacre.TeamID {
 // copies is how many records are made of each that is inserted.
 const copies = 20
 
-// benchRecords: lists, filters and single reads among many records on SQLite. A
-// twentieth of them goes through the store's own inserts, and is copied with SQL.
+// benchRecords: lists, filters and single reads among many records, on SQLite and,
+// where it is installed, on PostgreSQL.
 func benchRecords(ctx context.Context, b *bench) error {
-	n := b.records
-	if b.quick {
-		n /= 10
-	}
 	dir, err := os.MkdirTemp("", "nacre-bench-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	err = b.recordsOn(ctx, onSQLite(dir))
+	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
+		return err
+	}
+	pg, err := pgtest.Launch()
+	if errors.Is(err, pgtest.ErrMissing) {
+		log.Print("    ", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	url, err := pg.Database(ctx)
+	if err == nil {
+		err = b.recordsOn(ctx, onPostgres(url))
+	}
+	return errors.Join(err, pg.Close())
+}
+
+// recordStore is a database for many records.
+type recordStore struct {
+	name, url   string
+	driver, raw string // for what is done past the store
+	settle      string // what the database does by itself after a lot came, if anything
+}
+
+func onSQLite(dir string) recordStore {
 	path := filepath.Join(dir, "nacre.db")
-	db, err := sqlstore.Open(ctx, path, sqlstore.Options{})
+	return recordStore{name: "SQLite", url: path, driver: "sqlite",
+		raw: "file:" + path + "?_pragma=synchronous(off)&_pragma=cache_size(-262144)&_pragma=temp_store(memory)"}
+}
+
+// onPostgres settles with what autovacuum does within minutes.
+func onPostgres(url string) recordStore {
+	return recordStore{name: "PostgreSQL", url: url, driver: "pgx", raw: url, settle: "VACUUM ANALYZE"}
+}
+
+// recordsOn fills a store and measures it. A twentieth of the records goes through
+// the store's own inserts, and is copied with SQL.
+func (b *bench) recordsOn(ctx context.Context, on recordStore) error {
+	n := b.records
+	if b.quick {
+		n /= 10
+	}
+	db, err := sqlstore.Open(ctx, on.url, sqlstore.Options{})
 	if err != nil {
 		return err
 	}
@@ -54,11 +95,12 @@ func benchRecords(ctx context.Context, b *bench) error {
 	if err := errors.Join(seed(ctx, db, n/copies), db.Close()); err != nil {
 		return err
 	}
-	b.report.value(fmt.Sprintf("inserting %d records, 256 callers", n/copies), "1/s", float64(n/copies)/time.Since(begin).Seconds(), "", "each with its event and metadata; synced")
-	if err := multiply(ctx, path); err != nil {
+	b.report.value(fmt.Sprintf("%s: inserting %d records, 256 callers", on.name, n/copies), "1/s", float64(n/copies)/time.Since(begin).Seconds(), "",
+		"each with its event and metadata; synced")
+	if err := on.multiply(ctx); err != nil {
 		return err
 	}
-	if db, err = sqlstore.Open(ctx, path, sqlstore.Options{}); err != nil {
+	if db, err = sqlstore.Open(ctx, on.url, sqlstore.Options{}); err != nil {
 		return err
 	}
 	defer db.Close()
@@ -76,7 +118,7 @@ func benchRecords(ctx context.Context, b *bench) error {
 			}
 			took.since(at)
 		}
-		b.report.add(fmt.Sprintf("%d records: %s", n, q.name), "ms", took, "p99 <= 10", "")
+		b.report.add(fmt.Sprintf("%s, %d records: %s", on.name, n, q.name), "ms", took, "p99 <= 10", "")
 	}
 	return nil
 }
@@ -117,7 +159,8 @@ func record(rng *rand.Rand, i, n int, now time.Time) nacre.Sandbox {
 	s.CreatedAt = now.Add(-time.Duration(n-i) * 100 * time.Millisecond)
 	s.StartedAt, s.EndedAt = s.CreatedAt, s.CreatedAt.Add(time.Minute)
 	s.Deadline = now.Add(time.Hour)
-	s.Metadata = map[string]string{"user": strconv.Itoa(rng.IntN(users)), "region": [...]string{"eu", "us", "ap"}[rng.IntN(3)]}
+	s.Metadata = map[string]string{"user": strconv.Itoa(rng.IntN(users)), "region": [...]string{"eu", "us", "ap"}[rng.IntN(3)],
+		nacre.LabelExternalSpace: strconv.Itoa(rng.IntN(spaces))}
 	switch p := i % 10; {
 	case p < 6:
 		if rng.IntN(10) == 0 {
@@ -134,41 +177,44 @@ func record(rng *rand.Rand, i, n int, now time.Time) nacre.Sandbox {
 	return s
 }
 
+// columns of the tables that are copied, by how a copy's differ.
+const (
+	sandboxColumns  = "id, team_id, state, node, created_at, started_at, deadline, due_at, ended_at, version, body, env, snapshot_id, name"
+	metadataColumns = "team_id, tag, state, started_at, sandbox_id"
+	eventColumns    = "seq, at, team_id, sandbox_id, kind, data"
+)
+
 // multiply copies every record with its metadata and events, each copy older than
 // the last and under other ids.
-func multiply(ctx context.Context, path string) error {
-	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=synchronous(off)&_pragma=cache_size(-262144)&_pragma=temp_store(memory)")
+func (on recordStore) multiply(ctx context.Context) error {
+	db, err := sql.Open(on.driver, on.raw)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	db.SetMaxOpenConns(1) // the temporary tables are the connection's
 	for _, q := range []string{
-		`CREATE TEMP TABLE s AS SELECT * FROM sandboxes`,
-		`CREATE TEMP TABLE m AS SELECT * FROM sandbox_metadata`,
-		`CREATE TEMP TABLE e AS SELECT * FROM events`,
+		`CREATE TEMP TABLE s AS SELECT ` + sandboxColumns + ` FROM sandboxes`,
+		`CREATE TEMP TABLE m AS SELECT ` + metadataColumns + ` FROM sandbox_metadata`,
+		`CREATE TEMP TABLE e AS SELECT ` + eventColumns + ` FROM events`,
 	} {
 		if _, err := db.ExecContext(ctx, q); err != nil {
 			return err
 		}
 	}
 	for k := 1; k < copies; k++ {
-		log.Printf("    copy %d of %d", k+1, copies)
+		log.Printf("    %s: copy %d of %d", on.name, k+1, copies)
 		tx, err := db.BeginTx(ctx, nil)
 		if err != nil {
 			return err
 		}
-		// Of the 103 random bits of an id the rest is plenty; one that begins so
-		// already has no such copy.
-		id := func(column string) string { return fmt.Sprintf("'i%03d' || substr(%s, 5)", k, column) }
-		older := fmt.Sprint(int64(k) * (30 * 24 * time.Hour).Microseconds())
-		for _, q := range []string{
-			`INSERT OR IGNORE INTO sandboxes SELECT ` + id("id") + `, team_id, state, node, created_at - ` + older + `, started_at - ` + older +
-				`, deadline, due_at, ended_at, version, body, env FROM s`,
-			`INSERT OR IGNORE INTO sandbox_metadata SELECT team_id, tag, state, started_at - ` + older + `, ` + id("sandbox_id") + ` FROM m`,
-			`INSERT INTO events (at, team_id, sandbox_id, kind, data) SELECT at - ` + older + `, team_id, ` + id("sandbox_id") + `, kind, data FROM e`,
+		for _, q := range [...]struct{ into, columns, from string }{
+			{"sandboxes", sandboxColumns, "s"}, {"sandbox_metadata", metadataColumns, "m"}, {"events", eventColumns, "e"},
 		} {
-			if _, err := tx.ExecContext(ctx, q); err != nil {
+			// Of the 103 random bits of an id the rest is plenty; one that begins so
+			// already has no such copy.
+			text := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM %s WHERE true ON CONFLICT DO NOTHING", q.into, q.columns, copied(q.columns, k), q.from)
+			if _, err := tx.ExecContext(ctx, text); err != nil {
 				return errors.Join(err, tx.Rollback())
 			}
 		}
@@ -176,7 +222,26 @@ func multiply(ctx context.Context, path string) error {
 			return err
 		}
 	}
-	return nil
+	if on.settle != "" {
+		_, err = db.ExecContext(ctx, on.settle)
+	}
+	return err
+}
+
+// copied are the columns as those of copy k: of another sandbox, some months older.
+func copied(columns string, k int) string {
+	list := strings.Split(columns, ", ")
+	for i, c := range list {
+		switch c {
+		case "id", "sandbox_id":
+			list[i] = fmt.Sprintf("'i%03d' || substr(%s, 5)", k, c)
+		case "seq":
+			list[i] = "(SELECT max(seq) FROM events) + row_number() OVER ()"
+		case "created_at", "started_at", "at":
+			list[i] = fmt.Sprintf("%s - %d", c, int64(k)*(30*24*time.Hour).Microseconds())
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // walk returns some of the big team's running sandboxes, and places deep in their list.
@@ -209,6 +274,12 @@ type query struct {
 
 func queries(db *sqlstore.DB, rng *rand.Rand, known []nacre.SandboxID, deep []string) []query {
 	running := []nacre.State{nacre.StateRunning}
+	var alive []nacre.State
+	for state := range nacre.Transitions {
+		if state != nacre.StateEnded {
+			alive = append(alive, state)
+		}
+	}
 	list := func(name string, filter func() nacre.SandboxFilter) query {
 		return query{name, func(ctx context.Context) error {
 			_, err := db.List(ctx, filter())
@@ -235,6 +306,9 @@ func queries(db *sqlstore.DB, rng *rand.Rand, known []nacre.SandboxID, deep []st
 		}),
 		list("filter by two, running", func() nacre.SandboxFilter {
 			return nacre.SandboxFilter{TeamID: bigTeam, States: running, Metadata: map[string]string{"region": "us", "user": strconv.Itoa(rng.IntN(users))}}
+		}),
+		list("filter by external_workspace_id, all that live", func() nacre.SandboxFilter {
+			return nacre.SandboxFilter{TeamID: bigTeam, States: alive, Limit: 1000, Metadata: map[string]string{nacre.LabelExternalSpace: strconv.Itoa(rng.IntN(spaces))}}
 		}),
 		list("those whose deadline has passed", func() nacre.SandboxFilter {
 			return nacre.SandboxFilter{AllTeams: true, DeadlineBefore: time.Now()}

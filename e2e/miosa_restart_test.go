@@ -145,22 +145,24 @@ func TestMiosaExecSpeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	best := func(run func()) time.Duration {
-		run()
-		least := time.Hour
-		for range 40 {
+	ways := [...]func(){
+		func() {
+			if _, err := box.Run(t.Context(), "true"); err != nil {
+				t.Fatal(err)
+			}
+		},
+		func() { m.call(200, "POST", "/sandboxes/"+id+"/exec", `{"command":"true"}`) },
+	}
+	// In turns, so that what else the host does hits both alike.
+	best := [...]time.Duration{time.Hour, time.Hour}
+	for range 41 {
+		for i, run := range ways {
 			begin := time.Now()
 			run()
-			least = min(least, time.Since(begin))
+			best[i] = min(best[i], time.Since(begin))
 		}
-		return least
 	}
-	direct := best(func() {
-		if _, err := box.Run(t.Context(), "true"); err != nil {
-			t.Fatal(err)
-		}
-	})
-	through := best(func() { m.call(200, "POST", "/sandboxes/"+id+"/exec", `{"command":"true"}`) })
+	direct, through := best[0], best[1]
 	t.Logf("through the API %v, through the edge %v", through, direct)
 	if through > 2*direct {
 		t.Errorf("a command takes %v through the API, %v through the edge", through, direct)
