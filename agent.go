@@ -23,6 +23,8 @@ type Agent interface {
 	// on with new ones until ctx ends or fn returns an error. The guest keeps a
 	// bounded tail (1 MiB): a gap is told by the next entry's Seq.
 	Logs(ctx context.Context, after int64, fn func(LogEntry) error) error
+	// LogsSoFar is Logs that ends with nil after the entries that there are.
+	LogsSoFar(ctx context.Context, after int64, fn func(LogEntry) error) error
 	Processes() Processes
 	Files() Files
 }
@@ -75,7 +77,8 @@ const (
 // Processes starts and follows processes in a guest.
 type Processes interface {
 	// Start runs a program and returns when it has a pid. Unknown user:
-	// CodeUnauthenticated; missing cwd: CodeInvalid; missing program: CodeNotFound.
+	// CodeUnauthenticated; missing cwd: CodeInvalid, of the field process.cwd; missing
+	// program: CodeNotFound.
 	Start(ctx context.Context, spec ProcessSpec) (ProcessStream, error)
 	// Connect follows a running process from now on. Unknown pid: CodeNotFound.
 	Connect(ctx context.Context, pid int) (ProcessStream, error)

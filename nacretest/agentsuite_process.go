@@ -48,6 +48,9 @@ func agentRunErrors(t *testing.T, b *agentBench) {
 	} {
 		_, err := b.Processes().Start(b.ctx, c.spec)
 		wantAgentCode(t, c.what, err, c.code)
+		if field := nacre.ErrorField(err); c.spec.Cwd != "" && field != "process.cwd" {
+			t.Errorf("%s: the field is %q", c.what, field)
+		}
 	}
 	_, err := b.Processes().Connect(b.ctx, 999999)
 	wantAgentCode(t, "Connect to an unknown pid", err, nacre.CodeNotFound)

@@ -46,6 +46,9 @@ func (p fakeProcesses) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre
 	if spec.User != "" && spec.User != "user" && spec.User != "root" {
 		return nil, nacre.Errorf(nacre.CodeUnauthenticated, "invalid username: '%s'", spec.User)
 	}
+	if strings.HasPrefix(spec.Cwd, "/missing") {
+		return nil, nacre.Invalidf("process.cwd", "cwd '%s' does not exist", spec.Cwd)
+	}
 	argv := append([]string{spec.Cmd}, spec.Args...)
 	if i := len(argv) - 2; i > 0 && (strings.HasSuffix(argv[0], "sh")) && strings.HasSuffix(argv[i], "c") {
 		argv = []string{"sh", "-c", argv[i+1]}

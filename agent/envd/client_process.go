@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/nacrehq/nacre"
@@ -47,7 +48,12 @@ func (p *processes) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Pr
 		}
 		return stream.Msg().GetEvent(), nil
 	}}
-	return s.begin()
+	started, err := s.begin()
+	var known *nacre.Error
+	if errors.As(err, &known) && known.Code == nacre.CodeInvalid && strings.HasPrefix(known.Message, "cwd ") {
+		known.Field = "process.cwd" // the protocol has no place for it
+	}
+	return started, err
 }
 
 func (p *processes) Connect(ctx context.Context, pid int) (nacre.ProcessStream, error) {

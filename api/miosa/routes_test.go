@@ -197,6 +197,7 @@ func TestErrorsHaveOneForm(t *testing.T) {
 		{"POST", "/sandboxes", h.keyA, `{"name":"` + strings.Repeat("x", 300) + `"}`, 422, "VALIDATION_FAILED"},
 		{"GET", "/sandboxes?state=odd", h.keyA, "", 422, "VALIDATION_FAILED"},
 		{"POST", "/sandboxes/" + box + "/commands", h.keyA, `{"command":"x","timeout_seconds":601}`, 422, "TIMEOUT_TOO_LONG"},
+		{"POST", "/sandboxes/" + box + "/exec", h.keyA, `{"command":"true","cwd":"/missing"}`, 422, "VALIDATION_FAILED"},
 		{"POST", "/sandboxes/" + box + "/fs/stat", h.keyA, `{"path":"rel"}`, 422, "INVALID_PATH"},
 		{"PATCH", "/sandboxes/" + box + "/resources", h.keyA, `{}`, 409, "RESIZE_UNSUPPORTED"},
 		{"PUT", "/sandboxes/" + box + "/env", h.keyA, `{}`, 409, "ENV_READ_ONLY"},
@@ -211,6 +212,9 @@ func TestErrorsHaveOneForm(t *testing.T) {
 			e.Error.RequestID == "" || e.Error.RequestID != a.header.Get("X-Request-Id") || e.Error.Details == nil {
 			t.Errorf("%s %s %.60s: %d %s, want %d %s", c.method, c.path, c.body, a.status, a.body, c.status, c.code)
 		}
+	}
+	if a := h.do("POST", "/sandboxes/"+box+"/exec", h.keyA, `{"command":"true","cwd":"/missing"}`); !strings.Contains(a.body, `"details":{"field":"cwd"}`) {
+		t.Errorf("a directory that is not there: %s", a.body)
 	}
 	if a := h.do("POST", "/sandboxes", h.keyA, "{}", "X-Request-Id", "mine-1"); a.header.Get("X-Request-Id") != "mine-1" {
 		t.Error("a given request id is kept")

@@ -24,8 +24,9 @@ def test_run_options(sbx):
     begin = time.monotonic()
     r = sbx.exec.run("echo before; sleep 30", {"timeout_sec": 1})
     assert time.monotonic() - begin < 10 and r.exit_code == 124 and r.stdout == "before\n"
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as e:
         sbx.exec.run("true", {"cwd": "/no/such/dir"})
+    assert e.value.details["field"] == "cwd"
     with pytest.raises(ValidationError, match="command"):
         sbx.exec.run("  ")
 
