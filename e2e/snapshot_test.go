@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -278,47 +276,6 @@ func TestFault11_DiskFullDuringPause(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := remembers(t.Context(), sb, "kept"); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestFault25_DamagedSnapshotIsRefused: what cannot be restored is refused with the
-// reason, and the sandbox stays paused.
-func TestFault25_DamagedSnapshotIsRefused(t *testing.T) {
-	d := start(t, "--memory-mib", "256")
-	c := d.client()
-	sb := many(t, c, 1)[0]
-	if err := sb.Pause(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	d.stop() // the chunks behind the plain files may be written still
-	damaged := 0
-	err := filepath.WalkDir(d.path("snapshots"), func(path string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() || strings.Contains(path, "/manifests/") {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil && info.Size() > 4096 {
-			damaged++
-			err = os.Truncate(path, info.Size()/2)
-		}
-		return err
-	})
-	if err != nil || damaged == 0 {
-		t.Fatalf("%d files were damaged: %v", damaged, err)
-	}
-	d.up()
-	err = sb.Resume(t.Context())
-	if !errors.Is(err, client.ErrConflict) || err.Error() == "" {
-		t.Errorf("a resume from damaged files: %v", err)
-	}
-	if info, err := sb.Info(t.Context()); err != nil || info.State != nacre.StatePaused {
-		t.Errorf("afterwards it is %+v, %v", info, err)
-	}
-	if n := len(d.handles()); n != 0 {
-		t.Errorf("%d machines run from a damaged snapshot", n)
-	}
-	if err := sb.Kill(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
