@@ -1,7 +1,11 @@
 package gvisor
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
@@ -65,5 +69,38 @@ func TestFault03_DaemonKilledAfterRestore(t *testing.T) {
 	stopLater(t, taken, spec)
 	if n := nacretest.DialGuest(t, taken).Do("held").N; n != mib*256 {
 		t.Errorf("%d pages of %d are as they were", n, mib*256)
+	}
+}
+
+// TestLargePagesPassTheCache: a large snapshot takes no second copy of its pages in
+// the host's memory, and on the disk no more than it holds.
+func TestLargePagesPassTheCache(t *testing.T) {
+	const mib = 200
+	dir := t.TempDir()
+	var fs unix.Statfs_t
+	check(t, unix.Statfs(dir, &fs))
+	if fs.Type == unix.TMPFS_MAGIC {
+		t.Skip("SKIP: the temporary directory is in memory, where everything is cached")
+	}
+	r := newRuntime(t)
+	spec := newSpec(t)
+	spec.Resources.MemoryMiB = 2 * mib
+	m := start(t, r, spec)
+	nacretest.DialGuest(t, m).Do("hold", mib)
+	info, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: true})
+	check(t, err)
+	f, err := os.Open(filepath.Join(dir, pagesFile))
+	check(t, err)
+	defer f.Close()
+	for _, file := range info.Files {
+		if file.Name != pagesFile {
+			continue
+		}
+		if file.Size < mib<<20 || file.Disk > file.Size+1<<20 {
+			t.Errorf("%d bytes of pages occupy %d", file.Size, file.Disk)
+		}
+		if isCached(f, file.Size) {
+			t.Error("the pages are in the host's memory a second time")
+		}
 	}
 }
