@@ -15,7 +15,8 @@ type Node interface {
 	// Start gives the sandbox a machine: a standby when one fits, else a new one.
 	// It returns when the agent has confirmed its Init, and the node will find the
 	// machine again after a crash from then on. What does not fit is CodeExhausted
-	// and hurts nothing that runs. A sandbox that has a machine is CodeConflict.
+	// and hurts nothing that runs; a Runtime that makes no machines here is
+	// CodeUnsupported. A sandbox that has a machine is CodeConflict.
 	Start(ctx context.Context, spec StartSpec) (Started, error)
 
 	// Stop ends the sandbox's machine and forgets it, keeping its log. It returns

@@ -203,3 +203,31 @@ func runtimeFindings(ctx context.Context, text string, v virtualization) []Findi
 	}
 	return []Finding{out, kvm}
 }
+
+// unfitFindings are of the snapshots that were here at the start and that nothing goes
+// on from as long as the server runs like this. Those of templates are made anew.
+func unfitFindings(list []nacre.SnapshotManifest, can nacre.Capabilities) []Finding {
+	type count struct{ all, paused int }
+	of := map[string]count{}
+	for _, m := range list {
+		if m.Team == nacre.SystemTeam || can.CanRestore(m.ID, m.RestoreKey) == nil {
+			continue
+		}
+		c := of[m.RestoreKey]
+		c.all++
+		if m.Pause {
+			c.paused++
+		}
+		of[m.RestoreKey] = c
+	}
+	var out []Finding
+	for _, key := range slices.Sorted(maps.Keys(of)) {
+		advice := "they fit this runtime, version and processor alone: start the server as it was, or delete them"
+		if _, err := can.Offers(nacre.RuntimeOf(key)); err != nil {
+			advice = fmt.Sprintf("offer %s again with --runtime, or delete them", nacre.RuntimeOf(key))
+		}
+		out = append(out, Finding{ID: "snapshots " + key, Level: "warn", Advice: advice,
+			What: fmt.Sprintf("snapshots that cannot be restored here, taken on %s: %d, of which %d are paused sandboxes", key, of[key].all, of[key].paused)})
+	}
+	return out
+}

@@ -163,3 +163,23 @@ func TestDoctorOnRuntimes(t *testing.T) {
 		}
 	}
 }
+
+// TestSnapshotsThatFitNoMore: an operator is told how many sandboxes cannot be resumed
+// since the runtime, its version or the processor is another.
+func TestSnapshotsThatFitNoMore(t *testing.T) {
+	taken := func(key string, pause bool, team nacre.TeamID) nacre.SnapshotManifest {
+		return nacre.SnapshotManifest{ID: nacre.NewSnapshotID(), Team: team, Pause: pause, SnapshotInfo: nacre.SnapshotInfo{RestoreKey: key}}
+	}
+	list := []nacre.SnapshotManifest{
+		taken("gvisor/2", true, "team_a"), taken("gvisor/1", true, "team_a"), taken("gvisor/1", false, "team_b"),
+		taken("firecracker/1", true, "team_b"), taken("gvisor/1", false, nacre.SystemTeam),
+	}
+	got := unfitFindings(list, nacre.Capabilities{Runtime: "gvisor", Snapshots: true, RestoreKey: "gvisor/2"})
+	if len(got) != 2 || !strings.Contains(got[0].What, "firecracker/1: 1, of which 1") || !strings.Contains(got[0].Advice, "firecracker again with --runtime") ||
+		!strings.Contains(got[1].What, "gvisor/1: 2, of which 1") || got[1].Level != "warn" || got[1].Advice == "" {
+		t.Errorf("%+v", got)
+	}
+	if got := unfitFindings(list[:1], nacre.Capabilities{Runtime: "gvisor", Snapshots: true, RestoreKey: "gvisor/2"}); len(got) > 0 {
+		t.Errorf("of one that fits: %+v", got)
+	}
+}

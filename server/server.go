@@ -99,6 +99,7 @@ type parts struct {
 	net       *network.Network
 	chosen    choice
 	runtime   *mixed.Runtime
+	unfit     []Finding
 	node      *node.Node
 	images    nacre.ImageStore
 	artifacts *image.Artifacts
@@ -121,7 +122,7 @@ func (p *parts) findings() []Finding {
 		}
 		out = append(out, Finding{ID: fmt.Sprintf("network %s %d", f.Subject, i), Level: level, What: f.Message})
 	}
-	return out
+	return append(out, p.unfit...)
 }
 
 func (p *parts) onClose(f func() error) { p.closers = append(p.closers, f) }
@@ -255,7 +256,18 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 		return fmt.Errorf("node: %w", err)
 	}
 	p.onClose(p.node.Close)
-	return p.node.Recover(ctx)
+	if err := p.node.Recover(ctx); err != nil {
+		return err
+	}
+	kept, err := p.node.Snapshots(ctx)
+	if err != nil {
+		return fmt.Errorf("snapshots: %w", err)
+	}
+	p.unfit = unfitFindings(kept, p.runtime.Capabilities())
+	for _, f := range p.unfit {
+		s.log.Warn(f.What, "advice", f.Advice)
+	}
+	return nil
 }
 
 // localNode names the node inside this process.
