@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -88,6 +89,13 @@ func (l *logRing) after(seq int64, most int) ([]nacre.LogEntry, <-chan struct{})
 		out = out[:most]
 	}
 	return append([]nacre.LogEntry(nil), out...), l.grown
+}
+
+// newest is the Seq of the last entry.
+func (l *logRing) newest() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.seq
 }
 
 // allow takes n bytes of this second's allowance, all or none.
@@ -220,7 +228,8 @@ func (pm *pump) logType() nacre.LogType {
 	return nacre.LogStdout
 }
 
-// handleLogs streams entries as JSON lines until the host goes away.
+// handleLogs streams entries as JSON lines until the host goes away or, with
+// until=now, those that there are.
 func (a *Agent) handleLogs(w http.ResponseWriter, r *http.Request) {
 	after := int64(0)
 	if s := r.URL.Query().Get("after"); s != "" {
@@ -231,13 +240,17 @@ func (a *Agent) handleLogs(w http.ResponseWriter, r *http.Request) {
 		}
 		after = n
 	}
+	end := int64(math.MaxInt64)
+	if r.URL.Query().Get("until") == "now" {
+		end = a.logs.newest()
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	rc := http.NewResponseController(w)
 	if rc.Flush() != nil {
 		return
 	}
 	enc := json.NewEncoder(w)
-	for {
+	for after < end {
 		entries, grown := a.logs.after(after, 256)
 		for _, e := range entries {
 			if enc.Encode(e) != nil {
@@ -250,6 +263,9 @@ func (a *Agent) handleLogs(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 			continue
+		}
+		if end != math.MaxInt64 {
+			return // they were forgotten
 		}
 		select {
 		case <-grown:

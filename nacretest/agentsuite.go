@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -245,6 +246,15 @@ func agentLogs(t *testing.T, b *agentBench) {
 	rest := collect(last.Seq-1, func(nacre.LogEntry) bool { return true })
 	if len(rest) != 1 || rest[0].Seq != last.Seq {
 		t.Errorf("after a cursor: %+v", rest)
+	}
+	var sofar []nacre.LogEntry
+	mustAgent(t, b.LogsSoFar(b.ctx, first.Seq, func(e nacre.LogEntry) error { sofar = append(sofar, e); return nil }))
+	if len(sofar) != len(all)-1 || sofar[len(sofar)-1].Seq != last.Seq {
+		t.Errorf("so far, after the first: %+v", sofar)
+	}
+	mustAgent(t, b.LogsSoFar(b.ctx, last.Seq, func(e nacre.LogEntry) error { return fmt.Errorf("there is %+v after the last", e) }))
+	if err := b.LogsSoFar(b.ctx, 0, func(nacre.LogEntry) error { return enough }); !errors.Is(err, enough) {
+		t.Errorf("so far, until it is enough: %v", err)
 	}
 	// It goes on with what happens next.
 	next := make(chan nacre.LogEntry, 1)

@@ -242,6 +242,14 @@ func (a *fakeAgent) Stats(ctx context.Context) (nacre.GuestStats, error) {
 }
 
 func (a *fakeAgent) Logs(ctx context.Context, after int64, fn func(nacre.LogEntry) error) error {
+	return a.log(ctx, after, true, fn)
+}
+
+func (a *fakeAgent) LogsSoFar(ctx context.Context, after int64, fn func(nacre.LogEntry) error) error {
+	return a.log(ctx, after, false, fn)
+}
+
+func (a *fakeAgent) log(ctx context.Context, after int64, on bool, fn func(nacre.LogEntry) error) error {
 	g, err := a.enter(ctx, "agent.logs")
 	if err != nil {
 		return err
@@ -263,6 +271,9 @@ func (a *fakeAgent) Logs(ctx context.Context, after int64, fn func(nacre.LogEntr
 		}
 		if closed {
 			return nacre.Errorf(nacre.CodeUnavailable, "the guest went away")
+		}
+		if !on {
+			return nil
 		}
 		select {
 		case <-ctx.Done():

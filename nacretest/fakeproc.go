@@ -198,7 +198,7 @@ func (p *fakeProcess) emit(stderr bool, text string) {
 		s.push(ev)
 	}
 	p.mu.Unlock()
-	if !p.term {
+	if !p.term && !p.unlogged {
 		p.guest.Log(typ, strings.TrimSuffix(text, "\n"), map[string]string{"pid": strconv.Itoa(p.info.PID)})
 	}
 }

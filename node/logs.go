@@ -21,7 +21,6 @@ const (
 	logReaders  = 4       // queries that read files at once
 	maxLogLimit = 1000    // entries of one answer
 	maxLogLine  = 1 << 20 // bytes of one entry on disk; a longer message is cut
-	drainQuiet  = 15 * time.Millisecond
 
 	// What one guest may make this host write, over time and at once.
 	logBytesPerSecond = 4 << 20
@@ -69,7 +68,6 @@ type logTail struct {
 	size   int64
 	seq    int64     // of the machine's last entry on disk
 	last   time.Time // of the last entry on disk
-	wrote  time.Time // when that was
 	// known are entries of an earlier machine that the snapshot which this one goes on
 	// from has too, by Seq: their times in microseconds.
 	known map[int64]int64
@@ -77,7 +75,7 @@ type logTail struct {
 
 // tail returns the writing end of a machine's log.
 func (s *logStore) tail(id nacre.SandboxID, m nacre.MachineID, from *lineage) *logTail {
-	return &logTail{store: s, id: id, machine: m, from: from, wrote: time.Now()}
+	return &logTail{store: s, id: id, machine: m, from: from}
 }
 
 // position returns the Seq of the last entry that is kept.
@@ -213,7 +211,7 @@ func (t *logTail) write(e nacre.LogEntry, now time.Time) (int, error) {
 		return 0, err
 	}
 	t.size += int64(len(line))
-	t.seq, t.last, t.wrote = e.Seq, e.Time, time.Now()
+	t.seq, t.last = e.Seq, e.Time
 	return len(line), nil
 }
 
@@ -238,17 +236,14 @@ func (t *logTail) close() {
 	}
 }
 
-// idle returns how long nothing has been written.
-func (t *logTail) idle() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return time.Since(t.wrote)
-}
-
-// collect copies the guest's log to disk until the machine ends. What cannot be
-// written (a full disk) is asked for again later: the guest keeps a tail of it.
+// collect copies the guest's log to disk until the machine ends, from a moment after
+// its start on: the guest keeps the log until it is asked for, and what cannot be
+// written now (a full disk).
 func (n *Node) collect(u *unit) {
 	defer u.tail.close()
+	if !u.alone() {
+		return
+	}
 	budget, refilled := float64(logBurst), time.Now()
 	pause := 10 * time.Millisecond
 	var complained time.Time
@@ -280,20 +275,24 @@ func (n *Node) collect(u *unit) {
 	}
 }
 
-// drainLog waits for the last lines of a sandbox that is about to be stopped: until
-// none has come for a moment, and never long.
+// drainLog takes over what is left of the log of a sandbox that is about to be
+// stopped. A guest that does not answer delays no stop for long.
 func (n *Node) drainLog(u *unit) {
 	if u.hasEnded() || u.tail == nil {
 		return
 	}
+	defer u.tail.close() // a collector that goes on opens it again
 	ctx, cancel := context.WithTimeout(u.life, n.cfg.LogDrain)
 	defer cancel()
-	begin := time.Now()
-	for {
-		quiet := min(time.Since(begin), u.tail.idle())
-		if quiet >= drainQuiet || sleep(ctx, drainQuiet-quiet) != nil {
-			return
-		}
+	after, err := u.tail.position()
+	if err == nil {
+		err = u.agent.LogsSoFar(ctx, after, func(e nacre.LogEntry) error {
+			_, err := u.tail.write(e, n.cfg.Clock())
+			return err
+		})
+	}
+	if err != nil && !u.hasEnded() {
+		n.log.Debug("the last lines of a sandbox's log are missing", "sandbox", u.spec.Sandbox, "err", err)
 	}
 }
 

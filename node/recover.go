@@ -81,8 +81,7 @@ func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 		u.spec = *f.Spec
 	}
 	n.pushFiles(u)
-	n.pushRoot(u)
-	n.pushSlot(u)
+	n.pushPrepared(u)
 	m, err := n.cfg.Runtime.Recover(ctx, f.Handle)
 	switch {
 	case err == nil:

@@ -12,13 +12,13 @@ import (
 // Standby says how many machines run ahead of the next create.
 //
 // The first few of a shape serve single creates and are made as soon as it is
-// quiet. The others are there for bursts: they are made slowly, and wait ten
+// quiet. The others are there for bursts: they are made slowly, and wait four
 // times as long for quiet.
 type Standby struct {
 	// Count for each shape; 0 none, -1 by the size of the host.
 	Count int
 	// Quiet is how long no start may have begun or ended before a standby is
-	// made: creates go first. Default 50 ms.
+	// made or asked: creates go first, and their first commands. Default 150 ms.
 	Quiet time.Duration
 	// Patience is how long the wait for quiet may last while no start queues for
 	// its turn: steady creates must not starve the pool. Default 250 ms.
@@ -36,9 +36,9 @@ const (
 	standbyPart    = 16
 	standbysPerCPU = 50
 
-	burstQuiet = 10 // times as quiet must it be for those that are there for bursts
-	burstPause = 3  // times as long as one took to make is the pause before the next
-	checked    = 8  // standbys in one round of checks: a check costs ten milliseconds
+	burstQuiet = 4 // times as quiet must it be for those that are there for bursts
+	burstPause = 3 // times as long as one took to make is the pause before the next
+	checked    = 8 // standbys in one round of checks: a check costs ten milliseconds
 )
 
 // first is how many standbys of a shape are made without a pause.
@@ -54,7 +54,7 @@ func (s *Standby) setDefaults(host func() (HostStats, error)) {
 		stats, _ := host() // of a host that tells nothing: none but the first
 		s.Count = byHost(stats.MemoryTotal)
 	}
-	setDefault(&s.Quiet, 50*time.Millisecond)
+	setDefault(&s.Quiet, 150*time.Millisecond)
 	setDefault(&s.Patience, 250*time.Millisecond)
 	setDefault(&s.Check, 5*time.Second)
 }
@@ -257,15 +257,7 @@ func (n *Node) quiet(ctx context.Context) bool {
 		if _, urgent := n.missing(); !urgent {
 			quiet, patience = burstQuiet*quiet, burstQuiet*patience
 		}
-		n.mu.RLock()
-		wait := quiet - time.Since(n.lastStart)
-		for _, e := range n.sandboxes {
-			if e.unit == nil {
-				wait = max(wait, quiet)
-				break
-			}
-		}
-		n.mu.RUnlock()
+		wait := n.untilQuiet(quiet)
 		if wait <= 0 || (time.Since(begin) >= patience && !n.gate.queued()) {
 			return true
 		}
@@ -275,6 +267,19 @@ func (n *Node) quiet(ctx context.Context) bool {
 		case <-time.After(min(wait, n.cfg.Standby.Patience)):
 		}
 	}
+}
+
+// untilQuiet returns how long it is, at least, until no start has been under way for
+// as long as quiet.
+func (n *Node) untilQuiet(quiet time.Duration) time.Duration {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, e := range n.sandboxes {
+		if e.unit == nil {
+			return quiet
+		}
+	}
+	return quiet - time.Since(n.lastStart)
 }
 
 // roomForStandby keeps well away from the reserve: a standby is a convenience.
@@ -303,7 +308,8 @@ func (n *Node) trimStandbys() {
 }
 
 // checkStandbys asks some of the standbys whether they answer: all of a small
-// pool, a part of a large one, another each round.
+// pool, a part of a large one, another each round. A start ends the round: while
+// there are many, they find out themselves.
 func (n *Node) checkStandbys(ctx context.Context, round int) {
 	n.mu.RLock()
 	var all []*unit
@@ -316,6 +322,9 @@ func (n *Node) checkStandbys(ctx context.Context, round int) {
 		all = all[at:min(at+checked, len(all))]
 	}
 	for _, u := range all {
+		if n.untilQuiet(n.cfg.Standby.Quiet) > 0 {
+			return
+		}
 		u.mu.Lock()
 		agent := u.agent
 		u.mu.Unlock()

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -79,12 +80,16 @@ func (n *Node) pushFiles(u *unit) {
 	u.down.Push("state directory", func(context.Context) error { return os.RemoveAll(n.stateDir(u.id)) })
 }
 
-func (n *Node) pushSlot(u *unit) {
-	u.down.Push("network slot", func(ctx context.Context) error { return n.cfg.Network.Release(ctx, u.id) })
-}
-
-func (n *Node) pushRoot(u *unit) {
-	u.down.Push("root file system", func(ctx context.Context) error { return n.cfg.Images.Release(ctx, u.id) })
+// pushPrepared puts on the stack what prepare makes, which goes side by side too.
+func (n *Node) pushPrepared(u *unit) {
+	u.down.Push("root file system and network slot", func(ctx context.Context) error {
+		var root, slot error
+		var wg sync.WaitGroup
+		wg.Go(func() { root = n.cfg.Images.Release(ctx, u.id) })
+		slot = n.cfg.Network.Release(ctx, u.id)
+		wg.Wait()
+		return errors.Join(root, slot)
+	})
 }
 
 func (n *Node) pushMachine(u *unit) {
@@ -156,14 +161,13 @@ func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy,
 
 // prepare makes the root file system and the slot side by side.
 func (n *Node) prepare(ctx context.Context, u *unit) (root nacre.RootFS, err error) {
+	n.pushPrepared(u)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		n.pushRoot(u)
 		root, err = n.cfg.Images.Prepare(ctx, u.shape.Build, u.id, u.shape.Resources.DiskMiB)
 		return err
 	})
 	g.Go(func() (err error) {
-		n.pushSlot(u)
 		u.slot, err = n.cfg.Network.Acquire(ctx, u.id, u.policy)
 		return err
 	})
@@ -242,6 +246,21 @@ func closeAgent(a nacre.Agent) {
 	if c, ok := a.(interface{ Close() }); ok {
 		c.Close()
 	}
+}
+
+// untroubled is how long a sandbox has its guest to itself after its start: what the
+// host wants to know of it would take several milliseconds of its first command.
+const untroubled = 250 * time.Millisecond
+
+// alone waits until that is over, and tells whether the machine runs on.
+func (u *unit) alone() bool {
+	select {
+	case <-u.life.Done():
+	case <-u.ended:
+	case <-time.After(untroubled):
+		return true
+	}
+	return false
 }
 
 func (u *unit) dial(ctx context.Context, port int) (net.Conn, error) {

@@ -44,6 +44,9 @@ type Options struct {
 	Header func(http.Header)
 	// AccessToken and HostToken are sent when set.
 	AccessToken, HostToken string
+	// JSON has calls of processes and directories speak JSON, as the published SDKs
+	// do, and not protobuf.
+	JSON bool
 }
 
 // Client is the host's side of one agent. All methods may run at once. At rest
@@ -89,6 +92,14 @@ func (c *Client) WithTokens(hostToken, accessToken string) nacre.Agent {
 	return newClient(opts, c.inner)
 }
 
+// Visitor returns a client that does as the published SDKs do: with the access token
+// alone, in JSON, over connections of its own, which its Close ends.
+func (c *Client) Visitor() nacre.Agent {
+	opts := c.opts
+	opts.HostToken, opts.JSON = "", true
+	return New(opts)
+}
+
 func newClient(opts Options, inner http.RoundTripper) *Client {
 	c := &Client{opts: opts, base: strings.TrimRight(opts.BaseURL, "/"), inner: inner}
 	if c.base == "" {
@@ -101,6 +112,9 @@ func newClient(opts Options, inner http.RoundTripper) *Client {
 	rpc := []connect.ClientOption{
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithAcceptCompression("gzip", nil, nil),
+	}
+	if opts.JSON {
+		rpc = append(rpc, connect.WithProtoJSON())
 	}
 	c.procs = processpbconnect.NewProcessClient(c.http, c.base, rpc...)
 	c.files = filesystempbconnect.NewFilesystemClient(c.http, c.base, rpc...)
@@ -218,7 +232,22 @@ func (c *Client) Stats(ctx context.Context) (nacre.GuestStats, error) {
 
 // Logs streams the guest's log.
 func (c *Client) Logs(ctx context.Context, after int64, fn func(nacre.LogEntry) error) error {
-	resp, err := c.do(ctx, http.MethodGet, PathLogs, url.Values{"after": {strconv.FormatInt(after, 10)}}, nil)
+	err := c.log(ctx, url.Values{"after": {strconv.FormatInt(after, 10)}}, fn)
+	if err == nil {
+		err = badAnswer(ctx, io.ErrUnexpectedEOF) // the guest never ends it
+	}
+	return err
+}
+
+// LogsSoFar reads the log's end. A guest of an older version, which goes on with
+// what comes, is heard until ctx ends.
+func (c *Client) LogsSoFar(ctx context.Context, after int64, fn func(nacre.LogEntry) error) error {
+	return c.log(ctx, url.Values{"after": {strconv.FormatInt(after, 10)}, "until": {"now"}}, fn)
+}
+
+// log reads entries until the guest ends them, or fn.
+func (c *Client) log(ctx context.Context, which url.Values, fn func(nacre.LogEntry) error) error {
+	resp, err := c.do(ctx, http.MethodGet, PathLogs, which, nil)
 	if err != nil {
 		return err
 	}
@@ -237,11 +266,10 @@ func (c *Client) Logs(ctx context.Context, after int64, fn func(nacre.LogEntry) 
 			return err
 		}
 	}
-	err = sc.Err()
-	if err == nil {
-		err = io.ErrUnexpectedEOF // the guest never ends its log
+	if err := sc.Err(); err != nil {
+		return badAnswer(ctx, err)
 	}
-	return badAnswer(ctx, err)
+	return nil
 }
 
 // Tunnel connects to a port of the guest's loopback. Nobody listening is

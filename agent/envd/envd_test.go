@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -53,6 +54,38 @@ func TestStatusCodes(t *testing.T) {
 		if nacre.ErrorCode(err) != code || nacre.ErrorMessage(err) != "the reason" {
 			t.Errorf("%d: %v, want %s", status, err, code)
 		}
+	}
+}
+
+// TestVisitor: a visitor comes as the published SDKs do, with nothing of the host's,
+// and leaves the host's connections alone.
+func TestVisitor(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string]string{} // the content type of a token, by where it came from
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[r.RemoteAddr] = r.Header.Get("Content-Type") + " " + r.Header.Get(HeaderHostToken) + r.Header.Get(HeaderAccessToken)
+		w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+	}))
+	t.Cleanup(srv.Close)
+	c := New(Options{HostToken: "h", AccessToken: "a", Dial: func(ctx context.Context, _ int) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", srv.Listener.Addr().String())
+	}})
+	t.Cleanup(c.Close)
+	v := c.Visitor()
+	t.Cleanup(v.(*Client).Close)
+	for _, agent := range []nacre.Agent{c, v} {
+		s, err := agent.Processes().Start(t.Context(), nacre.ProcessSpec{Cmd: "true"})
+		if err == nil { // else the answer's lack of a message is what it tells
+			_ = s.Close()
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	got := slices.Sorted(maps.Values(seen))
+	if want := []string{"application/connect+json a", "application/connect+proto ha"}; !slices.Equal(got, want) {
+		t.Errorf("connections: %q, want %q", got, want)
 	}
 }
 
