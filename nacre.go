@@ -35,6 +35,9 @@ type (
 	BuildID    string
 )
 
+// SnapshotID names a snapshot for ever: "s" + 19 characters of [a-z0-9].
+type SnapshotID string
+
 const idAlphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 // NewSandboxID returns a fresh, unguessable id (103 bits).
@@ -52,12 +55,18 @@ func NewTemplateID() TemplateID { return TemplateID("t" + randomID(19)) }
 // NewBuildID returns a fresh build id.
 func NewBuildID() BuildID { return BuildID("b" + randomID(19)) }
 
+// NewSnapshotID returns a fresh, unguessable id.
+func NewSnapshotID() SnapshotID { return SnapshotID("s" + randomID(19)) }
+
 // Valid tells whether the id has the form that NewSandboxID gives. Anything
 // else is unknown without asking the store.
 func (id SandboxID) Valid() bool { return validID(string(id), 'i', 20) }
 
 // Valid tells whether the id has the form that NewMachineID gives.
 func (id MachineID) Valid() bool { return validID(string(id), 'm', 16) }
+
+// Valid tells whether the id has the form that NewSnapshotID gives.
+func (id SnapshotID) Valid() bool { return validID(string(id), 's', 19) }
 
 func validID(s string, first byte, n int) bool {
 	if len(s) != n+1 || s[0] != first {

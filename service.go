@@ -41,6 +41,26 @@ type Service interface {
 	Templates(ctx context.Context, team TeamID) ([]Template, error)
 }
 
+// Waker brings paused sandboxes back when traffic comes for them (Sandbox.AutoResume).
+type Waker interface {
+	// Asleep returns the route that a paused sandbox would have; ok is false for one
+	// that traffic does not wake. It answers from memory.
+	Asleep(id SandboxID) (r Route, ok bool)
+	// Sleepers calls fn for each one that Asleep knows until it returns false: a
+	// signed URL names no sandbox and is tried against all.
+	Sleepers(fn func(Route) bool)
+	// Wake resumes it, or waits for the resume that is under way. The caller has
+	// checked that the traffic may reach the sandbox.
+	Wake(ctx context.Context, id SandboxID) error
+}
+
+// Activity is told when a sandbox is used, which moves an idle deadline: commands,
+// file writes, previews and terminal input; not reads.
+type Activity interface {
+	// Touch is cheap and does not block.
+	Touch(id SandboxID)
+}
+
 // CreateRequest is what a create asks for. Zero fields mean the defaults.
 type CreateRequest struct {
 	Template  string        // name or id of a template, or of a snapshot of the team's; "" means "base"

@@ -5,15 +5,6 @@ import (
 	"time"
 )
 
-// SnapshotID names a snapshot for ever: "s" + 19 characters of [a-z0-9].
-type SnapshotID string
-
-// NewSnapshotID returns a fresh, unguessable id.
-func NewSnapshotID() SnapshotID { return SnapshotID("s" + randomID(19)) }
-
-// Valid tells whether the id has the form that NewSnapshotID gives.
-func (id SnapshotID) Valid() bool { return validID(string(id), 's', 19) }
-
 // SystemTeam owns what belongs to no tenant, such as the warm snapshots of built-in
 // templates. Nobody has a key of it.
 const SystemTeam TeamID = "team_system"
@@ -250,24 +241,4 @@ type ForkRequest struct {
 type Forked struct {
 	Sandbox Sandbox
 	Err     error
-}
-
-// Waker brings paused sandboxes back when traffic comes for them (Sandbox.AutoResume).
-type Waker interface {
-	// Asleep returns the route that a paused sandbox would have; ok is false for one
-	// that traffic does not wake. It answers from memory.
-	Asleep(id SandboxID) (r Route, ok bool)
-	// Sleepers calls fn for each one that Asleep knows until it returns false: a
-	// signed URL names no sandbox and is tried against all.
-	Sleepers(fn func(Route) bool)
-	// Wake resumes it, or waits for the resume that is under way. The caller has
-	// checked that the traffic may reach the sandbox.
-	Wake(ctx context.Context, id SandboxID) error
-}
-
-// Activity is told when a sandbox is used, which moves an idle deadline: commands,
-// file writes, previews and terminal input; not reads.
-type Activity interface {
-	// Touch is cheap and does not block.
-	Touch(id SandboxID)
 }

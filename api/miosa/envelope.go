@@ -41,6 +41,17 @@ func superset(v any) (json.RawMessage, error) {
 	return append(out, '}'), nil
 }
 
+// encode is for values that always encode.
+func encode(v any) []byte {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic(err)
+	}
+	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'})
+}
+
 // list answers with all of a list.
 func list[T any](c *api.Call, items []T) error {
 	if items == nil {

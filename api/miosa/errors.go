@@ -1,8 +1,6 @@
 package miosa
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -148,15 +146,4 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	_ = api.WriteJSON(w, m.status, out)
-}
-
-// encode is for values that always encode.
-func encode(v any) []byte {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		panic(err)
-	}
-	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'})
 }
