@@ -73,6 +73,7 @@ type Runtime struct {
 	filter  func() (*os.File, error) // the sandboxes' seccomp program, as JSON in memory
 	boots   *semaphore.Weighted
 	agents  agentfs.Images
+	sums    sync.Map // of the agents' file systems, by path
 	ahead   ahead
 	life    context.Context // ends with Close
 	cancel  context.CancelFunc

@@ -296,3 +296,23 @@ func TestSnapshotsInARow(t *testing.T) {
 	}
 	g.Do("kept")
 }
+
+// TestAgentIsSummedOnce: a second snapshot does not read all of the agent.
+func TestAgentIsSummedOnce(t *testing.T) {
+	r := newRuntime(t)
+	m := start(t, r, newSpec(t))
+	first, second := t.TempDir(), t.TempDir()
+	_, err := m.Snapshot(t.Context(), first, nacre.SnapshotOptions{KeepRunning: true})
+	check(t, err)
+	check(t, r.VerifySnapshot(t.Context(), first))
+	r.sums.Range(func(path, _ any) bool {
+		r.sums.Store(path, "a sum that only who does not read takes over")
+		return true
+	})
+	_, err = m.Snapshot(t.Context(), second, nacre.SnapshotOptions{KeepRunning: true})
+	check(t, err)
+	if err := r.VerifySnapshot(t.Context(), second); !nacre.IsCode(err, nacre.CodeConflict) {
+		t.Errorf("the agent was read again: %v", err)
+	}
+	check(t, r.VerifySnapshot(t.Context(), first))
+}
