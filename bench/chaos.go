@@ -11,7 +11,7 @@ import (
 )
 
 // benchChaos: many paused sandboxes are resumed at random, compared with what they
-// must hold, in memory and in a file, and paused again.
+// held at their last pause, in memory and in a file, changed, and paused again.
 func benchChaos(ctx context.Context, b *bench) error {
 	n, last, workers := 40, 30*time.Second, 4
 	switch {
@@ -36,7 +36,7 @@ func benchChaos(ctx context.Context, b *bench) error {
 	}
 	log.Printf("    %d sandboxes are paused after %s", n, time.Since(begin).Round(time.Second))
 	plain, all := d.diskOf()
-	c := &chaos{d: d, idle: boxes}
+	c := &chaos{d: d, idle: boxes, asked: map[string]int{}}
 	end := time.Now().Add(last)
 	var wg sync.WaitGroup
 	for range workers {
@@ -101,6 +101,7 @@ type chaos struct {
 
 	mu              sync.Mutex
 	idle            []box
+	asked           map[string]int // how often each was, by id
 	resumed, paused series
 	failed          []error
 }
@@ -118,13 +119,15 @@ func (c *chaos) once(ctx context.Context) {
 	s := c.idle[i]
 	c.idle[i] = c.idle[len(c.idle)-1]
 	c.idle = c.idle[:len(c.idle)-1]
+	c.asked[s.ID]++
+	n := c.asked[s.ID]
 	c.mu.Unlock()
 
 	begin := time.Now()
 	err := c.d.resume(ctx, s)
 	resumed := millis(time.Since(begin))
 	if err == nil {
-		err = intact(ctx, c.d.edge(s))
+		err = intact(ctx, c.d.edge(s), n)
 	}
 	begin = time.Now()
 	if err == nil {

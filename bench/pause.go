@@ -16,19 +16,31 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// holder keeps so many MiB of random bytes in memory, one of them also in a file,
-// and tells on demand the sums of both.
+// holder keeps so many MiB of random bytes in memory, one of them also in a file. At
+// each question it says whether both have the sum that they had after the last one, and
+// how many it was asked, and then changes a page of both: who goes on from an earlier
+// state counts wrong.
 const holder = `
 import hashlib, os, sys
 blocks = [os.urandom(1 << 20) for _ in range(max(1, int(sys.argv[1])))]
-open('/tmp/held', 'wb').write(blocks[0])
+memory, disk = bytearray(blocks[0]), open('/tmp/held', 'w+b', buffering=0)
+disk.write(memory)
 for f in ('/tmp/ask', '/tmp/answer'):
     os.mkfifo(f)
 open('/tmp/ready', 'w').close()
+total, n = hashlib.sha256(memory).digest(), 0
 while True:
     open('/tmp/ask').read()
+    disk.seek(0)
+    same = hashlib.sha256(memory).digest() == total and hashlib.sha256(disk.read()).digest() == total
+    n += 1
+    at, page = n * 524287 % (len(memory) - 4096), os.urandom(4096)
+    memory[at:at + 4096] = page
+    disk.seek(at)
+    disk.write(page)
+    total = hashlib.sha256(memory).digest()
     with open('/tmp/answer', 'w') as out:
-        out.write(hashlib.sha256(blocks[0]).hexdigest() + '\n')
+        out.write(f'{same} {n}\n')
 `
 
 // hold starts a holder and waits until its memory is filled.
@@ -45,9 +57,10 @@ func hold(ctx context.Context, a nacre.Agent, mib int) error {
 	return err
 }
 
-// intact fails unless what is held in memory is what is in the file.
-func intact(ctx context.Context, a nacre.Agent) error {
-	_, err := execute(ctx, a, "/bin/sh", "-c", `echo > /tmp/ask; [ "$(cat /tmp/answer)" = "$(sha256sum < /tmp/held | cut -c1-64)" ]`)
+// intact fails unless memory and file are what they were after the question before
+// this one, which is the n-th.
+func intact(ctx context.Context, a nacre.Agent, n int) error {
+	_, err := execute(ctx, a, "/bin/sh", "-c", fmt.Sprintf(`echo > /tmp/ask; [ "$(cat /tmp/answer)" = "True %d" ]`, n))
 	return err
 }
 
@@ -105,7 +118,7 @@ func benchPause(ctx context.Context, b *bench) error {
 			if err != nil {
 				return err
 			}
-			for range b.samples(c.times) {
+			for n := range b.samples(c.times) {
 				begin := time.Now()
 				if err := d.pause(ctx, s); err != nil {
 					return err
@@ -122,7 +135,7 @@ func benchPause(ctx context.Context, b *bench) error {
 					return err
 				}
 				first.since(begin)
-				if err := intact(ctx, a); err != nil {
+				if err := intact(ctx, a, n+1); err != nil {
 					return fmt.Errorf("after a resume: %w", err)
 				}
 			}
@@ -209,7 +222,7 @@ func benchFork(ctx context.Context, b *bench) error {
 				}
 				made.since(begin)
 				for _, f := range forks {
-					if err := intact(ctx, d.edge(f)); err != nil {
+					if err := intact(ctx, d.edge(f), 1); err != nil {
 						return fmt.Errorf("in a fork: %w", err)
 					}
 				}

@@ -280,6 +280,61 @@ func TestFault11_DiskFullDuringPause(t *testing.T) {
 	}
 }
 
+// TestFault11_DiskFillsWhileAPauseIsWritten: there seemed to be room, and there is not.
+// Nothing of the half is left, and the sandbox runs on with all that it had.
+func TestFault11_DiskFillsWhileAPauseIsWritten(t *testing.T) {
+	d := prepared(t, "--memory-mib", "2048", "--standby", "0")
+	dir := d.path("snapshots")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=560m"); err != nil { // 512 are kept in reserve
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	d.up()
+	sb := many(t, d.client(), 1, client.Timeout(10*time.Minute))[0]
+	if err := entrust(t.Context(), sb, "kept"); err != nil {
+		t.Fatal(err)
+	}
+	hold := `exec python3 -c 'import os, time; b = [os.urandom(1 << 20) for _ in range(700)]; open("/tmp/filled", "w").close(); time.sleep(1e6)'`
+	if _, err := sb.Start(t.Context(), hold); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sb.Run(t.Context(), "until [ -e /tmp/filled ]; do sleep 0.1; done"); err != nil {
+		t.Fatal(err)
+	}
+	for what, call := range map[string]func() error{
+		"pause":    func() error { return sb.Pause(t.Context()) },
+		"snapshot": func() error { _, err := sb.Snapshot(t.Context()); return err },
+	} {
+		if err := call(); !errors.Is(err, client.ErrNoSpace) || !strings.Contains(err.Error(), "full") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := remembers(t.Context(), sb, "kept"); err != nil {
+			t.Errorf("after the %s: %v", what, err)
+		}
+		if info, err := sb.Info(t.Context()); err != nil || info.State != nacre.StateRunning {
+			t.Errorf("after the %s: %+v %v", what, info, err)
+		}
+		if left, err := os.ReadDir(d.path("snapshots", "plain")); err != nil || len(left) > 0 {
+			t.Errorf("the %s left %v, %v", what, left, err)
+		}
+	}
+	if _, err := sb.Run(t.Context(), "pkill -x python3; sleep 0.2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatalf("when there is less to keep: %v", err)
+	}
+	if err := sb.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := remembers(t.Context(), sb, "kept"); err != nil {
+		t.Error(err)
+	}
+}
+
 // checksums keeps random bytes in memory and in a file, changes a part of both at
 // each question, and says whether they are what it has counted on.
 const checksums = `import hashlib, os
