@@ -57,13 +57,14 @@ func parseTemplateRuntimes(entries []string) (map[string]nacre.RuntimeName, erro
 
 // virtualization is what a host has for Firecracker.
 type virtualization struct {
-	setUp bool
-	fit   func(context.Context) error // why KVM does not run guests; it takes seconds where that hangs
+	setUp  bool
+	fit    func(context.Context) error // why KVM does not run guests; it takes seconds where that hangs
+	usable func() error                // why what was set up is refused, such as a release with a known hole
 }
 
 func hostVirtualization(dataDir string) virtualization {
-	_, ok := firecracker.Installed(FirecrackerDir(dataDir))
-	return virtualization{setUp: ok, fit: func(ctx context.Context) error {
+	c, ok := firecrackerConfig(dataDir)
+	return virtualization{setUp: ok, usable: c.Usable, fit: func(ctx context.Context) error {
 		self, err := os.Executable()
 		if err == nil {
 			err = firecracker.Probe(ctx, self)
@@ -72,10 +73,17 @@ func hostVirtualization(dataDir string) virtualization {
 	}}
 }
 
+func firecrackerConfig(dataDir string) (firecracker.Config, bool) {
+	c, ok := firecracker.Installed(FirecrackerDir(dataDir))
+	c.AllowHoles = os.Getenv("NACRE_FIRECRACKER_ALLOW_HOLES") != ""
+	return c, ok
+}
+
 // choice is what --runtime comes to on this host.
 type choice struct {
 	made    []nacre.RuntimeName // what new machines are made of, the default first
-	against error               // why Firecracker is not among them, where it was set up or asked for
+	against error               // why Firecracker is not among them, where it was set up and is not ruled out
+	auto    bool                // what cannot be opened is left out
 }
 
 // chooseRuntimes decides. With auto Firecracker goes first where it was set up and the
@@ -87,12 +95,16 @@ func chooseRuntimes(ctx context.Context, text string, v virtualization) (choice,
 	case err != nil:
 		return choice{}, err
 	case asked == nil && !v.setUp:
-		return choice{made: []nacre.RuntimeName{nacre.RuntimeGVisor}}, nil
+		return choice{made: []nacre.RuntimeName{nacre.RuntimeGVisor}, auto: true}, nil
 	case asked == nil:
-		if against := v.fit(ctx); against != nil {
-			return choice{made: []nacre.RuntimeName{nacre.RuntimeGVisor}, against: against}, nil
+		against := v.usable()
+		if against == nil {
+			against = v.fit(ctx)
 		}
-		return choice{made: []nacre.RuntimeName{nacre.RuntimeFirecracker, nacre.RuntimeGVisor}}, nil
+		if against != nil {
+			return choice{made: []nacre.RuntimeName{nacre.RuntimeGVisor}, against: against, auto: true}, nil
+		}
+		return choice{made: []nacre.RuntimeName{nacre.RuntimeFirecracker, nacre.RuntimeGVisor}, auto: true}, nil
 	case !slices.Contains(asked, nacre.RuntimeFirecracker):
 		return choice{made: asked}, nil
 	}
@@ -103,6 +115,9 @@ func chooseRuntimes(ctx context.Context, text string, v virtualization) (choice,
 	}
 	if !v.setUp {
 		return choice{}, fmt.Errorf("--runtime %s: Firecracker is not set up for this data directory; this host can run it: `nacre setup firecracker` brings it", text)
+	}
+	if err := v.usable(); err != nil {
+		return choice{}, fmt.Errorf("--runtime %s: what was set up cannot be used. %s", text, upperFirst(nacre.ErrorMessage(err)))
 	}
 	return choice{made: asked}, nil
 }
@@ -129,9 +144,8 @@ func (s *Server) drivers(cgroup, agent string) drivers {
 		if name != nacre.RuntimeFirecracker {
 			return nil, errors.New("this program does not know it")
 		}
-		c, _ := firecracker.Installed(FirecrackerDir(s.cfg.DataDir))
+		c, _ := firecrackerConfig(s.cfg.DataDir)
 		c.CgroupParent, c.Log = cgroup, s.log
-		c.AllowHoles = os.Getenv("NACRE_FIRECRACKER_ALLOW_HOLES") != ""
 		return firecracker.New(c)
 	}
 }
@@ -150,6 +164,10 @@ func openRuntime(c choice, running map[nacre.RuntimeName]node.Running, open driv
 	}
 	for _, name := range c.made {
 		d, err := open(name, false)
+		if _, needed := running[name]; err != nil && c.auto && name == nacre.RuntimeFirecracker && !needed {
+			log.Warn("Firecracker is set up and cannot be used", "reason", nacre.ErrorMessage(err), "err", err)
+			continue
+		}
 		if err != nil {
 			undo()
 			return nil, fmt.Errorf("the runtime %s: %w", name, err)
@@ -193,15 +211,15 @@ func runtimeFindings(ctx context.Context, text string, v virtualization) []Findi
 	}
 	kvm := Finding{ID: "kvm", Level: "ok", What: "the host's KVM runs guests, so Firecracker machines can be made"}
 	switch {
-	case fit != nil && err == nil && c.against != nil:
-		kvm.Level, kvm.What = "warn", "Firecracker is set up, and this host cannot run its machines"
-		kvm.Advice = nacre.ErrorMessage(fit)
 	case fit != nil:
 		kvm.What = "no Firecracker machines here, and gVisor needs none of it: " + nacre.ErrorMessage(fit)
 	case !v.setUp:
 		kvm.What += " once `nacre setup firecracker` has brought it"
 	}
-	return []Finding{out, kvm}
+	if c.against == nil {
+		return []Finding{out, kvm}
+	}
+	return []Finding{out, kvm, {ID: "firecracker", Level: "warn", What: "Firecracker is set up and cannot be used", Advice: nacre.ErrorMessage(c.against)}}
 }
 
 // unfitFindings are of the snapshots that were here at the start and that nothing goes
