@@ -21,10 +21,6 @@ func Clone(src, dst string, mode fs.FileMode) (err error) {
 		return err
 	}
 	defer in.Close()
-	st, err := in.Stat()
-	if err != nil {
-		return err
-	}
 	out, err := os.OpenFile(dst, os.O_CREATE|os.O_EXCL|os.O_RDWR, mode)
 	if err != nil {
 		return err
@@ -34,8 +30,17 @@ func Clone(src, dst string, mode fs.FileMode) (err error) {
 			_ = os.Remove(dst)
 		}
 	}()
+	return Copy(out, in)
+}
+
+// Copy is Clone of open files; out is empty.
+func Copy(out, in *os.File) error {
 	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil {
 		return nil
+	}
+	st, err := in.Stat()
+	if err != nil {
+		return err
 	}
 	if err := out.Truncate(st.Size()); err != nil {
 		return err

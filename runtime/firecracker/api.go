@@ -155,7 +155,7 @@ type snapshotCreate struct {
 type snapshotLoad struct {
 	State  string     `json:"snapshot_path"`
 	Mem    memBackend `json:"mem_backend"`
-	Track  bool       `json:"enable_diff_snapshots"`
+	Track  bool       `json:"enable_diff_snapshots"` // later releases say track_dirty_pages, too
 	Resume bool       `json:"resume_vm"`
 }
 

@@ -80,6 +80,9 @@ type launch struct {
 	snap  *snapshot // to restore; nil for a new guest
 	jail  jail
 	birth birth
+	base  *os.File // the memory that the guest goes on with; nil for one that boots
+
+	prefetched int64 // how much of it was read ahead, in bytes
 }
 
 // launch boots a machine that is new or restored.
@@ -114,6 +117,9 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		}
 		err = l.explain(err)
 		if proc != nil {
+		if l.base != nil {
+			l.base.Close()
+		}
 			proc.Kill()
 			_, _, _ = proc.Wait()
 			proc.Close()
@@ -141,6 +147,8 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		return nil, err
 	}
 	if proc, err = r.startVMM(ctx, l.jail, spec, g); err != nil {
+	begun := time.Now()
+	defer l.prefetch()()
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
 	goOn := proc.KillOnEnd(ctx)
@@ -151,11 +159,14 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if !goOn() {
 		return nil, context.Cause(ctx)
 	}
-	return newMachine(r, spec.ID, proc, state{
+	l.learn(proc, time.Since(begun))
+	m = newMachine(r, spec.ID, proc, state{
 		Trace: machines.Trace{BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir},
 		Upper: spec.Root.UpperDir, Program: filepath.Base(r.cfg.Firecracker),
 		Slot: slotName{spec.Slot.Name, spec.Slot.Path},
-	}), nil
+	})
+	m.base.set(l.base)
+	return m, nil
 }
 
 // cacheMiB is the room in the machine's limit for what the host keeps in its cache of
@@ -218,6 +229,9 @@ func (l *launch) prepare() error {
 		shared[stateName] = l.snap.Path(stateFile)
 		shared[memName] = l.snap.Path(memFile)
 	}
+		if l.base, err = os.Open(l.snap.Path(memFile)); err != nil {
+			return err
+		}
 	for name, src := range shared {
 		if err := l.jail.bring(src, name); err != nil {
 			return err
@@ -270,7 +284,7 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 		path string
 		body any
 	}{
-		{"/machine-config", machineConfig{CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB + kernelShare}},
+		{"/machine-config", machineConfig{CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB + kernelShare, Track: true}},
 		{"/boot-source", bootSource{"/" + kernelName, l.bootArgs()}},
 		{"/drives/init", drive{ID: "init", Path: "/" + initName, IsRoot: true, ReadOnly: true}},
 		{"/drives/root", drive{ID: "root", Path: "/" + rootName, ReadOnly: true}},
@@ -278,6 +292,7 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 		{"/network-interfaces/eth0", networkInterface{"eth0", tapLink, wire.GuestMAC}},
 		{"/vsock", vsock{3, "/" + vsockName}},
 		{"/actions", map[string]string{"action_type": "InstanceStart"}},
+		{"/balloon", newBalloon()},
 	} {
 		if err := a.put(ctx, c.path, c.body); err != nil {
 			return err

@@ -17,10 +17,17 @@ import (
 )
 
 // dialPort connects to a TCP port of the guest whose slot's namespace is at path: to
-// its first program, which connects to the port and carries on. It goes by TCP because
-// a connection over vsock ends with every snapshot, also in the guest that goes on;
-// and from inside the namespace, so that no rule of the host's has to let it through.
+// its first program, which connects to the port and carries on.
 func dialPort(ctx context.Context, path string, port int) (*net.TCPConn, error) {
+	return tell(ctx, path, "dial "+strconv.Itoa(port))
+}
+
+// tell says one thing to the first program of a guest that runs, and reads the answer.
+// What follows on the connection is the caller's. It goes by TCP because a connection
+// over vsock ends with every snapshot, also in the guest that goes on, and because
+// 1.16's vsock takes none after a pause without a snapshot; and from inside the
+// namespace, so that no rule of the host's has to let it through.
+func tell(ctx context.Context, path, what string) (*net.TCPConn, error) {
 	f, err := socketIn(path)
 	if err != nil {
 		return nil, err
@@ -41,7 +48,7 @@ func dialPort(ctx context.Context, path string, port int) (*net.TCPConn, error) 
 	}
 	t := c.(*net.TCPConn)
 	stop = context.AfterFunc(ctx, func() { _ = t.SetDeadline(time.Unix(1, 0)) })
-	err = exchange(t, "dial "+strconv.Itoa(port))
+	err = exchange(t, what)
 	if !stop() {
 		err = errors.Join(context.Cause(ctx), err)
 	}

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"sync"
 
-
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/agentfs"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"

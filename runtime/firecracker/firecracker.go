@@ -23,6 +23,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ import (
 	"github.com/nacrehq/nacre/internal/agentfs"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/machines"
+	"github.com/nacrehq/nacre/internal/workingset"
 )
 
 // assets holds guestinit, which `make` builds before cmd/nacre.
@@ -47,6 +49,9 @@ type Config struct {
 	Kernel      string // path of the guest's kernel, an ELF file
 	// Init is the path of guestinit; default: the one in this program.
 	Init string
+	// Agent is the agent's binary that machines are started with. The driver keeps files
+	// of its own beside it, of which Sweep removes the old ones; "" leaves them.
+	Agent string
 	// AllowHoles takes releases with known holes too. For tests only.
 	AllowHoles bool
 	// CgroupParent holds one cgroup a machine. Two installations on one host need
@@ -74,8 +79,12 @@ type Runtime struct {
 	boots   *semaphore.Weighted
 	stock   stock
 	key     string // what this process's snapshots are bound to
-	bootID  string // of the host's kernel: process ids mean nothing in another boot
 
+	askEvery, askWithin time.Duration // see guardAnswers
+
+	bootID string // of the host's kernel: process ids mean nothing in another boot
+
+	sets     workingset.Memory // of the snapshots that were restored
 	machines machines.Set[*machine]
 }
 
@@ -97,7 +106,7 @@ func New(cfg Config) (*Runtime, error) {
 	if os.Geteuid() != 0 {
 		return nil, nacre.Errorf(nacre.CodeForbidden, "machines need root; run nacre as root")
 	}
-	r := &Runtime{cfg: cfg, stock: stock{images: agentfs.Images{Prefix: "firecracker"}}, boots: semaphore.NewWeighted(int64(cfg.Boots))}
+	r := &Runtime{cfg: cfg, askEvery: askEvery, askWithin: askWithin, stock: stock{images: agentfs.Images{Prefix: "firecracker"}}, boots: semaphore.NewWeighted(int64(cfg.Boots))}
 	if err := r.checkPrograms(); err != nil {
 		return nil, err
 	}
@@ -205,9 +214,14 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 		return err
 	}
 	var first error
+	strangers := false // kept, but nobody knows what they use
 	for _, name := range names {
 		id := nacre.MachineID(name)
-		if !id.Valid() || r.machines.Known(id) || keep(id) {
+		if !id.Valid() || r.machines.Known(id) {
+			continue
+		}
+		if keep(id) {
+			strangers = true
 			continue
 		}
 		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)
@@ -215,7 +229,26 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 			first = fmt.Errorf("clearing machine %s: %w", id, err)
 		}
 	}
+	if first == nil && !strangers && r.cfg.Agent != "" {
+		first = r.sweepImages()
+	}
 	return first
+}
+
+// sweepImages removes the init drives that no machine here has and that none would be
+// started with. Snapshots have copies of their own.
+func (r *Runtime) sweepImages() error {
+	current, err := r.stock.images.Of(r.cfg.Agent, r.stock.initImage)
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	used := map[string]bool{}
+	for _, m := range r.machines.All() { // for a start under way see agentfs.Grace
+		if b, err := m.birth(); err == nil {
+			used[filepath.Join(b.InitDir, b.Init)] = true
+		}
+	}
+	return r.stock.images.Sweep(filepath.Dir(current), used, r.cfg.Clock())
 }
 
 // RemoveParent removes the cgroup that holds the machines' ones, after the last

@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +36,7 @@ type machine struct {
 	st   state
 	jail jail
 	api  *api
+	base base
 }
 
 func newMachine(r *Runtime, id nacre.MachineID, p *pidfd.Process, st state) *machine {
@@ -79,14 +80,18 @@ func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, e
 
 // Watch implements machines.Member.
 func (m *machine) Watch() {
-	guarded := make(chan struct{})
-	go func() { defer close(guarded); m.guard() }()
+	alive, over := context.WithCancel(context.Background())
+	var guards sync.WaitGroup
+	guards.Go(func() { m.guardState(alive) })
+	guards.Go(func() { m.guardAnswers(alive) })
 	m.Life.Watch()
-	<-guarded
+	over()
+	guards.Wait()
 }
 
 // Clear implements machines.Kind.
 func (m *machine) Clear() error {
+	m.base.forget()
 	return errors.Join(disconnectTap(nacre.Slot{Name: m.st.Slot.Name, Path: m.st.Slot.Path}), m.jail.remove())
 }
 
@@ -127,37 +132,4 @@ func (m *machine) Reason(status unix.WaitStatus, known bool) (nacre.EndReason, s
 // Dial implements nacre.Machine.
 func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
 	return m.Connect(ctx, port, func(ctx context.Context) (*net.TCPConn, error) { return dialPort(ctx, m.st.Slot.Path, port) })
-}
-
-// Watching over a VMM: how often it is looked at, and how often in a row it must be
-// found stopped.
-const (
-	guardEvery = time.Second
-	guardTimes = 2
-)
-
-// guard kills a VMM that somebody stopped: it would hold its room for ever and
-// answer nothing. It goes by the process's state and not by the time of an answer,
-// which says more about the host's load.
-func (m *machine) guard() {
-	tick := time.NewTicker(guardEvery)
-	defer tick.Stop()
-	for stopped := 0; ; {
-		select {
-		case <-m.Over():
-			return
-		case <-tick.C:
-		}
-		if !m.Proc.Stopped() {
-			stopped = 0
-			continue
-		}
-		if stopped++; stopped < guardTimes {
-			continue
-		}
-		if f, err := os.OpenFile(filepath.Join(m.st.Dir, hungFile), os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
-			f.Close()
-		}
-		m.Proc.Kill()
-	}
 }

@@ -22,8 +22,13 @@ import (
 // startMachine starts a machine that is stopped when the test ends.
 func startMachine(t *testing.T) (*machine, nacre.MachineSpec) {
 	t.Helper()
+	return startMachineOf(t, newRuntime(t))
+}
+
+func startMachineOf(t *testing.T, r *Runtime) (*machine, nacre.MachineSpec) {
+	t.Helper()
 	spec := newSpec(t)
-	m, err := newRuntime(t).Start(t.Context(), spec)
+	m, err := r.Start(t.Context(), spec)
 	check(t, err)
 	t.Cleanup(func() {
 		if err := m.Stop(context.Background()); err != nil {
@@ -135,14 +140,32 @@ func testConsole(t *testing.T, g *nacretest.Guest, spec nacre.MachineSpec) {
 
 // TestFault05_VMMKilledOrStopped: it is noticed, said, and nothing is left.
 func TestFault05_VMMKilledOrStopped(t *testing.T) {
+	signal := func(s unix.Signal) func(*machine) error {
+		return func(m *machine) error { return unix.Kill(m.Proc.PID, s) }
+	}
 	for _, c := range []struct {
-		signal unix.Signal
+		name   string
+		do     func(*machine) error
 		want   string
-	}{{unix.SIGKILL, ""}, {unix.SIGSTOP, "did not answer"}} {
-		t.Run(unix.SignalName(c.signal), func(t *testing.T) {
-			m, spec := startMachine(t)
-			check(t, unix.Kill(m.Proc.PID, c.signal))
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		within time.Duration
+	}{
+		{"killed", signal(unix.SIGKILL), "", 5 * time.Second}, {"stopped", signal(unix.SIGSTOP), "did not answer", 5 * time.Second},
+		// It sleeps then, as far as anybody sees, and answers nothing.
+		{"frozen", func(m *machine) error {
+			return os.WriteFile(filepath.Join(m.Group.Dir(""), "cgroup.freeze"), []byte("1"), 0)
+		}, "did not answer", 15 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.name == "frozen" && os.Getenv("NACRE_CGROUP_V1") != "" {
+				t.Skip("version 1 of cgroups has no such file")
+			}
+			r := newRuntime(t)
+			if c.name == "frozen" {
+				r.askEvery, r.askWithin = 500*time.Millisecond, 3*time.Second
+			}
+			m, spec := startMachineOf(t, r)
+			check(t, c.do(m))
+			ctx, cancel := context.WithTimeout(t.Context(), c.within)
 			defer cancel()
 			e, err := m.Wait(ctx)
 			if err != nil || e.Reason != nacre.EndCrash || !strings.Contains(e.Detail, c.want) {

@@ -70,7 +70,7 @@ func (r *Runtime) Restore(ctx context.Context, spec nacre.MachineSpec, dir strin
 // restore has the VMM load the snapshot, and tells the guest who and when it is
 // before anybody else may reach it.
 func (l *launch) restore(ctx context.Context, a *api) error {
-	err := a.put(ctx, "/snapshot/load", snapshotLoad{State: "/" + stateName, Mem: memBackend{"File", "/" + memName}, Resume: true})
+	err := a.put(ctx, "/snapshot/load", snapshotLoad{State: "/" + stateName, Mem: memBackend{"File", "/" + memName}, Track: true, Resume: true})
 	if err != nil {
 		return err
 	}
@@ -83,6 +83,9 @@ func (l *launch) restore(ctx context.Context, a *api) error {
 		}
 		return "restored " + string(b)
 	})
+	if err == nil && l.birth.Balloon {
+		err = a.fillBalloon(ctx, 0)
+	}
 	if err != nil {
 		return err
 	}

@@ -46,12 +46,14 @@ type birth struct {
 	snapfile.Birth
 	Init    string // the init drive's file name beside the agent's binary
 	InitDir string // where that was
+	Tracks  bool   // the VMM notes which pages the guest writes to
+	Balloon bool   // the machine has one
 }
 
 // born records what the machine is booted from.
 func (l *launch) born(initImage string) (b birth, err error) {
 	s := l.spec
-	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage)}
+	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage), Tracks: true, Balloon: l.fresh() || l.snap.birth.Balloon}
 	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
 	if b.Image, err = snapfile.ImageID(s.Root.Image); err != nil {
 		return b, err
@@ -62,6 +64,15 @@ func (l *launch) born(initImage string) (b birth, err error) {
 		}
 	}
 	return b, snapfile.WriteJSON(filepath.Join(s.StateDir, birthFile), b)
+}
+
+// birth is what was recorded of the machine.
+func (m *machine) birth() (b birth, err error) {
+	text, err := os.ReadFile(filepath.Join(m.st.Dir, birthFile))
+	if err == nil {
+		err = json.Unmarshal(text, &b)
+	}
+	return b, err
 }
 
 // Snapshot implements nacre.Machine.
@@ -106,6 +117,10 @@ type saving struct {
 	dir   string
 	opt   nacre.SnapshotOptions
 	birth birth
+
+	collected bool // the guest's free memory is in its balloon
+
+	diff  bool     // the VMM writes what changed since, into a copy of what was before
 	files []string // made by us
 	info  nacre.SnapshotInfo
 }
@@ -124,15 +139,16 @@ func (s *saving) prepare() error {
 	if err := snapfile.Empty(s.dir); err != nil {
 		return err
 	}
-	b, err := os.ReadFile(filepath.Join(s.m.st.Dir, birthFile))
-	if err == nil {
-		err = json.Unmarshal(b, &s.birth)
-	}
+	b, err := s.m.birth()
 	if err != nil {
 		return nacre.Wrap(nacre.CodeUnsupported, err, "what the machine was booted from is not known")
 	}
+	s.birth = b
 	if s.opt.FilesOnly {
 		return nil
+	}
+	if err := s.lay(); err != nil {
+		return err
 	}
 	s.files = append(s.files, initFile)
 	return sparse.Share(filepath.Join(s.birth.InitDir, s.birth.Init), filepath.Join(s.dir, initFile))
@@ -146,7 +162,7 @@ func (s *saving) save(ctx context.Context) error {
 	}
 	if s.opt.FilesOnly {
 		// What the guest still has in its memory goes to the disk first.
-		c, err := ask(ctx, m.jail.root, "sync")
+		c, err := tell(ctx, m.st.Slot.Path, "sync")
 		if err != nil {
 			return err
 		}
@@ -155,6 +171,13 @@ func (s *saving) save(ctx context.Context) error {
 	if err := m.Hold.Begin(); err != nil {
 		return err
 	}
+	s.collect(ctx)
+	defer func() {
+		// That of a guest that stands still is let out when it goes on.
+		if s.collected && !m.Hold.Held() {
+			m.letOut(context.WithoutCancel(ctx))
+		}
+	}()
 	begin := time.Now()
 	// A call that was begun is waited for: what becomes of one that is called off is
 	// not known.
@@ -184,7 +207,13 @@ func (s *saving) save(ctx context.Context) error {
 func (s *saving) write(ctx context.Context) error {
 	m := s.m
 	if !s.opt.FilesOnly {
-		err := m.api.put(ctx, "/snapshot/create", snapshotCreate{"Full", "/" + saveDir + "/" + stateFile, "/" + saveDir + "/" + memFile})
+		kind := "Full"
+		if s.diff {
+			kind = "Diff"
+		}
+		// From here on the VMM's notes are about this snapshot, whether it succeeds or not.
+		m.base.forget()
+		err := m.api.put(ctx, "/snapshot/create", snapshotCreate{kind, "/" + saveDir + "/" + stateFile, "/" + saveDir + "/" + memFile})
 		if err != nil {
 			return err
 		}
@@ -233,6 +262,11 @@ func (s *saving) finish() error {
 	stopped := s.info.Stopped
 	info, err := s.m.r.format().Write(s.dir, s.birth, s.opt)
 	s.info, s.info.Stopped = info, stopped
+	if err == nil && !s.opt.FilesOnly && s.birth.Tracks {
+		if f, err := os.Open(filepath.Join(s.dir, memFile)); err == nil {
+			s.m.base.set(f)
+		}
+	}
 	return err
 }
 
@@ -249,6 +283,7 @@ func (m *machine) Resume(ctx context.Context) error {
 	if err := m.letGo(ctx); err != nil {
 		return m.GoneOr(err)
 	}
+	m.letOut(ctx)
 	return nil
 }
 

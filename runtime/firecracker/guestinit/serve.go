@@ -120,6 +120,12 @@ func answer(c *os.File, conns *carried) {
 			carry(c, t)
 		}
 		return
+	case "free":
+		var free int
+		if free, err = freeMemory(); err == nil {
+			_, _ = fmt.Fprintf(c, "ok\n%d\n", free)
+			return
+		}
 	case "sync":
 		err = syncUpper()
 	case "restored":
@@ -268,4 +274,13 @@ func reseed(seed []byte) error {
 		return e
 	}
 	return nil
+}
+
+// freeMemory is what nobody uses, not even as a cache, in MiB.
+func freeMemory() (int, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, err
+	}
+	return int(info.Freeram * uint64(info.Unit) >> 20), nil
 }

@@ -11,9 +11,10 @@ import (
 )
 
 // Port is the vsock port that guestinit listens on. A connection begins with one
-// line of the host's: "dial PORT", "sync", "ping", or "restored JSON" with a
+// line of the host's: "dial PORT", "sync", "ping", "free", or "restored JSON" with a
 // Restored. The answer is the line "ok" or "no REASON". After "dial" and "ok" the
-// connection is one to that TCP port of the guest.
+// connection is one to that TCP port of the guest; after "free" and "ok" comes a line with
+// the guest's free memory in MiB.
 const Port = 1024
 
 // DialPort is the TCP port on which guestinit takes the same lines from HostAddr, and
