@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nacrehq/nacre/guest/kernel"
+	"github.com/nacrehq/nacre/internal/progress"
 	"github.com/nacrehq/nacre/runtime/firecracker"
 	"github.com/nacrehq/nacre/server"
 )
@@ -30,8 +31,10 @@ func newSetupFirecrackerCommand() *cobra.Command {
 		Use:   "firecracker",
 		Short: "Install a Firecracker release and the guest kernel, which --runtime auto then uses",
 		Long: "setup firecracker checks a release of Firecracker and puts it, with a guest kernel, into the data directory.\n" +
-			"--from is a release's archive by path or https URL (then with --sha256, which Firecracker publishes beside it),\n" +
-			"or a directory with the programs firecracker and jailer. Releases with known holes are refused.\n\n" +
+			"It downloads the release that this version of nacre was made for, and compares its sum. Where the network is\n" +
+			"closed --from names another source: an archive by path or https URL (then with --sha256, which Firecracker\n" +
+			"publishes beside each release), or a directory with the programs firecracker and jailer. Releases with known\n" +
+			"holes are refused.\n\n" +
 			"Without --kernel the guest kernel is built here from Debian's kernel source; that takes a quarter of an hour\n" +
 			"of one processor, once.",
 		Args: cobra.NoArgs,
@@ -45,7 +48,10 @@ func newSetupFirecrackerCommand() *cobra.Command {
 					return err
 				}
 			}
+			bar := progress.New(os.Stderr)
+			from.Progress = func(done, total int64) { bar.Set("downloading Firecracker", done, total) }
 			version, err := firecracker.Install(cmd.Context(), server.FirecrackerDir(c.DataDir), from)
+			bar.Done()
 			if err != nil {
 				return err
 			}
@@ -62,11 +68,10 @@ func newSetupFirecrackerCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&from.Source, "from", "", "a release: archive or directory by path, or archive by https URL")
+	cmd.Flags().StringVar(&from.Source, "from", "", "a release: archive or directory by path, or archive by https URL (default: the one that nacre was made for)")
 	cmd.Flags().StringVar(&from.SHA256, "sha256", "", "the archive's SHA-256")
 	cmd.Flags().StringVar(&from.Kernel, "kernel", "", "a guest kernel (vmlinux) instead of building one")
 	cmd.Flags().BoolVar(&from.AllowHoles, "allow-known-holes", false, "take a release with known security holes; for tests")
-	_ = cmd.MarkFlagRequired("from") // it exists
 	cmd.Flags().SortFlags = false
 	c.Flags(cmd.Flags())
 	return cmd

@@ -2,6 +2,7 @@ package firecracker
 
 import (
 	"archive/tar"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -31,11 +32,16 @@ const (
 // Release says where a release of Firecracker comes from.
 type Release struct {
 	// Source is the release's archive (.tgz), by path or https URL, or a directory that
-	// holds the unpacked programs.
+	// holds the unpacked programs. "" is the release that this driver was made for, from
+	// Firecracker's own page (see release.go).
 	Source string
 	// SHA256 of the archive, in hex. A URL demands one.
 	SHA256 string
 	Kernel string // path of the guest's kernel
+	// Progress is told how much of a download is there; total is -1 when nobody knows.
+	Progress func(done, total int64)
+	// Client downloads; default http.DefaultClient, which goes by HTTPS_PROXY.
+	Client *http.Client
 	// AllowHoles takes a release with known holes.
 	AllowHoles bool
 }
@@ -56,6 +62,15 @@ func Installed(dir string) (c Config, ok bool) {
 // driver would refuse is refused here. What was there before is replaced file by
 // file, and kept when anything fails; running machines keep theirs.
 func Install(ctx context.Context, dir string, from Release) (string, error) {
+	if from.Source == "" {
+		if from.SHA256 != "" {
+			return "", nacre.Invalidf("sha256", "it is of an archive: say which, by --from")
+		}
+		from.Source, from.SHA256 = pinnedURL, pinnedSHA256
+	}
+	if err := checkKernel(from.Kernel); err != nil {
+		return "", err
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -65,9 +80,6 @@ func Install(ctx context.Context, dir string, from Release) (string, error) {
 	}
 	defer os.RemoveAll(tmp)
 	if err := gather(ctx, tmp, from); err != nil {
-		return "", err
-	}
-	if err := checkKernel(from.Kernel); err != nil {
 		return "", err
 	}
 	if err := sparse.Clone(from.Kernel, filepath.Join(tmp, KernelName), 0o444); err != nil {
@@ -108,7 +120,7 @@ func gather(ctx context.Context, dir string, from Release) error {
 	archive := from.Source
 	if strings.Contains(from.Source, "://") {
 		archive = filepath.Join(dir, "archive")
-		if err := download(ctx, from.Source, archive); err != nil {
+		if err := download(ctx, from, archive); err != nil {
 			return err
 		}
 	}
@@ -127,9 +139,6 @@ func foundBoth(n int) error {
 
 func checkArchive(path string, from Release) error {
 	if from.SHA256 == "" {
-		if path != from.Source {
-			return nacre.Invalidf("sha256", "give the SHA-256 of what is downloaded; Firecracker publishes it beside each release")
-		}
 		return nil
 	}
 	f, err := os.Open(path)
@@ -150,30 +159,59 @@ func checkArchive(path string, from Release) error {
 // maxRelease bounds a download and each program in it, in bytes.
 const maxRelease = 256 << 20
 
-func download(ctx context.Context, url, path string) error {
-	if !strings.HasPrefix(url, "https://") {
-		return nacre.Invalidf("from", "%q: want a path or an https URL", url)
+func download(ctx context.Context, from Release, path string) (err error) {
+	if !strings.HasPrefix(from.Source, "https://") {
+		return nacre.Invalidf("from", "%q: want a path or an https URL", from.Source)
 	}
+	if from.SHA256 == "" {
+		return nacre.Invalidf("sha256", "give the SHA-256 of what is downloaded; Firecracker publishes it beside each release")
+	}
+	defer func() {
+		if err != nil {
+			err = nacre.Wrap(nacre.CodeUnavailable, err, "the release could not be downloaded from "+from.Source+"; get it another way and give its path with --from")
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from.Source, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client := cmp.Or(from.Client, http.DefaultClient)
+	resp, err := client.Do(req)
 	if err != nil {
-		return nacre.Wrap(nacre.CodeUnavailable, err, "the release could not be downloaded; get it another way and give its path")
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nacre.Errorf(nacre.CodeUnavailable, "the release could not be downloaded: %s; get it another way and give its path", resp.Status)
+		return fmt.Errorf("the server says %s", resp.Status)
+	}
+	if resp.ContentLength > maxRelease {
+		return fmt.Errorf("it has %d bytes, which no release has", resp.ContentLength)
 	}
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, io.LimitReader(resp.Body, maxRelease))
+	body := &counted{r: io.LimitReader(resp.Body, maxRelease), total: resp.ContentLength, tell: from.Progress}
+	_, err = io.Copy(f, body)
 	return errors.Join(err, f.Close())
+}
+
+// counted tells how much was read.
+type counted struct {
+	r           io.Reader
+	done, total int64
+	tell        func(done, total int64)
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.done += int64(n)
+	if c.tell != nil {
+		c.tell(c.done, c.total)
+	}
+	return n, err
 }
 
 // Firecracker's archives hold release-v1.16.0-x86_64/firecracker-v1.16.0-x86_64 and
@@ -191,7 +229,7 @@ func programName(base string) string {
 func unpack(archive, dir string) error {
 	f, err := os.Open(archive)
 	if err != nil {
-		return err
+		return nacre.Wrap(nacre.CodeInvalid, err, "the release cannot be read")
 	}
 	defer f.Close()
 	z, err := gzip.NewReader(f)
@@ -216,6 +254,9 @@ func unpack(archive, dir string) error {
 			return err
 		}
 		_, err = io.CopyN(out, t, h.Size)
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, gzip.ErrChecksum) {
+			err = nacre.Wrap(nacre.CodeInvalid, err, "the release's archive is damaged")
+		}
 		if err = errors.Join(err, out.Close()); err != nil {
 			return err
 		}
