@@ -262,12 +262,27 @@ func (s *slowly) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// large is how much is moved: as much as NACRE_E2E_LARGE says, such as 10240 for ten
+// GiB, which takes minutes and as much of the disk.
+func large(t testing.TB, usual int64) int64 {
+	t.Helper()
+	text := os.Getenv("NACRE_E2E_LARGE")
+	if text == "" {
+		return usual
+	}
+	mib, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatalf("NACRE_E2E_LARGE: %v", err)
+	}
+	return mib << 20
+}
+
 // TestFault19_Firehose: a process that writes without end and a client that reads
 // slowly: the process waits, and nobody's memory fills.
 func TestFault19_Firehose(t *testing.T) {
-	const size = 512 << 20
+	size := large(t, 512<<20)
 	d := start(t, "--memory-mib", "512", "--standby", "0")
-	sb := many(t, d.client(), 1)[0]
+	sb := many(t, d.client(), 1, client.Timeout(time.Hour))[0]
 	if _, err := sb.Run(t.Context(), "head -c 64M /dev/zero"); err != nil { // warm
 		t.Fatal(err)
 	}
@@ -326,9 +341,9 @@ func TestFault19_Firehose(t *testing.T) {
 // TestLargeFiles: a gigabyte up and down again passes through the server without
 // staying in it.
 func TestLargeFiles(t *testing.T) {
-	const size = 1 << 30
-	d := start(t, "--memory-mib", "1024", "--standby", "0")
-	sb := many(t, d.client(), 1)[0]
+	size := large(t, 1<<30)
+	d := start(t, "--memory-mib", "1024", "--standby", "0", "--disk-mib", fmt.Sprint(size>>20+1024))
+	sb := many(t, d.client(), 1, client.Timeout(time.Hour))[0]
 	if err := sb.Files.WriteFile(t.Context(), "warm", make([]byte, 32<<20)); err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +384,7 @@ func TestLargeFiles(t *testing.T) {
 	if n != size || err != nil {
 		t.Errorf("%d bytes came back: %v", n, err)
 	}
-	t.Logf("up %.0f MB/s, down %.0f MB/s, server %d -> %d MiB", size/up.Seconds()/1e6, size/down.Seconds()/1e6, before>>20, most>>20)
+	t.Logf("up %.0f MB/s, down %.0f MB/s, server %d -> %d MiB", float64(size)/up.Seconds()/1e6, float64(size)/down.Seconds()/1e6, before>>20, most>>20)
 	if most > before+96<<20 {
 		t.Errorf("the server's memory grew from %d to %d MiB", before>>20, most>>20)
 	}

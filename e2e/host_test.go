@@ -305,6 +305,18 @@ func openFiles(t testing.TB, pid int) int {
 	return len(all)
 }
 
+// kindsOfFiles tells what a process's descriptors are, for who reads of too many.
+func kindsOfFiles(pid int) string {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	all, _ := os.ReadDir(dir) // it may have ended
+	kinds := traces{}
+	for _, e := range all {
+		to, _ := os.Readlink(filepath.Join(dir, e.Name()))
+		kinds[regexp.MustCompile(`[0-9]+|i[0-9a-z]{20}|m[0-9a-z]{16,}`).ReplaceAllString(to, "N")]++
+	}
+	return kinds.String()
+}
+
 // hostMemory is this host's memory in bytes.
 func hostMemory(t testing.TB) int64 {
 	t.Helper()

@@ -42,7 +42,7 @@ func TestNothingLeaks(t *testing.T) {
 		}
 		// Idle connections to guests and to this client come and go.
 		if now := openFiles(t, d.cmd.Process.Pid); now > fds+8 {
-			return fmt.Errorf("the server has %d open files, and had %d before", now, fds)
+			return fmt.Errorf("the server has %d open files, and had %d before: %s", now, fds, kindsOfFiles(d.cmd.Process.Pid))
 		}
 		return nil
 	})

@@ -8,6 +8,7 @@ import (
 	"crypto/subtle"
 	"log/slog"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"strings"
 	"time"
@@ -45,11 +46,12 @@ type Edge struct {
 	previews *previews // nil without any
 
 	conns   *conns
-	agents  http.Handler
-	servers http.Handler
+	agents  *httputil.ReverseProxy
+	servers *httputil.ReverseProxy
 }
 
-// New returns an edge. It holds no resources while nobody is connected.
+// New returns an edge. While nobody is connected it holds nothing but connections
+// to guests that are kept for the next request, for seconds.
 func New(c Config) *Edge {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -73,6 +75,15 @@ func New(c Config) *Edge {
 	e.agents = e.newProxy(agentIdle)
 	e.servers = e.newProxy(serverIdle)
 	return e
+}
+
+// Close ends the connections to guests that wait for another request. Requests that
+// are being served go on; whoever serves them ends them.
+func (e *Edge) Close() error {
+	for _, p := range []*httputil.ReverseProxy{e.agents, e.servers} {
+		p.Transport.(*http.Transport).CloseIdleConnections()
+	}
+	return nil
 }
 
 // Match tells whether a request is a sandbox's rather than the API's.

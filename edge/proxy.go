@@ -32,7 +32,7 @@ const (
 // newProxy returns the handler that passes requests with a hop on. It streams in
 // both directions, copies no more than a buffer, and sets no time limit: an
 // answer may take for ever.
-func (e *Edge) newProxy(idle time.Duration) http.Handler {
+func (e *Edge) newProxy(idle time.Duration) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
 		Transport: &http.Transport{
 			DialContext:            e.conns.dial,

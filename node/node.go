@@ -177,7 +177,28 @@ func (n *Node) Close() error {
 	n.mu.Unlock()
 	n.end()
 	n.wg.Wait()
+	n.hangUp()
 	return n.logs.Close()
+}
+
+// hangUp ends the connections to guests that wait for another call.
+func (n *Node) hangUp() {
+	n.mu.RLock()
+	var units []*unit
+	for _, e := range n.sandboxes {
+		if e.unit != nil {
+			units = append(units, e.unit)
+		}
+	}
+	for _, ready := range n.ready {
+		units = append(units, ready...)
+	}
+	n.mu.RUnlock()
+	for _, u := range units {
+		u.mu.Lock()
+		closeAgent(u.agent)
+		u.mu.Unlock()
+	}
 }
 
 // spawn runs fn in a goroutine that Close waits for; false when the node is closed.

@@ -338,10 +338,12 @@ func (s *Server) buildEntrance(p *parts, sec secrets) error {
 	if err != nil {
 		return err
 	}
-	p.handler = &entrance{api: described, miosa: s.miosaAPI(p, sec, auth), log: s.log, edge: edge.New(edge.Config{
+	public := edge.New(edge.Config{
 		Traffic: p.node, Waker: p.control, Activity: p.control, TokenKey: sec.tokens, Domain: s.cfg.Domain, Logger: s.log,
 		Previews: p.db,
-	})}
+	})
+	p.onClose(public.Close)
+	p.handler = &entrance{api: described, miosa: s.miosaAPI(p, sec, auth), log: s.log, edge: public}
 	return nil
 }
 
