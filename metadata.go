@@ -27,6 +27,19 @@ const LabelRequest = ReservedMetadata + "request"
 // shows: such a preview keeps its slug when its sandbox has ended.
 const LabelDeployment = ReservedMetadata + "deployment"
 
+// LabelSlug is its owner's second name of a sandbox.
+const LabelSlug = ReservedMetadata + "slug"
+
+// CopiedMetadata returns what a copy has of a sandbox's metadata: all but the labels
+// that name that one sandbox, or who made it and for what.
+func CopiedMetadata(m map[string]string) map[string]string {
+	m = maps.Clone(m)
+	for _, own := range []string{LabelRequest, LabelDeployment, LabelSlug} {
+		delete(m, own)
+	}
+	return m
+}
+
 // LabelRuntime is the one reserved key that a user may give, at a create: clients that
 // have no field for it ask for a runtime by it. It is no part of the metadata.
 const LabelRuntime = ReservedMetadata + "runtime"

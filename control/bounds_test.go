@@ -273,3 +273,26 @@ func TestEditsAtOnce(t *testing.T) {
 		t.Fatalf("%+v %v", got, err)
 	}
 }
+
+// TestCopiesAreNobodysTwin: what names one sandbox, or says for what it was made, is not
+// a copy's, however that is made; the rest is.
+func TestCopiesAreNobodysTwin(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	s := w.create(nacre.CreateRequest{Metadata: map[string]string{nacre.LabelSlug: "s", nacre.LabelDeployment: "d", nacre.LabelRequest: "r",
+		nacre.LabelWorkspace: "w", "user": "u"}})
+	snap := w.snapshot(s.ID, nacre.SnapshotRequest{})
+	copies := []nacre.Sandbox{w.create(nacre.CreateRequest{Template: string(snap.ID)})}
+	for _, r := range []nacre.ForkRequest{{Sandbox: s.ID}, {Snapshot: snap.ID}} {
+		made, err := w.svc.Fork(t.Context(), team, r)
+		if err != nil || made[0].Err != nil {
+			t.Fatal(made, err)
+		}
+		copies = append(copies, made[0].Sandbox)
+	}
+	for _, c := range copies {
+		if got := w.get(c.ID).Metadata; len(got) != 2 || got[nacre.LabelWorkspace] != "w" || got["user"] != "u" {
+			t.Errorf("a copy has %v", got)
+		}
+	}
+}

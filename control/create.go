@@ -165,7 +165,7 @@ func (s *Service) ofSnapshot(ctx context.Context, rec *nacre.Sandbox, r nacre.Cr
 	rec.Node, rec.Parent, rec.Snapshot = n.Node, n.Sandbox, n.ID
 	rec.Env = merged(n.Env, r.Env)
 	if r.Metadata == nil {
-		rec.Metadata = n.Metadata
+		rec.Metadata = nacre.CopiedMetadata(n.Metadata)
 	}
 	return nil
 }

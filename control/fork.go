@@ -139,7 +139,7 @@ func forkOf(of nacre.Sandbox, n nacre.Snapshot, r nacre.ForkRequest) nacre.Sandb
 	rec := nacre.Sandbox{
 		TeamID: of.TeamID, Parent: of.ID, Snapshot: n.ID, Node: n.Node, Name: r.Name,
 		Template: of.Template, TemplateID: of.TemplateID, BuildID: n.BuildID, Runtime: nacre.RuntimeOf(n.RestoreKey), Resources: n.Resources,
-		Metadata: of.Metadata, Env: merged(of.Env, r.Env), Network: of.Network, Secure: of.Secure,
+		Metadata: nacre.CopiedMetadata(of.Metadata), Env: merged(of.Env, r.Env), Network: of.Network, Secure: of.Secure,
 		Timeout: of.Timeout, OnTimeout: of.OnTimeout, AutoResume: of.AutoResume, FilesOnly: of.FilesOnly,
 		IdleTimeout: of.IdleTimeout, AlwaysOn: of.AlwaysOn,
 	}

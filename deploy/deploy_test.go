@@ -61,6 +61,7 @@ func (w *world) start() {
 func (w *world) box() nacre.Sandbox {
 	w.t.Helper()
 	s := nacretest.SampleSandbox(w.team, nacre.StateRunning)
+	s.Metadata[nacre.LabelSlug] = "source"
 	if err := w.db.Insert(w.t.Context(), s); err != nil {
 		w.t.Fatal(err)
 	}
@@ -315,6 +316,9 @@ func TestDeployAndAgain(t *testing.T) {
 	}
 	if w.alive(first.Sandbox) || w.copies(first.ID) != 1 || !w.alive(source.ID) {
 		t.Error("the copy before was not ended, or the source was")
+	}
+	if w.last.Metadata[nacre.LabelSlug] != "" || w.last.Metadata[nacre.LabelDeployment] != string(first.ID) || w.last.Metadata["user"] != "ann" {
+		t.Errorf("the copy has the metadata %v", w.last.Metadata)
 	}
 	other := w.deploy(nacre.Deployment{Name: "api", Source: source.ID, Start: "serve"})
 	if p, _ := w.db.GetPreview(t.Context(), w.team, other.Preview); p.Slug != "api-app" {

@@ -2,7 +2,6 @@ package deploy
 
 import (
 	"context"
-	"maps"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -91,11 +90,10 @@ func (d *Deployer) copyOf(ctx context.Context, stack *undo.Stack, dep nacre.Depl
 
 // create makes a sandbox with the snapshot's files, as like another one is.
 func (d *Deployer) create(ctx context.Context, stack *undo.Stack, dep nacre.Deployment, files nacre.SnapshotID, like nacre.Sandbox) (nacre.SandboxID, error) {
-	meta := maps.Clone(like.Metadata)
+	meta := nacre.CopiedMetadata(like.Metadata)
 	if meta == nil {
 		meta = map[string]string{}
 	}
-	delete(meta, nacre.LabelRequest)
 	meta[nacre.LabelDeployment] = string(dep.ID)
 	box, err := d.Service.Create(ctx, dep.TeamID, nacre.CreateRequest{
 		Template: string(files), Name: dep.Name, AlwaysOn: true, Metadata: meta, Env: dep.Env, Network: like.Network, Secure: true,

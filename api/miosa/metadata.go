@@ -68,9 +68,9 @@ func setSlug(meta map[string]string, slug *string) error {
 	if err != nil {
 		return err
 	}
-	meta[keySlug] = v
+	meta[nacre.LabelSlug] = v
 	if v == "" {
-		delete(meta, keySlug)
+		delete(meta, nacre.LabelSlug)
 	}
 	return nil
 }

@@ -89,7 +89,7 @@ func (a *API) getSandbox(c *api.Call) error {
 // getByName finds the newest sandbox that has not ended by its name, else by its slug.
 func (a *API) getByName(c *api.Call) error {
 	name := c.R.PathValue("name")
-	for _, f := range []nacre.SandboxFilter{{Name: name}, {Metadata: map[string]string{keySlug: name}}} {
+	for _, f := range []nacre.SandboxFilter{{Name: name}, {Metadata: map[string]string{nacre.LabelSlug: name}}} {
 		f.States, f.Limit = aliveStates, 1
 		page, err := a.Service.List(c.R.Context(), c.Team, f)
 		if err != nil {
@@ -116,7 +116,7 @@ type query struct {
 var wanted = map[string]string{
 	"external_workspace_id": nacre.LabelExternalSpace, "external_user_id": nacre.LabelExternalUser,
 	"external_project_id": nacre.LabelExternalProject, "workspace_id": nacre.LabelWorkspace,
-	"workspace": nacre.LabelWorkspace, "project_id": nacre.LabelProject, "slug": keySlug, "size": keySize,
+	"workspace": nacre.LabelWorkspace, "project_id": nacre.LabelProject, "slug": nacre.LabelSlug, "size": keySize,
 }
 
 func parseQuery(c *api.Call) (query, error) {

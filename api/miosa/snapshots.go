@@ -362,12 +362,8 @@ func (in *forkBody) request(s nacre.Sandbox) (nacre.ForkRequest, error) {
 		return out, err
 	}
 	out.Timeout = seconds(timeout)
-	// The slug is the source's alone.
-	out.Metadata = map[string]string{}
-	for k, v := range s.Metadata {
-		if k != keySlug {
-			out.Metadata[k] = v
-		}
+	if out.Metadata = nacre.CopiedMetadata(s.Metadata); out.Metadata == nil {
+		out.Metadata = map[string]string{}
 	}
 	if in.Metadata != nil {
 		if err := addMetadata(out.Metadata, in.Metadata); err != nil {

@@ -31,7 +31,6 @@ const (
 
 // Keys of reserved metadata that only this dialect reads; the others are nacre's labels.
 const (
-	keySlug       = nacre.ReservedMetadata + "slug"
 	keySize       = nacre.ReservedMetadata + "size"
 	keyPersistent = nacre.ReservedMetadata + "persistent"
 	keyTag        = nacre.ReservedMetadata + "tag:"  // and a tag: a list filters by it
@@ -297,7 +296,7 @@ func filled(s string) *string {
 func (a *API) sandbox(s nacre.Sandbox) sandbox {
 	now := a.Clock()
 	out := sandbox{
-		ID: string(s.ID), State: stateOf(s), Name: filled(s.Name), Slug: filled(s.Metadata[keySlug]),
+		ID: string(s.ID), State: stateOf(s), Name: filled(s.Name), Slug: filled(s.Metadata[nacre.LabelSlug]),
 		TemplateID: s.Template, ImageID: string(s.BuildID), ParentID: filled(string(s.Parent)),
 		Size: filled(s.Metadata[keySize]), CPUCount: s.Resources.CPUs, MemoryMB: s.Resources.MemoryMiB, DiskSizeMB: s.Resources.DiskMiB,
 		TimeoutSec: int(s.Timeout / time.Second), IdleTimeoutSec: int(s.IdleTimeout / time.Second),

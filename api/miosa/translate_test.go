@@ -141,7 +141,7 @@ func FuzzMetadata(f *testing.F) {
 		if json.Unmarshal([]byte(text), &user) != nil {
 			return
 		}
-		meta := map[string]string{keySlug: "s"}
+		meta := map[string]string{nacre.LabelSlug: "s"}
 		err := addMetadata(meta, user)
 		var e *nacre.Error
 		if err != nil {
@@ -150,7 +150,7 @@ func FuzzMetadata(f *testing.F) {
 			}
 			return
 		}
-		if meta[keySlug] != "s" {
+		if meta[nacre.LabelSlug] != "s" {
 			t.Fatal("what is reserved was changed")
 		}
 		got := userMetadata(meta)
