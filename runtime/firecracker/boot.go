@@ -116,10 +116,10 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 			return
 		}
 		err = l.explain(err)
-		if proc != nil {
 		if l.base != nil {
 			l.base.Close()
 		}
+		if proc != nil {
 			proc.Kill()
 			_, _, _ = proc.Wait()
 			proc.Close()
@@ -146,9 +146,9 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if proc, err = r.startVMM(ctx, l.jail, spec, g); err != nil {
 	begun := time.Now()
 	defer l.prefetch()()
+	if proc, err = r.startVMM(ctx, l.jail, spec, g); err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
 	goOn := proc.KillOnEnd(ctx)
@@ -228,10 +228,10 @@ func (l *launch) prepare() error {
 	} else {
 		shared[stateName] = l.snap.Path(stateFile)
 		shared[memName] = l.snap.Path(memFile)
-	}
 		if l.base, err = os.Open(l.snap.Path(memFile)); err != nil {
 			return err
 		}
+	}
 	for name, src := range shared {
 		if err := l.jail.bring(src, name); err != nil {
 			return err
@@ -291,8 +291,8 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 		{"/drives/upper", drive{ID: "upper", Path: "/" + upperName}},
 		{"/network-interfaces/eth0", networkInterface{"eth0", tapLink, wire.GuestMAC}},
 		{"/vsock", vsock{3, "/" + vsockName}},
-		{"/actions", map[string]string{"action_type": "InstanceStart"}},
 		{"/balloon", newBalloon()},
+		{"/actions", map[string]string{"action_type": "InstanceStart"}},
 	} {
 		if err := a.put(ctx, c.path, c.body); err != nil {
 			return err
