@@ -27,6 +27,17 @@ type Info struct {
 
 	// Runtime is what it runs on, "" from servers other than Nacre.
 	Runtime nacre.RuntimeName `json:"runtime,omitempty"`
+
+	// Keeping is how far the snapshot is that is being taken of it, for a pause, a fork
+	// or its own sake; nil while there is none, and in lists.
+	Keeping *Keeping `json:"keeping,omitempty"`
+}
+
+// Keeping is a snapshot being taken: Bytes are written of the OfBytes that it may come
+// to be.
+type Keeping struct {
+	Bytes   int64 `json:"bytes"`
+	OfBytes int64 `json:"ofBytes"`
 }
 
 type infoAnswer struct {
@@ -41,11 +52,12 @@ type infoAnswer struct {
 	MemoryMB   int               `json:"memoryMB"`
 	DiskSizeMB int               `json:"diskSizeMB"`
 	Runtime    nacre.RuntimeName `json:"runtime"`
+	Keeping    *Keeping          `json:"keeping"`
 }
 
 func (a infoAnswer) info() Info {
 	return Info{ID: a.SandboxID, TemplateID: a.TemplateID, Template: a.Alias, State: a.State, Metadata: a.Metadata,
-		StartedAt: a.StartedAt, EndAt: a.EndAt, CPUCount: a.CPUCount, MemoryMB: a.MemoryMB, DiskMB: a.DiskSizeMB, Runtime: a.Runtime}
+		StartedAt: a.StartedAt, EndAt: a.EndAt, CPUCount: a.CPUCount, MemoryMB: a.MemoryMB, DiskMB: a.DiskSizeMB, Runtime: a.Runtime, Keeping: a.Keeping}
 }
 
 // A ListOption narrows a List.

@@ -10,6 +10,54 @@ import (
 	"github.com/nacrehq/nacre/client"
 )
 
+// TestProgressOfALongPause: how far it is can be seen, and goes up.
+func TestProgressOfALongPause(t *testing.T) {
+	d := start(t, "--memory-mib", "2048", "--standby", "0")
+	c := d.client()
+	sb := many(t, c, 1, client.Timeout(10*time.Minute))[0]
+	hold := `exec python3 -c 'import os, time; b = [os.urandom(1 << 20) for _ in range(700)]; open("/tmp/filled", "w").close(); time.sleep(1e6)'`
+	if _, err := sb.Start(t.Context(), hold); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sb.Run(t.Context(), "until [ -e /tmp/filled ]; do sleep 0.1; done"); err != nil {
+		t.Fatal(err)
+	}
+	paused := make(chan error, 1)
+	go func() { paused <- sb.Pause(t.Context()) }()
+	var seen []client.Keeping
+	for over := false; !over; {
+		select {
+		case err := <-paused:
+			if err != nil {
+				t.Fatal(err)
+			}
+			over = true
+		case <-time.After(10 * time.Millisecond):
+			if info, err := sb.Info(t.Context()); err != nil {
+				t.Fatal(err)
+			} else if info.Keeping != nil {
+				seen = append(seen, *info.Keeping)
+			}
+		}
+	}
+	if len(seen) == 0 {
+		t.Fatal("nothing was to be seen of the pause")
+	}
+	last := seen[len(seen)-1]
+	t.Logf("%d looks, the last at %d of %d MiB", len(seen), last.Bytes>>20, last.OfBytes>>20)
+	for i, k := range seen {
+		if k.OfBytes < 700<<20 || k.Bytes > k.OfBytes || i > 0 && k.Bytes < seen[i-1].Bytes {
+			t.Errorf("look %d: %+v, before %+v", i, k, seen[max(0, i-1)])
+		}
+	}
+	if last.Bytes == 0 {
+		t.Error("it never went up")
+	}
+	if info, err := sb.Info(t.Context()); err != nil || info.Keeping != nil {
+		t.Errorf("of a paused one: %+v, %v", info, err)
+	}
+}
+
 // TestSnapshotsCountWhatIsOnDisk: above --snapshots-plain-mib the plain files go, what
 // is left counts, and the quota with it; a snapshot of chunks alone is used like any
 // other.

@@ -101,3 +101,32 @@ func TestFault24_ClockStepsWhilePaused(t *testing.T) {
 		})
 	}
 }
+
+// TestProgress: while a snapshot is taken one can see how far it is, and else nothing.
+func TestProgress(t *testing.T) {
+	w := newWorld(t)
+	n := w.start()
+	spec, _ := w.begin()
+	var total atomic.Int64
+	w.host.SetHook(func(at string, _ nacre.MachineID) error {
+		if at == "machine.snapshot" {
+			done, of := n.Progress(spec.Sandbox)
+			if done != 0 {
+				t.Errorf("%d bytes are written before it begins", done)
+			}
+			total.Store(of)
+		}
+		return nil
+	})
+	if _, err := n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID()}); err != nil {
+		t.Fatal(err)
+	}
+	if total.Load() <= 0 {
+		t.Error("nobody knew how much it may come to be")
+	}
+	for _, id := range []nacre.SandboxID{spec.Sandbox, nacre.NewSandboxID()} {
+		if done, of := n.Progress(id); done != 0 || of != 0 {
+			t.Errorf("of nothing there are %d of %d bytes", done, of)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -10,7 +11,9 @@ import (
 
 // snapping is a snapshot of a sandbox under way.
 type snapping struct {
-	pause  bool // traffic has ended; guarded by Node.mu
+	pause  bool   // traffic has ended; guarded by Node.mu
+	dir    string // it is written to; "" before. Guarded by Node.mu
+	total  int64  // what may come to be written, in bytes. Guarded by Node.mu
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when it is over, well or not
 }
@@ -64,7 +67,7 @@ func (n *Node) keepInTurn(ctx context.Context, e *entry, s *snapping, spec nacre
 	n.mu.Lock()
 	s.pause = spec.Pause
 	n.mu.Unlock()
-	m, err := n.keep(ctx, e.unit, spec)
+	m, err := n.keep(ctx, e.unit, spec, s)
 	if err == nil && spec.Pause {
 		n.leave(e)
 	}
@@ -93,8 +96,9 @@ func (n *Node) beginSnapshot(id nacre.SandboxID, cancel context.CancelCauseFunc)
 }
 
 // keep takes the snapshot. When it fails, nothing of it is left and the guest goes on.
-func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec) (m nacre.SnapshotManifest, err error) {
-	if err := n.roomForSnapshot(ctx, u, spec); err != nil {
+func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec, s *snapping) (m nacre.SnapshotManifest, err error) {
+	total, err := n.roomForSnapshot(ctx, u, spec)
+	if err != nil {
 		return m, err
 	}
 	if spec.Healthy {
@@ -120,6 +124,9 @@ func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec) (m na
 	if err != nil {
 		return m, err
 	}
+	n.mu.Lock()
+	s.dir, s.total = dir, total
+	n.mu.Unlock()
 	held := false
 	m.SnapshotInfo, err = u.machine.Snapshot(ctx, dir, nacre.SnapshotOptions{KeepRunning: !spec.Pause, FilesOnly: spec.FilesOnly})
 	if err == nil {
@@ -141,13 +148,12 @@ func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec) (m na
 }
 
 // roomForSnapshot refuses early what the disk would not hold: all that the machine
-// has in memory may have to be written.
-func (n *Node) roomForSnapshot(ctx context.Context, u *unit, spec nacre.SnapshotSpec) error {
-	var need int64
+// has in memory may have to be written. It returns that much.
+func (n *Node) roomForSnapshot(ctx context.Context, u *unit, spec nacre.SnapshotSpec) (need int64, err error) {
 	if !spec.FilesOnly {
 		usage, err := u.machine.Usage(ctx)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		need = usage.MemoryBytes
 	}
@@ -155,13 +161,35 @@ func (n *Node) roomForSnapshot(ctx context.Context, u *unit, spec nacre.Snapshot
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.read(); err != nil {
-		return nacre.Wrap(nacre.CodeUnavailable, err, "the host's disk could not be read; try again")
+		return 0, nacre.Wrap(nacre.CodeUnavailable, err, "the host's disk could not be read; try again")
 	}
 	if left, reserve := g.stats.DiskFree-need, g.diskReserve(); left < reserve {
-		return nacre.Errorf(nacre.CodeNoSpace, "the host's disk has no room for the snapshot: %d MiB are free, it may take %d, and %d are kept in reserve; delete snapshots or try again later",
+		return 0, nacre.Errorf(nacre.CodeNoSpace, "the host's disk has no room for the snapshot: %d MiB are free, it may take %d, and %d are kept in reserve; delete snapshots or try again later",
 			g.stats.DiskFree>>20, need>>20, reserve>>20)
 	}
-	return nil
+	return need, nil
+}
+
+// Progress tells how much is written of the snapshot of a sandbox that is being taken,
+// and how much it may come to be, in bytes: 0 of what nobody knows. It reads a
+// directory.
+func (n *Node) Progress(id nacre.SandboxID) (done, total int64) {
+	n.mu.RLock()
+	dir := ""
+	if e := n.sandboxes[id]; e != nil && e.snap != nil {
+		dir, total = e.snap.dir, e.snap.total
+	}
+	n.mu.RUnlock()
+	if dir == "" || total == 0 {
+		return 0, 0
+	}
+	entries, _ := os.ReadDir(dir) // one that is gone has nothing in it
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil {
+			done += st.Size()
+		}
+	}
+	return min(done, total), total
 }
 
 // letGoOn resumes a guest that stands still. Where that does not work at once it is

@@ -333,6 +333,7 @@ func (s *Server) buildEntrance(p *parts, sec secrets) error {
 	dialect := moru.New(moru.Config{
 		Service: p.control, Snapshots: p.control, Auth: auth, Teams: p.db, TokenKey: sec.tokens,
 		Domain: s.publicDomain(), EnvdVersion: envd.Version, Once: p.nouns.once, Logger: s.log, Clock: time.Now,
+		Progress: p.node.Progress,
 	})
 	described, err := openAPI(s.opts.Version, dialect)
 	if err != nil {

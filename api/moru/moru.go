@@ -31,6 +31,10 @@ type Config struct {
 	// features by it. "" means 0.4.0.
 	EnvdVersion string
 
+	// Progress tells how much is written of a snapshot that is being taken of a
+	// sandbox, and how much it may come to be. nil: nobody knows.
+	Progress func(nacre.SandboxID) (done, total int64)
+
 	Once   *api.Once // nil: an Idempotency-Key means nothing
 	Logger *slog.Logger
 	Clock  nacre.Clock

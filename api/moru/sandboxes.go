@@ -52,7 +52,13 @@ func (d *dialect) getSandbox(c *api.Call) error {
 	if _, ok := publicState(s.State); !ok {
 		return nacre.Errorf(nacre.CodeNotFound, "sandbox %s %s", id, ended(s))
 	}
-	return c.JSON(http.StatusOK, d.detail(s))
+	out := d.detail(s)
+	if d.Progress != nil {
+		if done, total := d.Progress(id); total > 0 {
+			out.Keeping = &keeping{done, total}
+		}
+	}
+	return c.JSON(http.StatusOK, out)
 }
 
 // ended says in words why a record is not to be had as a sandbox.

@@ -167,7 +167,15 @@ type sandboxDetail struct {
 	AllowInternetAccess *bool         `json:"allowInternetAccess"`
 	Network             networkConfig `json:"network"`
 	Lifecycle           lifecycle     `json:"lifecycle"`
+	Keeping             *keeping      `json:"keeping,omitempty"` // ours
 	boot
+}
+
+// keeping is how far the snapshot is that is being taken of a sandbox, for a pause, a
+// fork or its own sake.
+type keeping struct {
+	Bytes   int64 `json:"bytes"`
+	OfBytes int64 `json:"ofBytes"` // it may come to be
 }
 
 type lifecycle struct {

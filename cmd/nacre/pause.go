@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -106,7 +107,7 @@ func (g *globals) each(cmd *cobra.Command, ids []string, doing string, fn func(i
 		if len(ids) > 1 {
 			step += fmt.Sprintf(" (%d of %d)", i+1, len(ids))
 		}
-		err := g.waiting(step, func() error { return fn(id) })
+		err := g.waiting(cmd.Context(), id, step, func() error { return fn(id) })
 		o := outcome{ID: id}
 		if err != nil {
 			failed = true
@@ -133,13 +134,26 @@ func (g *globals) each(cmd *cobra.Command, ids []string, doing string, fn func(i
 	return nil
 }
 
-// waiting does what may take long and shows meanwhile that it goes on.
-func (g *globals) waiting(step string, fn func() error) error {
+// waiting does what may take long with a sandbox and shows meanwhile how far it is, as
+// far as the server tells.
+func (g *globals) waiting(ctx context.Context, id, step string, fn func() error) error {
 	if g.json {
 		return fn()
 	}
-	stop := progress.New(os.Stderr).Wait(step)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := progress.New(os.Stderr).Watch(step, func() (done, total int64) {
+		c, err := g.client()
+		if err != nil {
+			return 0, 0
+		}
+		info, err := c.Info(ctx, id)
+		if err != nil || info.Keeping == nil {
+			return 0, 0
+		}
+		return info.Keeping.Bytes, info.Keeping.OfBytes
+	})
 	defer stop()
+	defer cancel()
 	return fn()
 }
 

@@ -36,7 +36,7 @@ func newSnapshotCommand(g *globals) *cobra.Command {
 				opts = append(opts, client.FilesOnly())
 			}
 			var snap client.Snapshot
-			err = g.waiting("keeping "+args[0], func() error {
+			err = g.waiting(cmd.Context(), args[0], "keeping "+args[0], func() error {
 				snap, err = c.Snapshot(cmd.Context(), args[0], opts...)
 				return err
 			})
@@ -87,7 +87,7 @@ func newForkCommand(g *globals) *cobra.Command {
 				return err
 			}
 			var forks []client.Forked
-			err = g.waiting(fmt.Sprintf("forking %s (%d)", args[0], f.count), func() error {
+			err = g.waiting(cmd.Context(), args[0], fmt.Sprintf("forking %s (%d)", args[0], f.count), func() error {
 				forks, err = c.Fork(cmd.Context(), args[0], f.count, opts...)
 				return err
 			})

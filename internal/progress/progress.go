@@ -77,6 +77,12 @@ const (
 // Wait shows a step of which only the beginning and the end are known, with the
 // time that it takes, until stop is called. One that is over at once shows nothing.
 func (b *Bar) Wait(step string) (stop func()) {
+	return b.Watch(step, func() (done, total int64) { return 0, 0 })
+}
+
+// Watch is Wait for a step that can be looked at: how far it is is shown once look
+// knows it.
+func (b *Bar) Watch(step string, look func() (done, total int64)) (stop func()) {
 	quit, ended := make(chan struct{}), make(chan struct{})
 	begin := time.Now()
 	go func() {
@@ -90,7 +96,11 @@ func (b *Bar) Wait(step string) (stop func()) {
 			case <-quit:
 				return
 			case <-time.After(wait):
-				b.elapsed(step, time.Since(begin))
+				if done, total := look(); total > 0 {
+					b.Set(step, done, total)
+				} else {
+					b.elapsed(step, time.Since(begin))
+				}
 			}
 		}
 	}()

@@ -35,3 +35,22 @@ func TestWait(t *testing.T) {
 type writer func([]byte)
 
 func (w writer) Write(p []byte) (int, error) { w(p); return len(p), nil }
+
+// TestWatch: what can be looked at shows how far it is.
+func TestWatch(t *testing.T) {
+	var out bytes.Buffer
+	shown := make(chan struct{})
+	b := &Bar{tty: true}
+	b.w = writer(func(p []byte) { out.Write(p); close(shown) })
+	stop := b.Watch("slow", func() (done, total int64) { return 30, 40 })
+	select {
+	case <-shown:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing is shown")
+	}
+	b.w = &out
+	stop()
+	if got := out.String(); !strings.Contains(got, "slow") || !strings.Contains(got, "75%") {
+		t.Errorf("%q", got)
+	}
+}
