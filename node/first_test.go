@@ -1,6 +1,9 @@
 package node_test
 
 import (
+	"context"
+	"maps"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -74,6 +77,76 @@ func (w *world) lines(id nacre.SandboxID) string {
 		out = append(out, e.Message)
 	}
 	return strings.Join(out, "\n")
+}
+
+// dials remembers the connections to the machines of a runtime.
+type dials struct {
+	nacre.Runtime
+	mu   sync.Mutex
+	made map[net.Conn]bool
+}
+
+type dialedMachine struct {
+	nacre.Machine
+	all *dials
+}
+
+func (d *dials) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Machine, error) {
+	m, err := d.Runtime.Start(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return dialedMachine{m, d}, nil
+}
+
+func (m dialedMachine) Dial(ctx context.Context, port int) (net.Conn, error) {
+	c, err := m.Machine.Dial(ctx, port)
+	m.all.mu.Lock()
+	defer m.all.mu.Unlock()
+	m.all.made[c] = true
+	return c, err
+}
+
+func (d *dials) sofar() map[net.Conn]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.made)
+}
+
+// TestTheFirstConnectionIsThere: a client's first request to the agent waits for no
+// connection, the second has one of its own, and nobody waits for one that is not used.
+func TestTheFirstConnectionIsThere(t *testing.T) {
+	w := newWorld(t)
+	d := &dials{made: map[net.Conn]bool{}}
+	w.tweak = func(c *node.Config) { d.Runtime, c.Runtime = c.Runtime, d }
+	w.start()
+	spec, _ := w.begin()
+	found := 0
+	ask := func() bool {
+		before := d.sofar()
+		conn, err := w.n.Dial(t.Context(), spec.Sandbox, nacre.AgentPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+		if before[conn] {
+			found++
+		}
+		return found > 0
+	}
+	w.eventually("the connection is there", ask)
+	for range 10 {
+		ask()
+	}
+	if found != 1 {
+		t.Errorf("%d connections were there before they were asked for", found)
+	}
+	w.begin()
+	begin := time.Now()
+	w.stop()
+	if took := time.Since(begin); took > 4*time.Second {
+		t.Errorf("the end of the node waited %s", took)
+	}
 }
 
 // TestAStandbyHasRunCommands: a client's first command is not the guest's first.

@@ -283,6 +283,7 @@ func (n *Node) publish(e *entry, u *unit) error {
 	e.unit = u
 	n.lastStart = time.Now()
 	close(e.started)
+	n.wg.Go(func() { n.dialAhead(u) })
 	n.observe(u)
 	return nil
 }

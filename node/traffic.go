@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/nacrehq/nacre"
 )
@@ -67,6 +68,13 @@ func (n *Node) Dial(ctx context.Context, id nacre.SandboxID, port int) (net.Conn
 	if err != nil {
 		return nil, err
 	}
+	if port == nacre.AgentPort {
+		select {
+		case conn := <-u.ahead:
+			return conn, nil
+		default:
+		}
+	}
 	conn, err := u.dial(ctx, port)
 	if !nacre.IsCode(err, nacre.CodeUnavailable) || port == nacre.AgentPort {
 		return conn, err
@@ -75,6 +83,28 @@ func (n *Node) Dial(ctx context.Context, id nacre.SandboxID, port int) (net.Conn
 		return t.Tunnel(ctx, port)
 	}
 	return nil, err
+}
+
+// aheadFor is how long a connection that was made ahead waits for its use. The agent
+// hangs up on one that says nothing for 15 seconds.
+const aheadFor = 5 * time.Second
+
+// dialAhead connects to the agent of a sandbox that has just started, while its
+// client still learns of it: the first request need not wait for that.
+func (n *Node) dialAhead(u *unit) {
+	ctx, cancel := context.WithTimeout(u.life, aheadFor)
+	defer cancel()
+	conn, err := u.dial(ctx, nacre.AgentPort)
+	if err != nil {
+		return // whoever asks is told
+	}
+	select {
+	case u.ahead <- conn:
+		return
+	case <-u.ended:
+	case <-ctx.Done():
+	}
+	_ = conn.Close()
 }
 
 // Agent returns the agent of a running sandbox.

@@ -34,6 +34,7 @@ type unit struct {
 
 	life   context.Context // ends when the machine is taken down or the node closed
 	cancel context.CancelFunc
+	ahead  chan net.Conn // hands over the connection that dialAhead made
 	ended  chan struct{} // closed when the machine has ended; exit is set then
 
 	mu      sync.Mutex // guards what follows, and orders writes of the handle
@@ -51,7 +52,7 @@ type unit struct {
 }
 
 func (n *Node) newUnit(id nacre.MachineID, shape Shape) *unit {
-	u := &unit{id: id, shape: shape, host: string(id), anew: true, ended: make(chan struct{})}
+	u := &unit{id: id, shape: shape, host: string(id), anew: true, ahead: make(chan net.Conn), ended: make(chan struct{})}
 	u.life, u.cancel = context.WithCancel(n.life)
 	n.mu.Lock()
 	n.known[id] = struct{}{}
