@@ -24,6 +24,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Config says how slots are made. The zero value of a field is its default.
@@ -137,7 +138,7 @@ func New(cfg Config) (*Network, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	nl, err := netlink.NewHandle()
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE) // by default of XFRM too, which a host may lack
 	if err != nil {
 		return nil, nacre.Wrap(nacre.CodeInternal, err, "the network cannot be set up: no netlink socket; is the daemon root?")
 	}
@@ -242,7 +243,7 @@ func Destroy(instance string) error {
 	if err := cfg.setDefaults(); err != nil {
 		return err
 	}
-	nl, err := netlink.NewHandle()
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE) // by default of XFRM too, which a host may lack
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
