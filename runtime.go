@@ -36,6 +36,9 @@ type Capabilities struct {
 	// RestoreKey names what a snapshot is bound to: "driver/version/processor". A
 	// snapshot is restored only where it equals SnapshotInfo.RestoreKey.
 	RestoreKey string
+	// SparesOnOOM tells what a sandbox's want of memory ends: where it is true the process
+	// that wants it, and the sandbox only when that is the agent; else the sandbox.
+	SparesOnOOM bool
 	// Kept is true of a driver that makes no machines here: it runs those that an
 	// earlier process made.
 	Kept bool

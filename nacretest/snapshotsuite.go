@@ -41,6 +41,14 @@ func snap(t *testing.T, m nacre.Machine, opt nacre.SnapshotOptions) (string, nac
 	return dir, info
 }
 
+// occupied is the room on the disk that a snapshot takes.
+func occupied(info nacre.SnapshotInfo) (n int64) {
+	for _, f := range info.Files {
+		n += f.Disk
+	}
+	return n
+}
+
 // restore boots a machine from a snapshot that is stopped when the test ends.
 func (h RuntimeHost) restore(t *testing.T, r nacre.Runtime, s nacre.MachineSpec, dir string) nacre.Machine {
 	t.Helper()
@@ -90,12 +98,8 @@ func testSnapshotRunning(t *testing.T, h RuntimeHost) {
 	if info.RestoreKey != r.Capabilities().RestoreKey || info.RestoreKey == "" || info.Stopped <= 0 {
 		t.Errorf("%+v", info)
 	}
-	disk := int64(0)
-	for _, f := range info.Files {
-		disk += f.Disk
-	}
-	if disk > 80<<20 { // what is nothing but zeros occupies nothing
-		t.Errorf("an idle guest's snapshot occupies %d bytes", disk)
+	if n := occupied(info); n > 80<<20 { // what is nothing but zeros occupies nothing
+		t.Errorf("an idle guest's snapshot occupies %d bytes", n)
 	}
 	if err := r.VerifySnapshot(t.Context(), dir); err != nil {
 		t.Errorf("VerifySnapshot: %v", err)

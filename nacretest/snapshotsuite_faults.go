@@ -78,7 +78,8 @@ func testRestoredClock(t *testing.T, h RuntimeHost) {
 	}
 }
 
-// damage writes a copy of the snapshot with one file changed.
+// damage makes a snapshot of the same files, but for one that is changed, or missing
+// when change returns nil.
 func damage(t *testing.T, dir, name string, change func([]byte) []byte) string {
 	t.Helper()
 	out := t.TempDir()
@@ -87,16 +88,21 @@ func damage(t *testing.T, dir, name string, change func([]byte) []byte) string {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		from, to := filepath.Join(dir, e.Name()), filepath.Join(out, e.Name())
+		if e.Name() != name {
+			if err := os.Link(from, to); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		b, err := os.ReadFile(from)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e.Name() == name {
-			if b = change(b); b == nil {
-				continue
-			}
+		if b = change(b); b == nil {
+			continue
 		}
-		if err := os.WriteFile(filepath.Join(out, e.Name()), b, 0o600); err != nil {
+		if err := os.WriteFile(to, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -91,6 +91,11 @@ func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) 
 	if spec.Resources.MaxPIDs == 0 {
 		spec.Resources.MaxPIDs = defaultPIDs
 	}
+	// One that waits for its turn does not hang.
+	if err := r.boots.Acquire(ctx, 1); err != nil {
+		return nil, nacre.Wrap(nacre.CodeDeadline, err, "the machine's start was called off")
+	}
+	defer r.boots.Release(1)
 	m, err := r.machines.Start(ctx, spec.ID, bootTimeout, func(ctx context.Context) (*machine, error) { return r.boot(ctx, l) })
 	if err != nil {
 		return nil, err
@@ -101,10 +106,6 @@ func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) 
 // boot makes the machine, or leaves nothing.
 func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	spec := l.spec
-	if err := r.boots.Acquire(ctx, 1); err != nil {
-		return nil, err
-	}
-	defer r.boots.Release(1)
 	g := r.cgroup.Group(string(spec.ID))
 	if err = g.Create(); errors.Is(err, fs.ErrExist) {
 		return nil, nacre.Wrap(nacre.CodeConflict, err, "machine "+string(spec.ID)+" exists already")

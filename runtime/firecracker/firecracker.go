@@ -193,7 +193,7 @@ func (r *Runtime) Version() string { return r.version.String() }
 
 // Capabilities of the driver.
 func (r *Runtime) Capabilities() nacre.Capabilities {
-	return nacre.Capabilities{Runtime: r.Name(), Isolation: "Firecracker microVM", MemoryInKiB: 48 << 10, Snapshots: true, RestoreKey: r.key}
+	return nacre.Capabilities{Runtime: r.Name(), Isolation: "Firecracker microVM", MemoryInKiB: 48 << 10, Snapshots: true, RestoreKey: r.key, SparesOnOOM: true}
 }
 
 // Close ends what this process does for its machines, not the machines: they

@@ -127,6 +127,7 @@ func setup() (err error) {
 func config(log *slog.Logger) Config {
 	return Config{Firecracker: kvmhost.Firecracker, Jailer: kvmhost.Jailer, Kernel: "/assets/vmlinux", Init: "/assets/guestinit",
 		AllowHoles: true, CgroupParent: parent, Log: log, Debug: os.Getenv("NACRE_FIRECRACKER_DEBUG") != "",
+		Boots:    2,    // of one emulated processor
 		CacheMiB: 1024, // its files are in memory here, and none can be taken back
 		BootArgs: "mitigations=off tsc=reliable no_timer_check i8042.noaux i8042.nokbd"}
 }

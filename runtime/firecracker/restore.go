@@ -83,6 +83,9 @@ func (l *launch) restore(ctx context.Context, a *api) error {
 		}
 		return "restored " + string(b)
 	})
+	if err == nil {
+		err = l.setClock(ctx)
+	}
 	if err == nil && l.birth.Balloon {
 		err = a.fillBalloon(ctx, 0)
 	}

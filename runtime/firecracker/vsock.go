@@ -21,6 +21,11 @@ func (e errGuest) Error() string { return "the guest says: " + strconv.Quote(e.r
 // ask connects to the guest's first program, says one thing and reads the answer.
 // What follows on the connection is the caller's.
 func ask(ctx context.Context, dir, what string) (*net.UnixConn, error) {
+	return askNow(ctx, dir, func() string { return what })
+}
+
+// askNow is ask for what is made when it can be said.
+func askNow(ctx context.Context, dir string, what func() string) (*net.UnixConn, error) {
 	c, err := dialSocket(ctx, dir, vsockName)
 	if err != nil {
 		return nil, err
@@ -28,7 +33,7 @@ func ask(ctx context.Context, dir, what string) (*net.UnixConn, error) {
 	u := c.(*net.UnixConn)
 	stop := context.AfterFunc(ctx, func() { _ = u.SetDeadline(time.Unix(1, 0)) })
 	if err = connectPort(u); err == nil {
-		err = exchange(u, what)
+		err = exchange(u, what())
 	}
 	if !stop() { // the deadline is set, or is about to be
 		err = errors.Join(context.Cause(ctx), err)
@@ -100,7 +105,7 @@ func awaitGuest(ctx context.Context, dir string, what func() string) error {
 	for patience := firstAttempt; ; patience = min(2*patience, lastAttempt) {
 		begin := time.Now()
 		try, cancel := context.WithTimeout(ctx, patience)
-		c, err := ask(try, dir, what())
+		c, err := askNow(try, dir, what)
 		cancel()
 		if err == nil {
 			return c.Close()

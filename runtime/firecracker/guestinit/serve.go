@@ -130,6 +130,8 @@ func answer(c *os.File, conns *carried) {
 		err = syncUpper()
 	case "restored":
 		err = restored(rest, conns)
+	case "clock":
+		err = setClock(rest)
 	default:
 		err = errors.New("unknown: " + verb)
 	}
@@ -246,11 +248,26 @@ func restored(text string, conns *carried) error {
 	if err := reseed(in.Entropy); err != nil {
 		return fmt.Errorf("entropy: %w", err)
 	}
-	tv := unix.NsecToTimeval(in.UnixNano)
+	if err := setTime(in.UnixNano); err != nil {
+		return err
+	}
+	return unix.Sethostname([]byte(in.Hostname))
+}
+
+func setClock(text string) error {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return err
+	}
+	return setTime(n)
+}
+
+func setTime(unixNano int64) error {
+	tv := unix.NsecToTimeval(unixNano)
 	if err := unix.Settimeofday(&tv); err != nil {
 		return fmt.Errorf("clock: %w", err)
 	}
-	return unix.Sethostname([]byte(in.Hostname))
+	return nil
 }
 
 // reseed mixes the seed into the kernel's generator and has it used at once, by
