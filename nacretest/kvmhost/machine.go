@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -66,15 +67,20 @@ func (m *machine) run(p plan, see func(line string)) (int, error) {
 		return 0, err
 	}
 	defer beats.Close()
+	card, addrs, err := forward(m.cfg.Ports)
+	if err != nil {
+		return 0, err
+	}
 	monitor := filepath.Join(m.dir, "monitor")
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	c := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "microvm,acpi=off,rtc=off,pit=on,pic=on,isa-serial=on", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt",
+		"-M", "pc,hpet=off,usb=off,i8042=off", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt",
 		"-m", strconv.Itoa(m.cfg.MemoryMiB), "-smp", "1",
-		"-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio", "-no-reboot",
+		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-qmp", "unix:"+monitor+",server=on,wait=off",
 		"-chardev", "socket,id=beats,path="+beats.Addr().String(), "-device", fmt.Sprintf("isa-debugcon,iobase=%#x,chardev=beats", beatPort),
+		"-netdev", card, "-device", "virtio-net-pci,netdev=net,romfile=",
 		"-kernel", m.kernel, "-initrd", m.initrd, "-append", commandLine())
 	out, err := c.StdoutPipe()
 	if err != nil {
@@ -95,10 +101,18 @@ func (m *machine) run(p plan, see func(line string)) (int, error) {
 			cancel(errStalled)
 		})
 	}()
-	code, err := follow(out, see)
+	var replies sync.WaitGroup
+	code, err := follow(out, func(line string) {
+		if q, ok := strings.CutPrefix(line, askMark); ok {
+			replies.Go(func() { m.reply(ctx, q, addrs) })
+		} else {
+			see(line)
+		}
+	})
 	cause := context.Cause(ctx)
 	cancel(nil) // it has nothing more to say
 	_ = c.Wait()
+	replies.Wait()
 	beats.Close()
 	<-watched
 	switch {
