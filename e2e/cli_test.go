@@ -195,16 +195,18 @@ type screen struct {
 	cmd  *exec.Cmd
 	mu   sync.Mutex
 	text strings.Builder
+	read chan struct{} // closed when all that was printed is in text
 }
 
 func (d *daemon) screen(args ...string) *screen {
 	d.t.Helper()
-	s := &screen{t: d.t, cmd: exec.Command(d.bin, append([]string{"--data-dir", d.dir}, args...)...)}
+	s := &screen{t: d.t, cmd: exec.Command(d.bin, append([]string{"--data-dir", d.dir}, args...)...), read: make(chan struct{})}
 	var err error
 	if s.tty, err = pty.StartWithSize(s.cmd, &pty.Winsize{Rows: 30, Cols: 100}); err != nil {
 		d.t.Fatal(err)
 	}
 	go func() {
+		defer close(s.read)
 		buf := make([]byte, 4096)
 		for {
 			n, err := s.tty.Read(buf)
@@ -241,6 +243,7 @@ func (s *screen) types(line, answer string) {
 func (s *screen) end() int {
 	s.t.Helper()
 	err := s.cmd.Wait()
+	<-s.read // the terminal has an end when nobody has it open but us
 	s.tty.Close()
 	return code(err)
 }
