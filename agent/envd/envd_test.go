@@ -31,6 +31,15 @@ func TestWire2_2_Signature(t *testing.T) {
 	}
 }
 
+// TestWire2_3_VersionGates: the version promises all that Moru's clients ask a
+// version for, the last of it in 0.4, and none of what E2B's ask 0.5 for.
+func TestWire2_3_VersionGates(t *testing.T) {
+	var major, minor, patch int
+	if n, err := fmt.Sscanf(Version, "%d.%d.%d", &major, &minor, &patch); n != 3 || err != nil || major != 0 || minor != 4 {
+		t.Errorf("the version is %s", Version)
+	}
+}
+
 // hostile serves handler as if it were a guest.
 func hostile(t *testing.T, handler http.HandlerFunc) *Client {
 	srv := httptest.NewServer(handler)

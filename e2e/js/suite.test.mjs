@@ -232,7 +232,7 @@ const pause = (s) => (s.pause ? s.pause() : s.betaPause())
 const e2b = !!Sandbox.createSnapshot
 const e2bOnly = { skip: e2b ? false : "Moru's SDK has no such call" }
 
-test('wire4_16 pause and resume keep processes, files, environment and token', async () => {
+test('trap09 wire4_16 pause and resume keep processes, files, environment and token', async () => {
   await withSandbox({ envs: { WHO: 'the create' }, metadata: { a: 'b' } }, async (s) => {
     const sleeper = await s.commands.run('sleep 1000', { background: true })
     await s.commands.run('sleep 2 && echo slept > /tmp/slept', { background: true })

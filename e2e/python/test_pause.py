@@ -142,7 +142,7 @@ def test_paused_ones_are_listed(make, sdk):
     assert listed(paused) == []
 
 
-def test_wire4_16_half_done_sleep(make):
+def test_trap09_and_wire4_16_half_done_sleep(make):
     """A sleep goes on where it was; the time of the pause is not slept."""
     sbx = make()
     handle = sbx.commands.run("sleep 2 && echo slept > /tmp/slept", background=True)
