@@ -34,8 +34,6 @@ const (
 	// kernelShare is what the guest's kernel keeps for itself, in MiB: a sandbox that
 	// was promised memory has it.
 	kernelShare = 8
-	// bootTimeout ends a boot that hangs, whatever the caller's patience.
-	bootTimeout = time.Minute
 	// vmmTasks caps the VMM's own threads; the guest's tasks are none of the host's.
 	vmmTasks = 128
 	// defaultPIDs caps the tasks of a guest whose spec does not say.
@@ -96,7 +94,7 @@ func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) 
 		return nil, nacre.Wrap(nacre.CodeDeadline, err, "the machine's start was called off")
 	}
 	defer r.boots.Release(1)
-	m, err := r.machines.Start(ctx, spec.ID, bootTimeout, func(ctx context.Context) (*machine, error) { return r.boot(ctx, l) })
+	m, err := r.machines.Start(ctx, spec.ID, r.cfg.BootTimeout, func(ctx context.Context) (*machine, error) { return r.boot(ctx, l) })
 	if err != nil {
 		return nil, err
 	}

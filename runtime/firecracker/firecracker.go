@@ -61,6 +61,9 @@ type Config struct {
 	BootArgs string
 	// Boots is how many machines may boot at once; further ones wait. Default 4.
 	Boots int
+	// BootTimeout ends a boot or a restore that hangs, whatever the caller's patience.
+	// Default a minute.
+	BootTimeout time.Duration
 	// CacheMiB is how much of the host's cache a machine may fill with its files beside
 	// its memory. Default: as much as its memory.
 	CacheMiB int
@@ -96,6 +99,9 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	if cfg.Boots <= 0 {
 		cfg.Boots = 4
+	}
+	if cfg.BootTimeout <= 0 {
+		cfg.BootTimeout = time.Minute
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()

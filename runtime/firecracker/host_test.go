@@ -127,9 +127,10 @@ func setup() (err error) {
 func config(log *slog.Logger) Config {
 	return Config{Firecracker: kvmhost.Firecracker, Jailer: kvmhost.Jailer, Kernel: "/assets/vmlinux", Init: "/assets/guestinit",
 		AllowHoles: true, CgroupParent: parent, Log: log, Debug: os.Getenv("NACRE_FIRECRACKER_DEBUG") != "",
-		Boots:    2,    // of one emulated processor
-		CacheMiB: 1024, // its files are in memory here, and none can be taken back
-		BootArgs: "mitigations=off tsc=reliable no_timer_check i8042.noaux i8042.nokbd"}
+		Boots:       2, // of one emulated processor
+		BootTimeout: 5 * time.Minute,
+		CacheMiB:    1024, // its files are in memory here, and none can be taken back
+		BootArgs:    "mitigations=off tsc=reliable no_timer_check i8042.noaux i8042.nokbd"}
 }
 
 // newRuntime returns a driver; its machines are gone when the test ends.
