@@ -12,9 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -88,6 +90,10 @@ func (m *machine) run(p plan, see func(line string)) (int, error) {
 	}
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
+	// Whoever is killed in the middle leaves no host running. It is the thread that counts.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.Start(); err != nil {
 		return 0, err
 	}
