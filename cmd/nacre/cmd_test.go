@@ -274,7 +274,11 @@ func TestLogs(t *testing.T) {
 	if err != nil || out != "building\n" || errOut != "# started 7: make?[2J\nwarning\n# ended 7: exit status 2\n" {
 		t.Errorf("%q %q %v", out, errOut, err)
 	}
-	list := decode[[]struct{ ID, Type, Message string }](t, s.ok("logs", "--json", id))
+	text := s.ok("logs", "--json", id)
+	if strings.Contains(text, `"seq"`) {
+		t.Errorf("logs --json has a number that nobody gave: %s", text)
+	}
+	list := decode[[]struct{ ID, Type, Message string }](t, text)
 	if len(list) != 4 || list[1].ID != id || list[1].Message != "building" {
 		t.Errorf("%+v", list)
 	}

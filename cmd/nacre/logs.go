@@ -42,9 +42,9 @@ func newLogsCommand(g *globals) *cobra.Command {
 				case err != nil:
 					return sandboxError(args[0], err)
 				case g.json && follow:
-					err = json.NewEncoder(cmd.OutOrStdout()).Encode(logLine{args[0], e})
+					err = json.NewEncoder(cmd.OutOrStdout()).Encode(logLine{ID: args[0], LogEntry: e})
 				case g.json:
-					entries = append(entries, logLine{args[0], e})
+					entries = append(entries, logLine{ID: args[0], LogEntry: e})
 				default:
 					err = printEntry(cmd.OutOrStdout(), cmd.ErrOrStderr(), e, stamps)
 				}
@@ -68,6 +68,7 @@ func newLogsCommand(g *globals) *cobra.Command {
 type logLine struct {
 	ID string `json:"id"`
 	client.LogEntry
+	Seq *int64 `json:"seq,omitempty"` // hides the entry's, which servers do not send
 }
 
 func printEntry(stdout, stderr io.Writer, e client.LogEntry, stamps bool) error {
