@@ -93,7 +93,7 @@ func (m *machine) inflate(ctx context.Context, mib int) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(2 * time.Millisecond):
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }

@@ -13,7 +13,9 @@ import (
 // TestFreedMemoryCostsNothing: what a guest used and freed is no part of its snapshot,
 // and it has all of its memory afterwards, as has a copy.
 func TestFreedMemoryCostsNothing(t *testing.T) {
-	m, _ := startMachine(t)
+	r := newRuntime(t)
+	r.cfg.Balloon = true
+	m, _ := startMachineOf(t, r)
 	g := nacretest.DialGuest(t, m)
 	take := func() (dir string, occupied int64) {
 		t.Helper()

@@ -279,6 +279,11 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 		return l.restore(ctx, a)
 	}
 	s := l.spec
+	if l.birth.Balloon {
+		if err := a.put(ctx, "/balloon", newBalloon()); err != nil {
+			return err
+		}
+	}
 	for _, c := range []struct {
 		path string
 		body any
@@ -290,7 +295,6 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 		{"/drives/upper", drive{ID: "upper", Path: "/" + upperName}},
 		{"/network-interfaces/eth0", networkInterface{"eth0", tapLink, wire.GuestMAC}},
 		{"/vsock", vsock{3, "/" + vsockName}},
-		{"/balloon", newBalloon()},
 		{"/actions", map[string]string{"action_type": "InstanceStart"}},
 	} {
 		if err := a.put(ctx, c.path, c.body); err != nil {

@@ -95,8 +95,14 @@ func (m *machine) Clear() error {
 	return errors.Join(disconnectTap(nacre.Slot{Name: m.st.Slot.Name, Path: m.st.Slot.Path}), m.jail.remove())
 }
 
-// Evidence implements machines.Kind.
-func (m *machine) Evidence() string { return "" }
+// Evidence implements machines.Kind: the end of the guest's console, where it is kept.
+func (m *machine) Evidence() string {
+	if !m.r.cfg.Debug {
+		return ""
+	}
+	b, _ := os.ReadFile(filepath.Join(m.st.Dir, consoleFile))
+	return string(b[max(0, len(b)-4000):])
+}
 
 // Reason implements machines.Kind.
 func (m *machine) Reason(status unix.WaitStatus, known bool) (nacre.EndReason, string) {

@@ -53,7 +53,10 @@ type birth struct {
 // born records what the machine is booted from.
 func (l *launch) born(initImage string) (b birth, err error) {
 	s := l.spec
-	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage), Tracks: true, Balloon: l.fresh() || l.snap.birth.Balloon}
+	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage), Tracks: true, Balloon: l.r.cfg.Balloon}
+	if !l.fresh() {
+		b.Balloon = l.snap.birth.Balloon
+	}
 	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
 	if b.Image, err = snapfile.ImageID(s.Root.Image); err != nil {
 		return b, err
