@@ -49,7 +49,7 @@ e2e: deps build
 # with emulated virtualization (nacretest/kvmhost), which it makes of Debian's packages.
 # Of the contract suite these are the cases that have been seen to pass there;
 # `make test-firecracker FIRECRACKER=.` runs all.
-FIRECRACKER := TestProbe|TestKnownHolesAreRefused|TestParseVersion|TestMachine|TestFault05|TestRuntime/^(Boot|Dial|Stop|Crash|StartTwice|StartFails|StartCalledOff|Usage|Recover.*|Sweep|Fault15.*|SnapshotOfRunning|SnapshotHolds|SnapshotFails|RestoreKeeps|RestoreCalledOff|RestoreRefuses|Fault23.*)$$
+FIRECRACKER := TestProbe|TestKnownHolesAreRefused|TestParseVersion|TestMachine|TestFault05|TestBase|TestSnapshotWrites|TestWorkingSet|TestFreedMemory|TestSweepRemoves|TestInstall|TestPinned|TestRuntime/^(Boot|Dial|Stop|Crash|StartTwice|StartFails|StartCalledOff|Usage|Recover.*|Sweep|Fault15.*|SnapshotOfRunning|SnapshotHolds|SnapshotFails|RestoreKeeps|RestoreCalledOff|RestoreRefuses|Fault23.*)$$
 test-firecracker: deps
 	@echo 'emulated SVM, the cases: $(FIRECRACKER)'
 	$(GO) test -v -timeout 60m -count 1 -run '$(FIRECRACKER)' ./runtime/firecracker ./runtime/firecracker/wire
