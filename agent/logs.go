@@ -34,11 +34,14 @@ type logRing struct {
 	seq     int64
 	grown   chan struct{} // closed and replaced on each entry
 
+	clock  func() time.Time
 	second int64 // the current second, and what it has taken
 	taken  int
 }
 
-func newLogRing(max int) *logRing { return &logRing{max: max, grown: make(chan struct{})} }
+func newLogRing(max int) *logRing {
+	return &logRing{max: max, grown: make(chan struct{}), clock: time.Now}
+}
 
 func (l *logRing) add(e nacre.LogEntry) {
 	l.mu.Lock()
@@ -46,7 +49,7 @@ func (l *logRing) add(e nacre.LogEntry) {
 	l.seq++
 	e.Seq = l.seq
 	if e.Time.IsZero() {
-		e.Time = time.Now().UTC()
+		e.Time = l.clock().UTC()
 	}
 	l.entries = append(l.entries, e)
 	l.bytes += sizeOf(e)
@@ -100,7 +103,7 @@ func (l *logRing) newest() int64 {
 
 // allow takes n bytes of this second's allowance, all or none.
 func (l *logRing) allow(n int) bool {
-	now := time.Now().Unix()
+	now := l.clock().Unix()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now != l.second {

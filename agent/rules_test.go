@@ -331,8 +331,9 @@ func TestFault19_LogOfAFirehose(t *testing.T) {
 	if len(got) != 4 || len(got[0].Message) != maxLogLine || len(got[2].Message) != 8<<10 || got[3].Message != "short" {
 		t.Fatalf("%d entries", len(got))
 	}
-	logs.second = time.Now().Unix() + 3600 // the allowance is never renewed below
-	allow := func(on bool) { logs.second, logs.taken = time.Now().Unix(), map[bool]int{false: maxLogRate}[on] }
+	at := time.Now()
+	logs.clock = func() time.Time { return at } // no second goes by, and the allowance is not renewed
+	allow := func(on bool) { logs.second, logs.taken = at.Unix(), map[bool]int{false: maxLogRate}[on] }
 	for range 1000 {
 		allow(false)
 		pm.lines.add(pm, bytes.Repeat([]byte("b\n"), 1<<10))
