@@ -4,16 +4,13 @@ package e2e
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"log"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
+	"github.com/nacrehq/nacre/e2e/cached"
 	"github.com/nacrehq/nacre/image/base"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
 	"github.com/nacrehq/nacre/runtime/gvisor"
@@ -26,7 +23,7 @@ const (
 	envMiosa  = "NACRE_E2E_MIOSA"  // that of the one with the package miosa
 	envNode   = "NACRE_E2E_NODE"   // folder with node_modules
 	envBinary = "NACRE_E2E_BINARY"
-	envCache  = "NACRE_CACHE_DIR"
+	envCache  = cached.Variable
 )
 
 func TestMain(m *testing.M) {
@@ -45,10 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 func prepare() error {
-	cache := os.Getenv(envCache)
-	if cache == "" {
-		cache = "/var/cache/nacre"
-	}
+	cache := cached.Dir()
 	bin, err := filepath.Abs("../bin/nacre")
 	if err != nil {
 		return err
@@ -56,15 +50,15 @@ func prepare() error {
 	if _, err := os.Stat(bin); err != nil {
 		return fmt.Errorf("%w: run `make build` first", err)
 	}
-	python, err := pythonSDKs(cache, "python")
+	python, err := pythonSDKs("python")
 	if err != nil {
 		return fmt.Errorf("Python SDKs: %w", err)
 	}
-	miosa, err := pythonSDKs(cache, "python-miosa")
+	miosa, err := pythonSDKs("python-miosa")
 	if err != nil {
 		return fmt.Errorf("MIOSA's Python SDK: %w", err)
 	}
-	node, err := nodeSDKs(cache)
+	node, err := nodeSDKs()
 	if err != nil {
 		return fmt.Errorf("JavaScript SDKs: %w", err)
 	}
@@ -85,19 +79,12 @@ func prepare() error {
 	return nil
 }
 
-// pythonSDKs makes a virtual environment once for each requirements.txt.
-func pythonSDKs(cache, suite string) (string, error) {
-	requirements := suite + "/requirements.txt"
-	return once(cache, suite, requirements, "bin/python", func(dir string) error {
-		if err := command("", "python3", "-m", "venv", dir); err != nil {
-			return err
-		}
-		return command("", filepath.Join(dir, "bin/pip"), "install", "-q", "-r", requirements)
-	})
+func pythonSDKs(suite string) (string, error) {
+	return cached.Python(suite, suite+"/requirements.txt")
 }
 
-func nodeSDKs(cache string) (string, error) {
-	path, err := once(cache, "node", "js/package.json", "node_modules", func(dir string) error {
+func nodeSDKs() (string, error) {
+	path, err := cached.Once("node", "js/package.json", "node_modules", func(dir string) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -109,38 +96,4 @@ func nodeSDKs(cache string) (string, error) {
 	return filepath.Dir(path), err
 }
 
-// once makes cache/e2e-<name>-<hash of the file> unless it is there, and returns
-// the path of want in it. A half-made one has another name.
-func once(cache, name, file, want string, make func(dir string) error) (string, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(text)
-	dir := filepath.Join(cache, "e2e-"+name+"-"+hex.EncodeToString(sum[:6]))
-	mark := filepath.Join(dir, ".complete")
-	if _, err := os.Stat(mark); err == nil {
-		return filepath.Join(dir, want), nil
-	}
-	log.Println("preparing", dir)
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", err
-	}
-	if err := make(dir); err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, want), os.WriteFile(mark, nil, 0o644)
-}
-
-func command(dir, name string, args ...string) error {
-	cmd := exec.Command(name, args...)
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return nil
-}
+func command(dir, name string, args ...string) error { return cached.Command(dir, name, args...) }

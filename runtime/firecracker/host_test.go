@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(daemonEnv) != "" {
 		daemon()
 	}
-	code := kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Check: []string{ProbeArg}, Timeout: 25 * time.Minute})
+	code := kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Check: []string{ProbeArg}, Timeout: 50 * time.Minute})
 	if host.dir != "" {
 		_ = os.RemoveAll(host.dir)
 	}

@@ -1,0 +1,88 @@
+package microvm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nacrehq/nacre/nacretest/kvmhost"
+)
+
+// up starts the server and waits until it is ready. It returns what ends it.
+func up(t *testing.T) (kill func()) {
+	t.Helper()
+	c := exec.Command("/bin/nacre", "up", "--data-dir", dataDir, "--runtime", "firecracker", "--base-image", baseImage,
+		"--http", fmt.Sprintf("0.0.0.0:%d", httpPort), "--https", "", "--install=false", "--warm=false", "--standby", "0",
+		"--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn")
+	c.Env = append(os.Environ(), "NACRE_FIRECRACKER_ALLOW_HOLES=1")
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() { // one that ends is not waited for
+		defer close(ended)
+		_ = c.Wait()
+		cancel()
+	}()
+	if out, err := exec.CommandContext(ctx, "/bin/nacre", "env", "--data-dir", dataDir, "--wait", "4m").CombinedOutput(); err != nil {
+		t.Fatalf("the server does not get ready: %v: %s", err, out)
+	}
+	return func() {
+		_ = c.Process.Kill()
+		<-ended
+	}
+}
+
+// environment is what the SDKs are told.
+func environment(t *testing.T) (env []string) {
+	t.Helper()
+	out, err := exec.Command("/bin/nacre", "env", "--json", "--data-dir", dataDir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vars map[string]string
+	if err := json.Unmarshal(out, &vars); err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range vars {
+		if !strings.HasSuffix(k, "_URL") { // where it is from outside is known there
+			env = append(env, k+"="+v)
+		}
+	}
+	return env
+}
+
+// TestSDKs walks the path of the published Python packages into Firecracker's
+// sandboxes, with a kill -9 of the server in the middle: the sandbox does not notice.
+func TestSDKs(t *testing.T) {
+	kill := up(t)
+	env := environment(t)
+	part := func(sdk, name string) string {
+		t.Helper()
+		begin := time.Now()
+		out, err := kvmhost.Outside(t.Context(), "sdk", append(env, "NACRE_SDK="+sdk, name)...)
+		t.Logf("%s, %s: %v\n%s", sdk, name, time.Since(begin).Round(time.Millisecond), out)
+		if err != nil {
+			t.Fatalf("%s, %s: %v", sdk, name, err)
+		}
+		return strings.TrimSpace(out)
+	}
+	id := part("e2b", "begin")
+	env = append(env, "NACRE_SANDBOX="+id)
+	part("e2b", "use")
+	kill()
+	kill = up(t)
+	part("e2b", "use")
+	part("moru", "use")
+	part("e2b", "pause")
+	part("e2b", "end")
+	kill()
+}
