@@ -30,8 +30,10 @@ up: build
 	bin/nacre up
 
 # test runs everything: rules, contract suites on the real things, and the
-# published SDKs end to end. It needs root and installs what it needs.
-test: deps build lint unit e2e test-firecracker
+# published SDKs end to end. It needs root and installs what it needs. Firecracker's
+# tests, a quarter of an hour on an emulated host, are a command of their own.
+test: deps build lint unit e2e
+	@echo 'not run, 1: make test-firecracker (on an emulated host; run it by itself)'
 
 lint:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi

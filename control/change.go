@@ -217,7 +217,7 @@ func (s *Service) SetNetwork(ctx context.Context, team nacre.TeamID, id nacre.Sa
 	if err := node.SetEgress(ctx, id, egress); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.StoreTime)
 	defer cancel()
 	_, err = s.cfg.Store.Update(ctx, team, id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 		if err := mustRun(r); err != nil {

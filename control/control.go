@@ -44,6 +44,11 @@ type Config struct {
 	// is done; default 20 ms: a standby is handed over in less. Negative is 0.
 	RecordAfter time.Duration
 
+	// StoreTime is how long an operation that was begun may wait for the store once
+	// its caller has gone: it is finished or taken back, never left half done.
+	// Default 30 s.
+	StoreTime time.Duration
+
 	Clock  nacre.Clock
 	Logger *slog.Logger
 }
@@ -95,6 +100,7 @@ func New(cfg Config) (*Service, error) {
 	setDefault(&cfg.Retention, 7*24*time.Hour)
 	setDefault(&cfg.Reconcile, 30*time.Second)
 	setDefault(&cfg.RecordAfter, 20*time.Millisecond)
+	setDefault(&cfg.StoreTime, 30*time.Second)
 	cfg.Limits.setDefaults()
 	return &Service{
 		cfg: cfg, log: cfg.Logger, nodes: []nacre.Node{cfg.Node},

@@ -11,10 +11,6 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// storeTime is how long an operation that was begun may wait for the store once
-// its caller has gone: it is finished or taken back, never left half done.
-const storeTime = 30 * time.Second
-
 // A node that was full is asked before a record is written, for this long: a storm
 // of creates that do not fit leaves no storm of records.
 const fullFor = time.Second
@@ -177,13 +173,14 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 	if node == nil {
 		return nacre.Sandbox{}, errNoHost(rec.ID)
 	}
-	bg, cancelBG := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
-	defer cancelBG()
+	bg := context.WithoutCancel(ctx)
 	startCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
 	insert := sync.OnceValue(func() error { // who comes second waits for the first
-		err := s.cfg.Store.Insert(bg, rec, createdEvent(rec))
+		ctx, done := context.WithTimeout(bg, s.cfg.StoreTime)
+		defer done()
+		err := s.cfg.Store.Insert(ctx, rec, createdEvent(rec))
 		if err != nil {
 			cancel()
 		}
@@ -201,10 +198,12 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 		begun = func() bool { return !early.Stop() }
 	}
 	started, startErr := node.Start(startCtx, specOf(rec))
+	after, cancelAfter := context.WithTimeout(bg, s.cfg.StoreTime) // from here on, however long the start took
+	defer cancelAfter()
 	if !begun() && startErr == nil && ctx.Err() == nil {
-		out, err := s.insertRunning(bg, rec, started)
+		out, err := s.insertRunning(after, rec, started)
 		if err != nil {
-			s.stopMachine(bg, node, rec.ID)
+			s.stopMachine(after, node, rec.ID)
 		}
 		return out, err
 	}
@@ -213,22 +212,22 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 	}
 	if err := insert(); err != nil {
 		if startErr == nil {
-			s.stopMachine(bg, node, rec.ID)
+			s.stopMachine(after, node, rec.ID)
 		}
 		return nacre.Sandbox{}, err
 	}
 	if startErr != nil {
-		return nacre.Sandbox{}, s.failed(bg, rec, s.full(startErr))
+		return nacre.Sandbox{}, s.failed(after, rec, s.full(startErr))
 	}
 	if ctx.Err() != nil {
-		err := s.failed(bg, rec, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the client went away before the sandbox was ready"))
-		s.stopMachine(bg, node, rec.ID)
+		err := s.failed(after, rec, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the client went away before the sandbox was ready"))
+		s.stopMachine(after, node, rec.ID)
 		return nacre.Sandbox{}, err
 	}
-	out, err := s.join(bg, rec, started)
+	out, err := s.join(after, rec, started)
 	if err != nil {
-		err = s.failed(bg, rec, err)
-		s.stopMachine(bg, node, rec.ID)
+		err = s.failed(after, rec, err)
+		s.stopMachine(after, node, rec.ID)
 	}
 	return out, err
 }

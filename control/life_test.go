@@ -329,6 +329,27 @@ func TestFailedCreates(t *testing.T) {
 	w.create(nacre.CreateRequest{})
 }
 
+// TestSlowFailedCreate: a start that takes longer to fail than a store may take to
+// answer says why all the same.
+func TestSlowFailedCreate(t *testing.T) {
+	w := newWorld(t)
+	w.rules = func(c *control.Config) { c.StoreTime = 500 * time.Millisecond }
+	w.start()
+	w.host.SetHook(func(at string, _ nacre.MachineID) error {
+		if at != "runtime.start" {
+			return nil
+		}
+		<-time.After(time.Second)
+		return nacre.Errorf(nacre.CodeNoSpace, "the host's disk is full")
+	})
+	_, err := w.svc.Create(t.Context(), team, nacre.CreateRequest{})
+	wantCode(t, err, nacre.CodeNoSpace)
+	p, err := w.svc.List(t.Context(), team, nacre.SandboxFilter{})
+	if err != nil || len(p.Sandboxes) != 1 || p.Sandboxes[0].Detail != "the host's disk is full" {
+		t.Fatalf("%+v, %v", p, err)
+	}
+}
+
 // TestFault21_QuotaUnderARush: exactly as many as may, however many come at once.
 func TestFault21_QuotaUnderARush(t *testing.T) {
 	w := newWorld(t)
