@@ -29,7 +29,7 @@ type GuestReply struct {
 // DialGuest connects to the machine's guest, which may still be booting.
 func DialGuest(t testing.TB, m nacre.Machine) *Guest {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience())
 	defer cancel()
 	for {
 		c, err := m.Dial(ctx, nacre.AgentPort)
@@ -72,7 +72,7 @@ func (g *Guest) Send(do string, args ...any) {
 
 // Answer reads the next answer; an error means that the guest is gone.
 func (g *Guest) Answer() (r GuestReply, err error) {
-	_ = g.conn.SetReadDeadline(time.Now().Add(patience))
+	_ = g.conn.SetReadDeadline(time.Now().Add(patience()))
 	b, err := g.in.ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(b, &r)

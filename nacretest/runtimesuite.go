@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
 // RuntimeHost is what a driver brings to TestRuntime.
@@ -29,8 +30,13 @@ type RuntimeHost struct {
 	Leftovers func(s nacre.MachineSpec) []string
 }
 
-// patience is for what comes at once on a host that is not emulated.
-const patience = 2 * time.Minute
+// patience is how long to wait for what comes at once; emulated hosts are slow.
+func patience() time.Duration {
+	if kvmhost.Emulated() {
+		return 2 * time.Minute
+	}
+	return 30 * time.Second
+}
 
 // TestRuntime is the contract of nacre.Runtime and nacre.Machine.
 func TestRuntime(t *testing.T, host RuntimeHost) {
@@ -103,7 +109,7 @@ func (h RuntimeHost) runtime(t *testing.T) nacre.Runtime {
 
 func wait(t *testing.T, m nacre.Machine) nacre.Exit {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience())
 	defer cancel()
 	e, err := m.Wait(ctx)
 	if err != nil {
@@ -330,217 +336,4 @@ func testUsage(t *testing.T, h RuntimeHost) {
 	if d := after.MemoryBytes - before.MemoryBytes; d < 16<<20 {
 		t.Errorf("32 MiB count as %d", d)
 	}
-}
-
-func testRecover(t *testing.T, h RuntimeHost) {
-	s := h.Spec(t)
-	handle, kill := h.Daemon(t, s)
-	kill()
-	r := h.runtime(t)
-	m, err := r.Recover(t.Context(), handle)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.stopLater(t, m, s)
-	g := DialGuest(t, m)
-	g.Do("write", 1, "/tmp/kept")
-	if _, err := m.Usage(t.Context()); err != nil {
-		t.Errorf("Usage: %v", err)
-	}
-	if again, err := r.Recover(t.Context(), handle); err != nil || again.ID() != s.ID {
-		t.Errorf("a second Recover: %v", err)
-	}
-	_, err = r.Start(t.Context(), s)
-	wantCode(t, "Start of a recovered machine", err, nacre.CodeConflict)
-	if err := m.Stop(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if e := wait(t, m); e.Reason != nacre.EndKilled {
-		t.Errorf("ended with %+v", e)
-	}
-	h.clean(t, s)
-}
-
-func testRecoverEnded(t *testing.T, h RuntimeHost) {
-	for _, c := range []struct {
-		do   string
-		n    int
-		want nacre.EndReason
-	}{{"exit", 3, nacre.EndCrash}, {"eat", 1024, nacre.EndOOM}} {
-		t.Run(string(c.want), func(t *testing.T) {
-			s := h.Spec(t)
-			handle, kill := h.Daemon(t, s)
-			kill()
-			first, end := h.New(t)
-			m, err := first.Recover(t.Context(), handle)
-			if err != nil {
-				t.Fatal(err)
-			}
-			g := DialGuest(t, m)
-			end() // nobody watches from here on
-			if _, err := m.Wait(t.Context()); !nacre.IsCode(err, nacre.CodeUnavailable) {
-				t.Errorf("Wait with a driver that was ended: %v", err)
-			}
-			g.Send(c.do, c.n)
-			e := endedUnseen(t, h, handle)
-			again, end := h.New(t)
-			defer end()
-			if m, err = again.Recover(t.Context(), handle); err != nil {
-				t.Fatal(err)
-			}
-			if g := wait(t, m); g.Reason != e.Reason && g.Reason != nacre.EndCrash {
-				t.Errorf("asked again, it ended with %+v", g)
-			}
-			if e.Reason != c.want {
-				t.Errorf("ended with %+v, want %s", e, c.want)
-			}
-			_, err = m.Dial(t.Context(), nacre.AgentPort)
-			wantCode(t, "Dial", err, nacre.CodeNotFound)
-			if err := m.Stop(t.Context()); err != nil {
-				t.Errorf("Stop: %v", err)
-			}
-			h.clean(t, s)
-		})
-	}
-}
-
-// endedUnseen waits, with a driver that is new each time, until the machine has
-// ended, and says how.
-func endedUnseen(t *testing.T, h RuntimeHost, handle nacre.Handle) nacre.Exit {
-	t.Helper()
-	for begin := time.Now(); time.Since(begin) < patience; {
-		r, end := h.New(t)
-		m, err := r.Recover(t.Context(), handle)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		e, err := m.Wait(ctx)
-		cancel()
-		end()
-		if err == nil {
-			return e
-		}
-	}
-	t.Fatal("the machine does not end")
-	return nacre.Exit{}
-}
-
-func testRecoverNonsense(t *testing.T, h RuntimeHost) {
-	r := h.runtime(t)
-	for _, state := range []string{"", "{}", `{"PID":1}`, "[]", `{"PID":-1,"Dir":"/"}`} {
-		_, err := r.Recover(t.Context(), nacre.Handle{Machine: nacre.NewMachineID(), Runtime: r.Name(), State: []byte(state)})
-		wantCode(t, "Recover "+state, err, nacre.CodeInvalid)
-	}
-}
-
-func testSweep(t *testing.T, h RuntimeHost) {
-	kept, lost, own := h.Spec(t), h.Spec(t), h.Spec(t)
-	handle, kill := h.Daemon(t, kept)
-	kill()
-	_, kill = h.Daemon(t, lost)
-	kill()
-	r := h.runtime(t)
-	mine := h.boot(t, r, own)
-	for range 2 {
-		if err := r.Sweep(t.Context(), func(id nacre.MachineID) bool { return id == kept.ID }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	h.clean(t, lost)
-	m, err := r.Recover(t.Context(), handle)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.stopLater(t, m, kept)
-	DialGuest(t, m).Do("ping")
-	DialGuest(t, mine).Do("ping") // a machine of this process is nobody's leftover
-}
-
-func testForkBomb(t *testing.T, h RuntimeHost) {
-	r := h.runtime(t)
-	s := h.Spec(t)
-	bomb, other := h.boot(t, r, s), h.boot(t, r, h.Spec(t))
-	g, o := DialGuest(t, bomb), DialGuest(t, other)
-	g.Send("bomb", 5000, "/bin/tool")
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		got, err := g.Answer()
-		if err != nil || got.N < 1 || !strings.Contains(got.Err, "temporarily unavailable") {
-			t.Errorf("%d children, then %q, %v", got.N, got.Err, err)
-		}
-	}()
-	var slowest time.Duration
-	for running := true; running; {
-		select {
-		case <-done:
-			running = false
-		case <-time.After(20 * time.Millisecond):
-		}
-		begin := time.Now()
-		o.Do("ping")
-		slowest = max(slowest, time.Since(begin))
-		if u, err := bomb.Usage(t.Context()); err == nil && u.PIDs > s.Resources.MaxPIDs {
-			t.Fatalf("%d tasks on the host, limit %d", u.PIDs, s.Resources.MaxPIDs)
-		}
-	}
-	t.Logf("slowest answer of a neighbour: %v", slowest)
-	g.Do("ping") // refused, not ended
-	DialGuest(t, bomb).Do("ping")
-	DialGuest(t, other).Do("ping")
-}
-
-func testMemoryBomb(t *testing.T, h RuntimeHost) {
-	r := h.runtime(t)
-	s := h.Spec(t)
-	bomb, other := h.boot(t, r, s), h.boot(t, r, h.Spec(t))
-	DialGuest(t, bomb).Send("eat", 4*s.Resources.MemoryMiB)
-	if e := wait(t, bomb); e.Reason != nacre.EndOOM {
-		t.Errorf("ended with %+v, want oom", e)
-	}
-	h.clean(t, s)
-	// One that is not the guest's first process.
-	s = h.Spec(t)
-	bomb = h.boot(t, r, s)
-	g := DialGuest(t, bomb)
-	eat := []any{"/bin/tool", "eat", 4 * s.Resources.MemoryMiB}
-	if r.Capabilities().SparesOnOOM {
-		if a := g.Try("run", eat...); !strings.Contains(a.Err, "killed") {
-			t.Errorf("a child's bomb: it ended with %q (%s)", a.Err, a.Out)
-		}
-		g.Do("ping")
-	} else {
-		g.Send("run", eat...)
-		if e := wait(t, bomb); e.Reason != nacre.EndOOM {
-			t.Errorf("a child's bomb: ended with %+v, want oom", e)
-		}
-		h.clean(t, s)
-	}
-	DialGuest(t, other).Do("ping")
-}
-
-func testDiskBomb(t *testing.T, h RuntimeHost) {
-	s := h.Spec(t)
-	m := h.boot(t, h.runtime(t), s)
-	g := DialGuest(t, m)
-	limit := int64(s.Root.UpperMiB) << 20
-	if got := g.Do("disk", "/").N; got != limit {
-		t.Errorf("the disk shows %d bytes, want %d", got, limit)
-	}
-	// /tmp is a part of the disk, not of the memory.
-	r := g.Try("write", 2*s.Root.UpperMiB, "/tmp/bomb")
-	if !strings.Contains(r.Err, "no space") || r.N > limit || r.N < limit/2 {
-		t.Errorf("wrote %d bytes of %d, then %q", r.N, limit, r.Err)
-	}
-	if r := g.Try("write", 1, "/root/more"); r.Err == "" {
-		t.Error("a full disk took more")
-	}
-	g.Do("run", "/bin/tool", "rm", "/tmp/bomb")
-	g.Do("write", 1, "/root/more")
-	g.Do("sparse", 100*s.Root.UpperMiB, "/tmp/sparse") // takes no room
-	if n := g.Do("touch", 2000, "/tmp").N; n != 2000 {
-		t.Errorf("%d small files", n)
-	}
-	g.Do("ping")
 }
