@@ -241,7 +241,7 @@ func (t *logTail) close() {
 // written now (a full disk).
 func (n *Node) collect(u *unit) {
 	defer u.tail.close()
-	if !u.alone() {
+	if !u.alone(logAfter) {
 		return
 	}
 	budget, refilled := float64(logBurst), time.Now()

@@ -109,7 +109,7 @@ func (n *Node) Metrics(_ context.Context, id nacre.SandboxID, from, to time.Time
 // sample measures the sandbox until its machine ends. Each has its own goroutine
 // and phase: a guest that does not answer delays nobody else's samples.
 func (n *Node) sample(u *unit) {
-	if !u.alone() {
+	if !u.alone(metricsAfter) {
 		return
 	}
 	timer := time.NewTimer(firstSample + rand.N(firstSample))

@@ -249,16 +249,20 @@ func closeAgent(a nacre.Agent) {
 	}
 }
 
-// untroubled is how long a sandbox has its guest to itself after its start: what the
-// host wants to know of it would take several milliseconds of its first command.
-const untroubled = 250 * time.Millisecond
+// A sandbox has its guest to itself after its start, for what the host wants to know
+// of it would take several milliseconds of its first command. The log is asked for as
+// soon as that can be over: what a guest says that ends before is lost.
+const (
+	logAfter     = 40 * time.Millisecond
+	metricsAfter = 250 * time.Millisecond
+)
 
 // alone waits until that is over, and tells whether the machine runs on.
-func (u *unit) alone() bool {
+func (u *unit) alone(d time.Duration) bool {
 	select {
 	case <-u.life.Done():
 	case <-u.ended:
-	case <-time.After(untroubled):
+	case <-time.After(d):
 		return true
 	}
 	return false
