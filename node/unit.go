@@ -253,7 +253,7 @@ func closeAgent(a nacre.Agent) {
 // of it would take several milliseconds of its first command. The log is asked for as
 // soon as that can be over: what a guest says that ends before is lost.
 const (
-	logAfter     = 40 * time.Millisecond
+	logAfter     = 60 * time.Millisecond
 	metricsAfter = 250 * time.Millisecond
 )
 
