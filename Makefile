@@ -40,7 +40,7 @@ lint:
 	$(GO) vet ./...
 
 unit: deps build
-	$(GO) test -timeout 30m -p 2 $$($(GO) list ./... | grep -v -e /e2e$$ -e /e2e/microvm$$ -e /runtime/firecracker)
+	$(GO) test -timeout 30m -p 2 $$($(GO) list ./... | grep -v -e /e2e$$ -e /e2e/microvm$$ -e /runtime/firecracker$$)
 
 e2e: deps build
 	$(GO) test -timeout 45m -count 1 ./e2e

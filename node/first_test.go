@@ -48,7 +48,7 @@ func TestAFirstCommandHasTheGuestToItself(t *testing.T) {
 	guest := w.host.Machine(st.Machine).Guest
 	guest.Log(nacre.LogStdout, "the first line", nil)
 	w.eventually("its log is asked for", func() bool { return len(a.of("agent.logs", st.Machine)) > 0 })
-	if after := a.of("agent.logs", st.Machine)[0].Sub(begin); after < 30*time.Millisecond {
+	if after := a.of("agent.logs", st.Machine)[0].Sub(begin); after < 50*time.Millisecond {
 		t.Errorf("its log was asked for %s after its start", after)
 	}
 	w.eventually("the line is there", func() bool { return w.lines(spec.Sandbox) == "the first line" })
