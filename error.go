@@ -18,6 +18,7 @@ const (
 	CodeExhausted       Code = "exhausted"       // a quota or the host's capacity is used up; may be tried again
 	CodeUnavailable     Code = "unavailable"     // a part does not answer; may be tried again
 	CodeUnsupported     Code = "unsupported"     // known, and not offered here
+	CodeMismatch        Code = "mismatch"        // whole, but bound to a runtime, version or processor that is not here
 	CodeNoSpace         Code = "no_space"        // a disk is full
 	CodeDeadline        Code = "deadline"        // the time given was not enough
 	CodeInternal        Code = "internal"        // ours; the cause is in the log, not in the message

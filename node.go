@@ -66,7 +66,7 @@ type StartSpec struct {
 	TokenEpoch int
 	// Snapshot is restored instead of booting the build; its Build, Runtime and
 	// Resources must be these. "" boots. One that is not here is CodeNotFound, one that cannot be
-	// restored here CodeUnsupported, a damaged one CodeConflict.
+	// restored here CodeMismatch, a damaged one CodeConflict.
 	Snapshot SnapshotID
 	// Boot has of the Snapshot the files alone, whatever else it keeps.
 	Boot bool

@@ -1,6 +1,7 @@
 package nacre
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net"
@@ -86,20 +87,31 @@ func (c Capabilities) offered() string {
 }
 
 // CanRestore returns nil when a snapshot of that RestoreKey can be restored, else a
-// CodeUnsupported that names what it is bound to and what there is.
+// CodeMismatch that names what it is bound to, what there is and what helps.
 func (c Capabilities) CanRestore(id SnapshotID, key string) error {
 	d, err := c.Offers(RuntimeOf(key))
 	switch {
 	case err != nil:
-		return Errorf(CodeUnsupported, "snapshot %s cannot be restored here: it was taken on %s, and this host offers %s; restore it on a host like the one it was taken on",
-			id, key, c.offered())
+		return Errorf(CodeMismatch, "snapshot %s does not fit this host: it was taken on %s, and this host offers %s; it can be restored where %s is offered again (`nacre up --runtime`)",
+			id, key, c.offered(), cmp.Or(string(RuntimeOf(key)), "that"))
 	case !d.Snapshots:
-		return Errorf(CodeUnsupported, "snapshot %s cannot be restored here: the runtime %s restores no snapshots on this host", id, d.Runtime)
+		return Errorf(CodeMismatch, "snapshot %s does not fit this host: the runtime %s restores no snapshots here", id, d.Runtime)
 	case d.RestoreKey != key:
-		return Errorf(CodeUnsupported, "snapshot %s cannot be restored here: it was taken on %s, and this host is %s; restore it on a host like the one it was taken on",
-			id, key, d.RestoreKey)
+		return Mismatch("snapshot "+string(id), key, d.RestoreKey)
 	}
 	return nil
+}
+
+// Mismatch is the CodeMismatch of a snapshot that was taken on another version or
+// processor of the same runtime: was and is are RestoreKeys.
+func Mismatch(snapshot, was, is string) *Error {
+	differs, help := "processor", "on a host whose processor is like the one it was taken on"
+	if name, rest, _ := strings.Cut(was, "/"); name != string(RuntimeOf(is)) {
+		differs, help = "runtime", "on a host that offers it"
+	} else if v, _, _ := strings.Cut(rest, "/"); !strings.HasPrefix(is+"/", name+"/"+v+"/") {
+		differs, help = "version of "+name, "by the version of nacre and "+name+" that it was taken with"
+	}
+	return Errorf(CodeMismatch, "%s does not fit this host: it was taken on another %s (%s, and this host is %s); it can be restored %s", snapshot, differs, was, is, help)
 }
 
 // MachineSpec is everything a driver needs to boot a machine.
@@ -182,7 +194,7 @@ type Runtime interface {
 	//
 	// Before anything is started the snapshot's small files are verified, and the
 	// sizes of all: a damaged one is CodeConflict, one of another RestoreKey
-	// CodeUnsupported, a directory without one CodeNotFound. When it fails, or ctx
+	// CodeMismatch, a directory without one CodeNotFound. When it fails, or ctx
 	// ends first, nothing is left but the snapshot.
 	Restore(ctx context.Context, spec MachineSpec, dir string) (Machine, error)
 

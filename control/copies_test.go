@@ -255,11 +255,11 @@ func TestFault25_WrongSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = w.svc.Restore(t.Context(), team, s.ID, n.ID)
-	wantCode(t, err, nacre.CodeUnsupported)
+	wantCode(t, err, nacre.CodeMismatch)
 	_, err = w.svc.Fork(t.Context(), team, nacre.ForkRequest{Snapshot: n.ID})
-	wantCode(t, err, nacre.CodeUnsupported)
+	wantCode(t, err, nacre.CodeMismatch)
 	_, err = w.svc.Create(t.Context(), team, nacre.CreateRequest{Template: string(n.ID)})
-	wantCode(t, err, nacre.CodeUnsupported)
+	wantCode(t, err, nacre.CodeMismatch)
 	if got := w.get(s.ID); got.State != nacre.StateRunning || got.Machine != s.Machine {
 		t.Fatalf("%+v", got)
 	}

@@ -45,7 +45,7 @@ func (s *Service) Create(ctx context.Context, team nacre.TeamID, r nacre.CreateR
 
 // unusable tells a start that failed for want of a good snapshot.
 func unusable(err error) bool {
-	return nacre.IsCode(err, nacre.CodeNotFound) || nacre.IsCode(err, nacre.CodeUnsupported) || nacre.IsCode(err, nacre.CodeConflict)
+	return nacre.IsCode(err, nacre.CodeNotFound) || nacre.IsCode(err, nacre.CodeUnsupported) || nacre.IsCode(err, nacre.CodeMismatch) || nacre.IsCode(err, nacre.CodeConflict)
 }
 
 // launch makes one sandbox of its record, within its team's quota.

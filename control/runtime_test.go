@@ -103,7 +103,7 @@ func TestARuntimeThatIsNotOffered(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	_, _, err = w.svc.Resume(t.Context(), team, s.ID, nacre.ResumeRequest{})
-	wantCode(t, err, nacre.CodeUnsupported)
+	wantCode(t, err, nacre.CodeMismatch)
 	names(t, err, "two/1/test", "one")
 	if got := w.get(s.ID); got.State != nacre.StatePaused {
 		t.Errorf("it is %s", got.State)
@@ -120,7 +120,7 @@ func TestARuntimeThatIsNotOffered(t *testing.T) {
 		},
 	} {
 		err := do()
-		if !nacre.IsCode(err, nacre.CodeUnsupported) {
+		if !nacre.IsCode(err, nacre.CodeMismatch) {
 			t.Errorf("%s: %v", what, err)
 		}
 		names(t, err, "two/1/test", "one")

@@ -231,7 +231,7 @@ func TestWakeFails(t *testing.T) {
 		{nacre.Errorf(nacre.CodeExhausted, "this host is full"), 503, "this host is full", true},
 		{nacre.Errorf(nacre.CodeUnavailable, "the store does not answer"), 503, "the store does not answer", true},
 		{nacre.Errorf(nacre.CodeConflict, "the snapshot is damaged"), 502, "the snapshot is damaged", false},
-		{nacre.Errorf(nacre.CodeUnsupported, "this CPU lacks avx2"), 502, "this CPU lacks avx2", false},
+		{nacre.Errorf(nacre.CodeMismatch, "it was taken on another processor"), 502, "it was taken on another processor", false},
 		{nacre.Errorf(nacre.CodeNotFound, "it was killed"), 502, "The sandbox was not found", false},
 		{context.DeadlineExceeded, 503, "was not ready in time", true},
 		{io.ErrUnexpectedEOF, 502, "could not be resumed", false},

@@ -201,7 +201,7 @@ func (r fakeRuntime) openSnapshot(dir string) (man fakeManifest, mem fakeMemory,
 		return man, mem, damaged(err)
 	}
 	if man.Key != r.can.RestoreKey {
-		return man, mem, nacre.Errorf(nacre.CodeUnsupported, "the snapshot is bound to %s, this node is %s", man.Key, r.can.RestoreKey)
+		return man, mem, nacre.Mismatch("the snapshot", man.Key, r.can.RestoreKey)
 	}
 	memory, err := os.ReadFile(filepath.Join(dir, fakeMemoryFile))
 	if err != nil {

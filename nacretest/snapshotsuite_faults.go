@@ -147,7 +147,7 @@ func testDamagedSnapshots(t *testing.T, h RuntimeHost) {
 	other := damage(t, dir, "snapshot.json", func(b []byte) []byte {
 		return []byte(strings.Replace(string(b), info.RestoreKey, "elsewhere/1", 1))
 	})
-	refused("of another key", other, true, nacre.CodeUnsupported)
+	refused("of another key", other, true, nacre.CodeMismatch)
 	if b, err := os.ReadFile(filepath.Join(other, "snapshot.json")); err != nil || !json.Valid(b) {
 		t.Errorf("the test's manifest is broken: %v", err)
 	}

@@ -39,7 +39,7 @@ func (n *Node) open(ctx context.Context, shape Shape, spec nacre.StartSpec) (*op
 	o := &opened{dir: dir, m: m, same: spec.Sandbox != "" && m.Sandbox == spec.Sandbox, release: release}
 	err = fits(m, shape, n.cfg.Runtime.Capabilities())
 	if of := nacre.RuntimeOf(m.RestoreKey); err == nil && spec.Runtime != "" && spec.Runtime != of {
-		err = nacre.Errorf(nacre.CodeUnsupported, "snapshot %s was taken on %s; it cannot be restored on %.40s", m.ID, of, spec.Runtime)
+		err = nacre.Errorf(nacre.CodeMismatch, "snapshot %s was taken on %s; it cannot be restored on %.40s", m.ID, of, spec.Runtime)
 	}
 	if err != nil {
 		o.close()

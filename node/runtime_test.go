@@ -114,18 +114,18 @@ func TestASnapshotGoesOnWhatItWasTakenOnOnly(t *testing.T) {
 		}
 	}
 	_, _, err = w.startOn("one", snap)
-	refused(t, "on another driver", err, nacre.CodeUnsupported, "one", "two")
+	refused(t, "on another driver", err, nacre.CodeMismatch, "one", "two")
 	newer := driver("two")
 	newer.RestoreKey = "two/2/test"
 	w.with(newer)
 	w.host.Vanish()
 	w.restart()
 	_, _, err = w.startOn("", snap)
-	refused(t, "on another version", err, nacre.CodeUnsupported, "two/1/test", "two/2/test")
+	refused(t, "on another version", err, nacre.CodeMismatch, "two/1/test", "two/2/test")
 	w.with(driver("one"))
 	w.restart()
 	_, _, err = w.startOn("", snap)
-	refused(t, "without its driver", err, nacre.CodeUnsupported, "two/1/test", "one")
+	refused(t, "without its driver", err, nacre.CodeMismatch, "two/1/test", "one")
 	w.with(driver("one"), driver("two"))
 	w.restart()
 	if _, st, err := w.startOn("two", snap); err != nil || st.BootPath != nacre.BootWarm {
@@ -152,7 +152,7 @@ func TestAnotherRuntimesStandbysOfASnapshot(t *testing.T) {
 	n.KeepReady(node.Shape{Build: build, Resources: resources, Snapshot: snap})
 	w.eventually("a standby is ready", func() bool { return w.standbys() == 1 })
 	_, _, err = w.startOn("one", snap)
-	refused(t, "another driver's standby", err, nacre.CodeUnsupported, "one", "two")
+	refused(t, "another driver's standby", err, nacre.CodeMismatch, "one", "two")
 	if _, st, err := w.startOn("two", snap); err != nil || st.BootPath != nacre.BootStandby || st.Runtime != "two" {
 		t.Errorf("%+v, %v", st, err)
 	}
@@ -231,7 +231,7 @@ func TestAKeptDriverRunsWhatThereIs(t *testing.T) {
 		t.Errorf("a snapshot: %v", err)
 	}
 	_, _, err = w.startOn("", snap)
-	refused(t, "a restore on the kept", err, nacre.CodeUnsupported, "one", "two")
+	refused(t, "a restore on the kept", err, nacre.CodeMismatch, "one", "two")
 	if err := n.Stop(t.Context(), spec.Sandbox); err != nil || w.host.Machine(st.Machine) != nil {
 		t.Errorf("Stop: %v", err)
 	}

@@ -27,6 +27,7 @@ var meanings = map[nacre.Code]meaning{
 	nacre.CodeExhausted:       {http.StatusTooManyRequests, "CAPACITY_EXHAUSTED"},
 	nacre.CodeUnavailable:     {http.StatusServiceUnavailable, "UNAVAILABLE"},
 	nacre.CodeUnsupported:     {http.StatusNotImplemented, "NOT_SUPPORTED"},
+	nacre.CodeMismatch:        {http.StatusConflict, "SNAPSHOT_MISMATCH"},
 	nacre.CodeNoSpace:         {http.StatusInsufficientStorage, "NO_SPACE"},
 	nacre.CodeDeadline:        {http.StatusRequestTimeout, "TIMEOUT"},
 	nacre.CodeInternal:        {http.StatusInternalServerError, "INTERNAL"},

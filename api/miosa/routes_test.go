@@ -2,6 +2,7 @@ package miosa
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -175,6 +176,19 @@ func TestFault36_OtherTeamsIDs(t *testing.T) {
 }
 
 // TestErrorsHaveOneForm: every refusal has the parts that the clients look for.
+// TestAMisfitIsToldFromDamage: both are conflicts that no repeat mends.
+func TestAMisfitIsToldFromDamage(t *testing.T) {
+	for code, want := range map[nacre.Code]string{nacre.CodeMismatch: "SNAPSHOT_MISMATCH", nacre.CodeConflict: "RESOURCE_STATE"} {
+		w := httptest.NewRecorder()
+		writeError(w, httptest.NewRequest(http.MethodPost, "/", nil), nacre.Errorf(code, "the reason"))
+		var e errorBody
+		decode(t, w.Body.String(), &e)
+		if w.Code != http.StatusConflict || e.Code != want || e.Message != "the reason" || e.Error.Retryable {
+			t.Errorf("%s: %d %+v", code, w.Code, e)
+		}
+	}
+}
+
 func TestErrorsHaveOneForm(t *testing.T) {
 	h := newHarness(t)
 	box := h.create(`{}`)

@@ -18,6 +18,7 @@ var statuses = map[nacre.Code]int{
 	nacre.CodeExhausted:       http.StatusTooManyRequests,
 	nacre.CodeUnavailable:     http.StatusServiceUnavailable,
 	nacre.CodeUnsupported:     http.StatusNotImplemented,
+	nacre.CodeMismatch:        http.StatusConflict,
 	nacre.CodeNoSpace:         http.StatusInsufficientStorage,
 	nacre.CodeDeadline:        http.StatusGatewayTimeout,
 	nacre.CodeInternal:        http.StatusInternalServerError,

@@ -247,7 +247,7 @@ func TestSnapshotErrors(t *testing.T) {
 	h.snapshot(snap1, h.teamA, "", id1)
 	path := "/sandboxes/" + string(id1)
 	for code, status := range map[nacre.Code]int{nacre.CodeNoSpace: 507, nacre.CodeConflict: 409, nacre.CodeExhausted: 429,
-		nacre.CodeUnavailable: 503, nacre.CodeUnsupported: 501, nacre.CodeDeadline: 504} {
+		nacre.CodeUnavailable: 503, nacre.CodeUnsupported: 501, nacre.CodeMismatch: 409, nacre.CodeDeadline: 504} {
 		h.service.Fail = func(method string) error {
 			if method == "GetSnapshot" || method == "Get" {
 				return nil

@@ -136,14 +136,14 @@ func (f Format) Open(dir string, birth any) (*Snapshot, error) {
 		return nil, Damaged(Manifest, err)
 	}
 	if m.Version != f.Version {
-		return nil, nacre.Errorf(nacre.CodeUnsupported, "the snapshot has format %d, this node reads %d", m.Version, f.Version)
+		return nil, nacre.Errorf(nacre.CodeMismatch, "the snapshot does not fit this host: it has format %d, and this version of nacre reads %d; it can be restored by the version that it was taken with", m.Version, f.Version)
 	}
 	s := &Snapshot{Dir: dir, FilesOnly: m.FilesOnly, format: f, files: m.Files}
 	if err := errors.Join(json.Unmarshal(m.Birth, &s.Birth), json.Unmarshal(m.Birth, birth)); err != nil {
 		return nil, Damaged(Manifest, err)
 	}
 	if s.Birth.Key != f.Key {
-		return nil, nacre.Errorf(nacre.CodeUnsupported, "the snapshot is bound to %s, this node is %s; restore it on a node like the one it was taken on", s.Birth.Key, f.Key)
+		return nil, nacre.Mismatch("the snapshot", s.Birth.Key, f.Key)
 	}
 	return s, s.checkSizes()
 }

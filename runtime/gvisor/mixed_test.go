@@ -62,7 +62,7 @@ func TestAnothersSnapshot(t *testing.T) {
 			if err == nil {
 				stopLater(t, machine, spec)
 			}
-			if on == of && err != nil || on != of && !nacre.IsCode(err, nacre.CodeUnsupported) {
+			if on == of && err != nil || on != of && !nacre.IsCode(err, nacre.CodeMismatch) {
 				t.Errorf("a snapshot of %s on %s: %v", of, on, err)
 			}
 		}

@@ -104,7 +104,7 @@ func (r *Runtime) VerifySnapshot(ctx context.Context, dir string) error {
 	var first error
 	for _, d := range r.drivers {
 		err := d.VerifySnapshot(ctx, dir)
-		if !nacre.IsCode(err, nacre.CodeUnsupported) {
+		if !nacre.IsCode(err, nacre.CodeMismatch) {
 			return err
 		}
 		if first == nil {

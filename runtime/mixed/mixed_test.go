@@ -118,7 +118,7 @@ func TestWhatIsNotMade(t *testing.T) {
 		{"one/1", ""}, {"two/1", ""}, {"one/2", "one/1"}, {"two/", "two/1"}, {"old/1", "one and two"}, {"three/1", "one and two"}, {"", "one/1"},
 	} {
 		err := can.CanRestore("s", c.key)
-		if (err == nil) != (c.want == "") || err != nil && (!nacre.IsCode(err, nacre.CodeUnsupported) ||
+		if (err == nil) != (c.want == "") || err != nil && (!nacre.IsCode(err, nacre.CodeMismatch) ||
 			!strings.Contains(nacre.ErrorMessage(err), c.key) || !strings.Contains(nacre.ErrorMessage(err), c.want)) {
 			t.Errorf("a snapshot of %q: %v", c.key, err)
 		}
