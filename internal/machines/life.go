@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -188,7 +189,7 @@ func (l *Life) Gone() error {
 // GoneOr prefers "it has ended" to whatever that end made of a call, which the
 // caller may notice before Watch does.
 func (l *Life) GoneOr(err error) error {
-	if l.Proc != nil && !l.Proc.Alive() {
+	if l.Proc != nil && (!l.Proc.Alive() || brokenOff(err)) {
 		select {
 		case <-l.over:
 		case <-time.After(10 * time.Second):
@@ -198,6 +199,17 @@ func (l *Life) GoneOr(err error) error {
 		return gone
 	}
 	return err
+}
+
+// brokenOff tells whether the other end of a connection went away: a process that is
+// killed has closed its sockets a while before anybody sees that it has ended.
+func brokenOff(err error) bool {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE, unix.ECONNREFUSED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // Stop implements nacre.Machine.

@@ -3,6 +3,8 @@ package machines
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -125,6 +127,24 @@ func TestLife(t *testing.T) {
 		t.Errorf("the set holds %v", all)
 	}
 	check(t, again.Stop(t.Context()))
+	s.Wait()
+}
+
+// TestGoneOr: a connection that breaks off is the end of the process, which is seen
+// only later; what a machine that lives answers is told at once.
+func TestGoneOr(t *testing.T) {
+	var s Set[*member]
+	id := nacre.NewMachineID()
+	m, err := s.Start(t.Context(), id, time.Minute, func(context.Context) (*member, error) { return newMember(t, id, sleeper(t), t.TempDir()), nil })
+	check(t, err)
+	refused := errors.New("refused")
+	if err := m.GoneOr(refused); err != refused {
+		t.Errorf("of one that lives: %v", err)
+	}
+	time.AfterFunc(50*time.Millisecond, m.Proc.Kill)
+	if err := m.GoneOr(fmt.Errorf("call: %w", io.EOF)); !nacre.IsCode(err, nacre.CodeNotFound) {
+		t.Errorf("of one that ends: %v", err)
+	}
 	s.Wait()
 }
 
