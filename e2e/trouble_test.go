@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/client"
 )
 
@@ -60,6 +63,67 @@ func TestFault05_HangingMachines(t *testing.T) {
 		t.Error("its process is there")
 	}
 	d.settled(inst, 2) // others stand by
+}
+
+// TestFault05_HangingAgent: who asks whether a sandbox runs that does not answer hears
+// so within seconds. One whose agent hangs is paused all the same; a resume of it tells
+// in time that it hangs still, and it stays paused until it is resumed with its files.
+func TestFault05_HangingAgent(t *testing.T) {
+	d := start(t, "--memory-mib", "256", "--standby", "0")
+	c := d.client()
+	sb := many(t, c, 1)[0]
+	if err := sb.Files.WriteFile(t.Context(), "f", []byte("kept")); err != nil {
+		t.Fatal(err)
+	}
+	answers := func(want int) {
+		t.Helper()
+		begin := time.Now()
+		a, err := d.ask(t.Context(), http.MethodGet, "/health", nil, as("E2b-Sandbox-Id", sb.ID, "E2b-Sandbox-Port", "49983"))
+		if took := time.Since(begin); err != nil || a.Status != want || took > 5*time.Second {
+			t.Errorf("its health: %s %v after %s, want %d", a, err, took.Round(time.Millisecond), want)
+		}
+		up, err := sb.IsRunning(t.Context())
+		if (err == nil) != (want == 204) || up != (want == 204) {
+			t.Errorf("is it running: %v %v", up, err)
+		}
+	}
+	answers(204)
+	pid := d.handles()[sb.ID].Handle.State.PID
+	for _, again := range []func(){func() {}, func() { d.kill9(); d.up() }} { // over a connection that is kept, and a new one
+		again()
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		answers(502)
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		answers(204)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	_, _ = sb.Run(ctx, "kill -STOP 1", client.User("root")) // nobody is left to say that it ended
+	answers(502)
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatalf("a pause: %v", err)
+	}
+	begin := time.Now()
+	err := sb.Resume(t.Context())
+	if took := time.Since(begin); err == nil || !strings.Contains(err.Error(), "agent did not answer") || took > 45*time.Second {
+		t.Errorf("a resume: %v after %s", err, took)
+	}
+	if info, err := sb.Info(t.Context()); err != nil || info.State != nacre.StatePaused {
+		t.Errorf("after it: %+v %v", info, err)
+	}
+	if err := sb.Resume(t.Context(), client.Reboot()); err != nil {
+		t.Fatalf("a resume with its files: %v", err)
+	}
+	answers(204)
+	if text, err := sb.Files.ReadFile(t.Context(), "f"); err != nil || string(text) != "kept" {
+		t.Errorf("its file: %q %v", text, err)
+	}
+	d.agree()
 }
 
 // standbys are the processes of the machines that wait for a sandbox.

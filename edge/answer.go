@@ -23,6 +23,9 @@ const (
 	messageNotOpen  = "The sandbox is running but port is not open"
 )
 
+// messageNoAnswer comes with 502, which the clients' is_running takes for a no.
+const messageNoAnswer = "The sandbox is running but its agent gave no answer in time"
+
 func (t target) notFound(w http.ResponseWriter, r *http.Request) {
 	t.badGateway(w, r, sandboxError{Message: messageNotFound})
 }

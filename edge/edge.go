@@ -48,6 +48,8 @@ type Edge struct {
 	conns   *conns
 	agents  *httputil.ReverseProxy
 	servers *httputil.ReverseProxy
+
+	healthTime time.Duration // healthTimeout, but in tests
 }
 
 // New returns an edge. While nobody is connected it holds nothing but connections
@@ -68,6 +70,8 @@ func New(c Config) *Edge {
 		log:      c.Logger,
 		clock:    c.Clock,
 		conns:    newConns(c.Traffic),
+
+		healthTime: healthTimeout,
 	}
 	if c.Previews != nil {
 		e.previews = newPreviews(c.Previews, c.Clock)
@@ -160,6 +164,11 @@ func (e *Edge) serveAgent(w http.ResponseWriter, r *http.Request, t target, rout
 		return
 	}
 	e.touchAgent(r, t, route)
+	if r.URL.Path == "/health" {
+		ctx, cancel := context.WithTimeout(r.Context(), e.healthTime)
+		defer cancel()
+		r = r.WithContext(ctx)
+	}
 	e.agents.ServeHTTP(w, withHop(r, hop{t, route}))
 }
 

@@ -22,6 +22,10 @@ const (
 	serverIdle = 3 * time.Second
 )
 
+// healthTimeout is how long an agent has to say that it is well. Clients ask with
+// limits of five seconds and more; of those who set none, no one waits for ever.
+const healthTimeout = 4 * time.Second
+
 const (
 	copyBuffer     = 64 << 10
 	writeBuffer    = 33 << 10 // a chunk of an upload as the transport makes it, in one write
@@ -31,7 +35,7 @@ const (
 
 // newProxy returns the handler that passes requests with a hop on. It streams in
 // both directions, copies no more than a buffer, and sets no time limit: an
-// answer may take for ever.
+// answer may take for ever, but for that of an agent that is asked whether it is well.
 func (e *Edge) newProxy(idle time.Duration) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
 		Transport: &http.Transport{
@@ -149,6 +153,8 @@ func (e *Edge) proxyError(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case !running || now.Machine != h.route.Machine || nacre.IsCode(err, nacre.CodeNotFound):
 		h.target.notFound(w, r)
+	case errors.Is(err, context.DeadlineExceeded) && h.target.port == nacre.AgentPort && r.URL.Path == "/health":
+		h.target.badGateway(w, r, sandboxError{Port: h.target.port, Message: messageNoAnswer})
 	case errors.Is(err, errDial):
 		h.target.notOpen(w, r)
 	default:
