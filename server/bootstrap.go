@@ -26,18 +26,22 @@ func (s *Server) defaultKey(ctx context.Context, teams nacre.TeamStore) (string,
 	if err != nil {
 		return "", fmt.Errorf("default team: %w", err)
 	}
-	if f, err := clientfile.Read(s.cfg.DataDir); err == nil {
-		if hash, ok := nacre.HashKey(f.APIKey); ok {
-			_, err := teams.KeyByHash(ctx, hash)
-			if err == nil {
-				return f.APIKey, nil
-			}
-			if !nacre.IsCode(err, nacre.CodeNotFound) {
-				return "", fmt.Errorf("default key: %w", err)
-			}
+	kept := clientfile.Key(s.cfg.DataDir)
+	if hash, ok := nacre.HashKey(kept); ok {
+		_, err := teams.KeyByHash(ctx, hash)
+		if err == nil {
+			return kept, nil
+		}
+		if !nacre.IsCode(err, nacre.CodeNotFound) {
+			return "", fmt.Errorf("default key: %w", err)
 		}
 	}
+	// Into the file first: what the store alone has can never be found again, and each
+	// start that ends before it is ready would leave one more.
 	secret, key := nacre.NewKey(team.ID, "made by nacre up", time.Now())
+	if err := clientfile.WriteKey(s.cfg.DataDir, secret); err != nil {
+		return "", fmt.Errorf("client file: %w", err)
+	}
 	if err := teams.InsertKey(ctx, key); err != nil {
 		return "", fmt.Errorf("default key: %w", err)
 	}

@@ -59,12 +59,41 @@ func Read(dataDir string) (File, error) {
 	case err != nil:
 		return File{}, err
 	}
-	var f File
+	f, err := parse(path, data)
+	if err == nil && (f.APIKey == "" || f.APIURL == "" && f.TLSDomain == "") {
+		err = fmt.Errorf("%s is incomplete; the server writes it anew when it starts", path)
+	}
+	if err != nil {
+		return File{}, err
+	}
+	return f, nil
+}
+
+// Key returns the key alone, which is there before the server is ready; "" when there
+// is none, and when the file cannot be read.
+func Key(dataDir string) string { return last(dataDir).APIKey }
+
+// WriteKey replaces the key and keeps the rest. A server does it before it is ready.
+func WriteKey(dataDir, key string) error {
+	f := last(dataDir)
+	f.APIKey = key
+	return Write(dataDir, f)
+}
+
+// last is what the file has, complete or not.
+func last(dataDir string) File {
+	path := filepath.Join(dataDir, Name)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return File{}
+	}
+	f, _ := parse(path, data)
+	return f
+}
+
+func parse(path string, data []byte) (f File, err error) {
 	if err := json.Unmarshal(data, &f); err != nil {
 		return File{}, fmt.Errorf("%s: %w; the server writes it anew when it starts", path, err)
-	}
-	if f.APIKey == "" || (f.APIURL == "" && f.TLSDomain == "") {
-		return File{}, fmt.Errorf("%s is incomplete; the server writes it anew when it starts", path)
 	}
 	return f, nil
 }
