@@ -35,9 +35,10 @@ type Node interface {
 	WatchExits(ctx context.Context, fn func(SandboxID, Exit)) error
 
 	// Snapshot keeps a running sandbox as spec.ID. It exists, durably, when it
-	// returns. With Pause the machine is stopped then and forgotten, as if by Stop:
-	// traffic ends before the guest stands still, and a crash at any moment leaves
-	// either a running machine and no snapshot, or a snapshot and no machine. When it
+	// returns. With Pause the machine is killed then and forgotten: traffic ends before
+	// the guest stands still, and a crash at any moment leaves either a running machine
+	// and no snapshot, or a snapshot and no machine. What the killed machine held is
+	// free a moment later, counts until then, and is waited for by Stop. When it
 	// fails the sandbox runs on, reachable as before. A full disk is CodeNoSpace, a
 	// second one of the sandbox at once CodeConflict.
 	Snapshot(ctx context.Context, id SandboxID, spec SnapshotSpec) (SnapshotManifest, error)

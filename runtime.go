@@ -210,7 +210,7 @@ type Runtime interface {
 }
 
 // Machine is one running sandbox on this host. All methods may run at once.
-// After the machine has ended all but Wait, Stop, ID and Handle return
+// After the machine has ended all but Wait, Kill, Stop, ID and Handle return
 // CodeNotFound.
 type Machine interface {
 	ID() MachineID
@@ -218,6 +218,11 @@ type Machine interface {
 
 	// Dial connects to a TCP port of the guest. Nobody listening is CodeUnavailable.
 	Dial(ctx context.Context, port int) (net.Conn, error)
+
+	// Kill ends the machine at once. When it returns nothing of the guest runs any more
+	// and its connections are cut; Stop, which follows, waits until what it held is the
+	// host's again. A repeat, and a machine that has ended, is no error.
+	Kill(ctx context.Context) error
 
 	// Stop ends the machine at once and returns when no process and no cgroup of
 	// it is left. A repeat, and a machine that has ended, is no error.

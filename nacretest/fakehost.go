@@ -370,6 +370,14 @@ func (v fakeMachine) Dial(_ context.Context, port int) (net.Conn, error) {
 	return v.m.Guest.connect(port)
 }
 
+func (v fakeMachine) Kill(context.Context) error {
+	if err := v.d.op("machine.kill", v.m.Spec.ID); err != nil {
+		return err
+	}
+	v.m.end(nacre.EndKilled, "stopped")
+	return v.d.Step()
+}
+
 func (v fakeMachine) Stop(context.Context) error {
 	if err := v.d.op("machine.stop", v.m.Spec.ID); err != nil {
 		return err

@@ -122,6 +122,7 @@ func nodePause(t *testing.T, n NodeUnderTest) {
 	if list, err := n.Node.Machines(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("machines: %+v, %v", list, err)
 	}
+	n.stop(t, spec.Sandbox) // returns when the host has all back that the machine held
 	n.noLeaks(t)
 	n.logs(t, spec.Sandbox, "before")
 	if list, err := n.Node.Snapshots(t.Context()); err != nil || len(list) != 1 || list[0].ID != m.ID {

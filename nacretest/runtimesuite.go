@@ -45,6 +45,7 @@ func TestRuntime(t *testing.T, host RuntimeHost) {
 		{"Boot", testBoot},
 		{"Dial", testDial},
 		{"Stop", testStop},
+		{"Kill", testKill},
 		{"Crash", testCrash},
 		{"StartTwice", testStartTwice},
 		{"StartFails", testStartFails},
@@ -178,6 +179,32 @@ func testDial(t *testing.T, h RuntimeHost) {
 	for _, port := range []int{0, -1, 65536} {
 		_, err := m.Dial(t.Context(), port)
 		wantCode(t, "Dial no port", err, nacre.CodeInvalid)
+	}
+}
+
+// testKill: nothing of the guest answers once Kill has returned, and nothing of the
+// machine is left once Stop has.
+func testKill(t *testing.T, h RuntimeHost) {
+	s := h.Spec(t)
+	m := h.boot(t, h.runtime(t), s)
+	g := DialGuest(t, m)
+	for range 2 {
+		if err := m.Kill(t.Context()); err != nil {
+			t.Fatalf("Kill: %v", err)
+		}
+	}
+	if _, err := g.Answer(); err == nil {
+		t.Error("the guest answers after Kill")
+	}
+	if e := wait(t, m); e.Reason != nacre.EndKilled {
+		t.Errorf("ended with %+v, want killed", e)
+	}
+	if err := m.Stop(t.Context()); err != nil {
+		t.Errorf("Stop: %v", err)
+	}
+	h.clean(t, s)
+	if err := m.Kill(t.Context()); err != nil {
+		t.Errorf("Kill of a machine that has ended: %v", err)
 	}
 }
 

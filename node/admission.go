@@ -141,6 +141,14 @@ func (g *gate) giveBack(memory int64) {
 	g.promised -= memory
 }
 
+// freed is giveBack of what a machine really held: the host's figures change with it.
+func (g *gate) freed(memory int64) {
+	g.giveBack(memory)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.readAt = time.Time{}
+}
+
 // adopt is a reserve that cannot be refused: the machine runs already.
 func (g *gate) adopt(memory int64) {
 	g.mu.Lock()
@@ -258,7 +266,7 @@ func (g *gate) queue(ctx context.Context) error {
 // admit makes the sandbox's entry, or says why it does not fit.
 func (n *Node) admit(ctx context.Context, spec nacre.StartSpec, cancel context.CancelCauseFunc) (*entry, error) {
 	memory := int64(spec.Resources.MemoryMiB) << 20
-	if err := n.gate.reserve(memory, func() bool { return n.spareStandbys(ctx) }); err != nil {
+	if err := n.reserve(ctx, memory); err != nil {
 		return nil, err
 	}
 	n.mu.Lock()

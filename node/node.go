@@ -78,15 +78,16 @@ type Node struct {
 	closed    bool
 	known     map[nacre.MachineID]struct{} // what no sweep may touch
 	sandboxes map[nacre.SandboxID]*entry
-	ready     map[Shape][]*unit // standbys, oldest first
-	want      map[Shape]int     // how many standbys KeepReady wants of each shape
-	demand    map[Shape]demand  // of other shapes
-	exits     int64             // how many machines of sandboxes ended by themselves
-	exited    chan struct{}     // closed and replaced when exits goes up
-	lastStart time.Time         // when a start last began or ended
-	kick      chan struct{}     // wakes the refill of standbys
-	handing   chan struct{}     // one token for each standby that is handed over
-	keeping   chan struct{}     // one token for each snapshot that is taken
+	dying     map[nacre.MachineID]*dying // machines that were killed and belong to nobody
+	ready     map[Shape][]*unit          // standbys, oldest first
+	want      map[Shape]int              // how many standbys KeepReady wants of each shape
+	demand    map[Shape]demand           // of other shapes
+	exits     int64                      // how many machines of sandboxes ended by themselves
+	exited    chan struct{}              // closed and replaced when exits goes up
+	lastStart time.Time                  // when a start last began or ended
+	kick      chan struct{}              // wakes the refill of standbys
+	handing   chan struct{}              // one token for each standby that is handed over
+	keeping   chan struct{}              // one token for each snapshot that is taken
 }
 
 var (
@@ -116,6 +117,7 @@ func New(cfg Config) (*Node, error) {
 		handles:   handleStore{dir: cfg.HandleDir, bootID: hostBootID()},
 		known:     map[nacre.MachineID]struct{}{},
 		sandboxes: map[nacre.SandboxID]*entry{},
+		dying:     map[nacre.MachineID]*dying{},
 		ready:     map[Shape][]*unit{},
 		want:      map[Shape]int{},
 		demand:    map[Shape]demand{},

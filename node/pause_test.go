@@ -250,7 +250,7 @@ func TestPausesWaitForTheirTurn(t *testing.T) {
 		case "machine.snapshot":
 			now++
 			most = max(most, now)
-		case "machine.stop":
+		case "machine.kill":
 			now--
 		}
 		return nil
@@ -303,8 +303,7 @@ func TestLogsOfPausedSandboxesStay(t *testing.T) {
 	}
 }
 
-// TestPausedWhileItsMachineStays: when the machine cannot be taken down after a
-// pause, the pause has worked all the same: nobody reaches the machine any more, and
+// TestPausedWhileItsMachineStays: when the machine cannot be killed after a pause, the pause has worked all the same: nobody reaches the machine any more, and
 // the resume, a stop or the next daemon takes it away.
 func TestPausedWhileItsMachineStays(t *testing.T) {
 	for _, how := range []string{"resume", "stop", "restart"} {
@@ -314,7 +313,7 @@ func TestPausedWhileItsMachineStays(t *testing.T) {
 			spec, st := w.begin()
 			w.write(spec.Sandbox, "held")
 			w.host.SetHook(func(op string, _ nacre.MachineID) error {
-				if op == "machine.stop" {
+				if op == "machine.kill" || op == "machine.stop" {
 					return nacre.Errorf(nacre.CodeInternal, "it does not die")
 				}
 				return nil

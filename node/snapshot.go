@@ -23,8 +23,8 @@ var errNoSnapshots = nacre.Errorf(nacre.CodeUnsupported, "this node keeps no sna
 // Snapshot keeps a running sandbox; see nacre.Node.
 //
 // The order makes a pause lossless: traffic ends, the guest stands still, its files
-// are made durable, the manifest is written, and only then the machine goes. Until
-// the manifest is there whoever comes lets the guest go on; from then on whoever
+// are made durable, the manifest is written, and only then the machine is killed.
+// Until the manifest is there whoever comes lets the guest go on; from then on whoever
 // comes takes the machine down.
 func (n *Node) Snapshot(ctx context.Context, id nacre.SandboxID, spec nacre.SnapshotSpec) (nacre.SnapshotManifest, error) {
 	if n.cfg.Artifacts == nil {
@@ -210,19 +210,6 @@ func (n *Node) letGoOn(ctx context.Context, u *unit) {
 		for sleep(u.life, time.Second) == nil && !resume() {
 		}
 	})
-}
-
-// leave ends the machine of a sandbox that is kept. What cannot be taken down stays
-// unreachable, and the next Stop or Start tries again.
-func (n *Node) leave(e *entry) {
-	n.mu.Lock()
-	s := &stopping{done: make(chan struct{})}
-	e.stop, e.left = s, true
-	n.mu.Unlock()
-	n.finish(e, s)
-	if s.err != nil {
-		n.log.Error("the machine of a paused sandbox could not be taken down entirely", "sandbox", e.id, "err", s.err)
-	}
 }
 
 // clearLeft takes down what an earlier pause of the sandbox has left.

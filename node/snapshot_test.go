@@ -128,6 +128,9 @@ func TestFault03_KilledInAPause(t *testing.T) {
 				snap := nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: true, FilesOnly: files}
 				w.fake.KillAt(at, nil)
 				_, err := w.n.Snapshot(t.Context(), spec.Sandbox, snap)
+				if err == nil { // the machine is cleared away behind it
+					w.eventually("the machine is gone, or the daemon", func() bool { return w.fake.Killed() || w.promised() == 0 })
+				}
 				burnt := w.fake.Killed()
 				if err != nil && !burnt {
 					t.Fatalf("step %d: %v", at, err)

@@ -313,7 +313,7 @@ func (n *Node) Stop(ctx context.Context, id nacre.SandboxID) error {
 		e := n.sandboxes[id]
 		if e == nil {
 			n.mu.Unlock()
-			return nil
+			return n.buryOf(ctx, id)
 		}
 		if over := e.callOff(); over != nil {
 			n.mu.Unlock()

@@ -212,16 +212,32 @@ func brokenOff(err error) bool {
 	return false
 }
 
+// kill has the process ended, if it has not.
+func (l *Life) kill() {
+	if l.Gone() != nil {
+		return
+	}
+	// The mark tells a later process that the end was wanted, should this one die in
+	// between.
+	if f, err := os.OpenFile(filepath.Join(l.Dir, StopFile), os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
+		f.Close()
+	}
+	l.Proc.Kill()
+}
+
+// Kill implements nacre.Machine.
+func (l *Life) Kill(context.Context) error {
+	l.kill()
+	l.hangUp()
+	if err := l.Gone(); err != nil && l.lost {
+		return err
+	}
+	return nil
+}
+
 // Stop implements nacre.Machine.
 func (l *Life) Stop(ctx context.Context) error {
-	if l.Gone() == nil {
-		// The mark tells a later process that the end was wanted, should this one
-		// die in between.
-		if f, err := os.OpenFile(filepath.Join(l.Dir, StopFile), os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
-			f.Close()
-		}
-		l.Proc.Kill()
-	}
+	l.kill()
 	select {
 	case <-l.over:
 	case <-ctx.Done():

@@ -30,6 +30,7 @@ type member struct {
 
 func (m *member) ID() nacre.MachineID          { return m.Life.ID() }
 func (m *member) Handle() nacre.Handle         { return m.Life.Handle() }
+func (m *member) Kill(c context.Context) error { return m.Life.Kill(c) }
 func (m *member) Stop(c context.Context) error { return m.Life.Stop(c) }
 func (m *member) Wait(c context.Context) (nacre.Exit, error) {
 	return m.Life.Wait(c)
