@@ -66,32 +66,49 @@ func (n *Network) checkFirewalls() {
 	if err != nil {
 		return
 	}
-	prefix := n.names.linkPrefix()
-	n.note("forward", dropFinding(chains, *nftables.ChainHookForward, "guests may have no way out",
-		fmt.Sprintf("iptables -I %%s -i %s+ -j ACCEPT && iptables -I %%s -o %s+ -j ACCEPT", prefix, prefix)))
-	n.note("input", dropFinding(chains, *nftables.ChainHookInput, "guests may have no DNS",
-		fmt.Sprintf("iptables -I %%s -i %s+ -j ACCEPT", prefix)))
+	n.note("forward", dropFinding(chains, forwarded, n.names.linkPrefix()))
+	n.note("input", dropFinding(chains, incoming, n.names.linkPrefix()))
 	n.note("legacy", legacyFinding())
 }
 
-// dropFinding reports the first chain at the hook whose policy is to drop.
-func dropFinding(chains []*nftables.Chain, hook nftables.ChainHook, effect, command string) Finding {
+// way is a hook that guests' packets pass, and what lets them through where iptables
+// or ufw names the chains; %c is the chain, %l the slots' links.
+type way struct {
+	hook          nftables.ChainHook
+	effect        string
+	iptables, ufw string
+	ufwChain      string // that ufw has where it guards this hook
+}
+
+var (
+	forwarded = way{*nftables.ChainHookForward, "guests may have no way out",
+		"iptables -I %c -i %l+ -j ACCEPT && iptables -I %c -o %l+ -j ACCEPT",
+		"ufw route allow in on %l+ && ufw route allow out on %l+", "ufw-user-forward"}
+	incoming = way{*nftables.ChainHookInput, "guests may have no DNS",
+		"iptables -I %c -i %l+ -j ACCEPT", "ufw allow in on %l+", "ufw-user-input"}
+)
+
+// dropFinding reports the first chain on the way whose policy is to drop.
+func dropFinding(chains []*nftables.Chain, w way, links string) Finding {
 	for _, ch := range chains {
-		if ch.Hooknum == nil || *ch.Hooknum != hook || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
+		if ch.Hooknum == nil || *ch.Hooknum != w.hook || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
 			continue
 		}
 		if f := ch.Table.Family; f != nftables.TableFamilyIPv4 && f != nftables.TableFamilyINet {
 			continue
 		}
-		target := ch.Name
-		if ch.Name == "FORWARD" && hasChain(chains, "DOCKER-USER") {
+		command, target := w.iptables, ch.Name
+		switch {
+		case ch.Name == "FORWARD" && hasChain(chains, "DOCKER-USER"):
 			target = "DOCKER-USER" // Docker puts its own rules before what others insert
+		case hasChain(chains, w.ufwChain):
+			command = w.ufw // which outlasts its next reload, as iptables's would not
 		}
 		fix := "accept the slots' links there (nacre's own rules still apply)"
 		if ch.Table.Name == "filter" && strings.ToUpper(ch.Name) == ch.Name { // as iptables names them
-			fix = "run: " + strings.ReplaceAll(command, "%s", target)
+			fix = "run: " + strings.NewReplacer("%c", target, "%l", links).Replace(command)
 		}
-		return Finding{"firewall", true, fmt.Sprintf("the firewall table %q, chain %q, drops what it does not know, so %s; %s", ch.Table.Name, ch.Name, effect, fix)}
+		return Finding{"firewall", true, fmt.Sprintf("the firewall table %q, chain %q, drops what it does not know, so %s; %s", ch.Table.Name, ch.Name, w.effect, fix)}
 	}
 	return Finding{}
 }

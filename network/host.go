@@ -128,10 +128,9 @@ func (n *Network) choosePool(inUse bool) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	want := n.cfg.Pool
-	if current.IsValid() && (inUse || !want.IsValid() || want == current) {
-		if want.IsValid() && want != current {
-			n.note("pool", Finding{"pool", true, fmt.Sprintf("slots of an earlier run are in %s; the configured pool %s is taken when they are gone and the daemon starts again", current, want)})
+	if kept, f := n.keptPool(current, inUse); kept {
+		if f.Message != "" {
+			n.note("pool", f)
 		}
 		return current, nil
 	}
@@ -140,7 +139,24 @@ func (n *Network) choosePool(inUse bool) (netip.Prefix, error) {
 			return netip.Prefix{}, err
 		}
 	}
-	if want.IsValid() {
+	return n.freePool()
+}
+
+// keptPool tells whether an earlier run's pool is kept, and what to say of that.
+func (n *Network) keptPool(current netip.Prefix, inUse bool) (bool, Finding) {
+	want := n.cfg.Pool
+	switch {
+	case !current.IsValid() || want.IsValid() && want != current && !inUse:
+		return false, Finding{}
+	case want.IsValid() && want != current:
+		return true, Finding{"pool", true, fmt.Sprintf("slots of an earlier run are in %s; the configured pool %s is taken when they are gone and the daemon starts again", current, want)}
+	}
+	return true, Finding{}
+}
+
+// freePool is the configured pool, or the first that the host does not use.
+func (n *Network) freePool() (netip.Prefix, error) {
+	if want := n.cfg.Pool; want.IsValid() {
 		used, err := n.poolUser(want)
 		if err == nil && used != "" {
 			err = nacre.Invalidf("network_pool", "network pool %s overlaps %s on this host; name a free IPv4 network of /12 to /28 with --network-pool", want, used)

@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -148,6 +149,133 @@ func TestDockerFirewall(t *testing.T) {
 	}
 	if err := g.tcp(fakenet.Metadata); err == nil {
 		t.Error("the advice opens what is closed")
+	}
+}
+
+// TestUfw: where ufw drops by default the advice is in its own words, for what
+// iptables inserts is gone with its next reload. What they add helps.
+func TestUfw(t *testing.T) {
+	_ = prepare(t)
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	filter := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
+	t.Cleanup(func() {
+		c.DelTable(filter)
+		_ = c.Flush()
+	})
+	drop := nftables.ChainPolicyDrop
+	users := map[string]*nftables.Chain{}
+	for name, hook := range map[string]*nftables.ChainHook{"input": nftables.ChainHookInput, "forward": nftables.ChainHookForward} {
+		before := c.AddChain(&nftables.Chain{Table: filter, Name: "ufw-before-" + name})
+		users[name] = c.AddChain(&nftables.Chain{Table: filter, Name: "ufw-user-" + name})
+		hooked := c.AddChain(&nftables.Chain{Table: filter, Name: strings.ToUpper(name), Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+		c.AddRule(&nftables.Rule{Table: filter, Chain: hooked, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: before.Name}}})
+		c.AddRule(&nftables.Rule{Table: filter, Chain: before, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: users[name].Name}}})
+	}
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	inspected, err := network.Inspect(network.Config{})
+	if err != nil || !strings.Contains(fmt.Sprint(inspected), "ufw route allow in on nv+ && ufw route allow out on nv+") {
+		t.Errorf("before the first start: %+v %v", inspected, err)
+	}
+	n := reopen(t, nil)
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	g := acquire(t, n, nacre.EgressPolicy{})
+	if g.tcp(fakenet.Example) == nil {
+		t.Error("ufw's policy does not drop: the test proves nothing")
+	}
+	links := "nv" + instance + "-"
+	for _, advice := range []string{"ufw route allow in on " + links + "+ && ufw route allow out on " + links + "+", "run: ufw allow in on " + links + "+"} {
+		if !told(n, "firewall", advice, true) {
+			t.Errorf("%q is not among %+v", advice, n.Findings())
+		}
+	}
+	accept := func(chain *nftables.Chain, key expr.MetaKey) { // what those commands add
+		c.AddRule(&nftables.Rule{Table: filter, Chain: chain, Exprs: []expr.Any{
+			&expr.Meta{Key: key, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(links)},
+			&expr.Verdict{Kind: expr.VerdictAccept},
+		}})
+	}
+	accept(users["forward"], expr.MetaKeyIIFNAME)
+	accept(users["forward"], expr.MetaKeyOIFNAME)
+	accept(users["input"], expr.MetaKeyIIFNAME)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.tcp(fakenet.Example); err != nil {
+		t.Errorf("the advice does not help: %v", err)
+	}
+	if err := g.tcp(fakenet.Metadata); err == nil {
+		t.Error("the advice opens what is closed")
+	}
+}
+
+// TestInspect: what would keep a server from starting, or would surprise it, is known
+// without one, and looking changes nothing.
+func TestInspect(t *testing.T) {
+	_ = prepare(t)
+	before := hostState(t)
+	addHostAddress(t, "10.230.7.1/24")
+	pool := func(cidr, id string) string {
+		t.Helper()
+		var p netip.Prefix
+		if cidr != "" {
+			p = netip.MustParsePrefix(cidr)
+		}
+		list, err := network.Inspect(network.Config{Instance: id, Pool: p})
+		if err != nil {
+			return nacre.ErrorMessage(err)
+		}
+		for _, f := range list {
+			if f.Subject == "pool" {
+				return fmt.Sprint(f.Problem, " ", f.Message)
+			}
+		}
+		return ""
+	}
+	for _, c := range []struct{ pool, instance, want string }{
+		{"10.230.0.0/16", "", "network pool 10.230.0.0/16 overlaps the address 10.230.7.0/24"},
+		{"10.230.0.0/16", instance, "network pool 10.230.0.0/16 overlaps"},
+		{"172.30.0.0/16", instance, "false sandboxes would have addresses of 172.30.0.0/16"},
+		{"", instance, "false sandboxes would have addresses of 10.231.0.0/16"},
+		{"10.0.0.0/8", instance, "must be an IPv4 network of /12 to /28"},
+	} {
+		if got := pool(c.pool, c.instance); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.pool, got, c.want)
+		}
+	}
+	n := reopen(t, func(c *network.Config) { c.Pool = netip.MustParsePrefix("172.30.0.0/16") })
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	g := acquire(t, n, nacre.EgressPolicy{})
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := pool("172.30.0.0/16", instance); !strings.HasPrefix(got, "false") {
+		t.Errorf("its own pool, in use: %q", got)
+	}
+	if got := pool("172.29.0.0/16", instance); !strings.Contains(got, "slots of an earlier run are in 172.30.0.0/16") {
+		t.Errorf("another while one is in use: %q", got)
+	}
+	if got := pool("172.30.0.0/16", "other"); !strings.Contains(got, "overlaps") {
+		t.Errorf("another installation's: %q", got)
+	}
+	n = reopen(t, nil)
+	if err := errors.Join(n.Recover(t.Context(), nil), n.Release(t.Context(), g.id), n.Close(t.Context()), network.Destroy(instance)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := network.Inspect(network.Config{Instance: instance}); err != nil {
+		t.Fatal(err)
+	}
+	if after := hostState(t); strings.Contains(after, "172.30") || len(after) < len(before)/2 {
+		t.Errorf("left behind:\n%s", after)
 	}
 }
 

@@ -1,7 +1,6 @@
 package network_test
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -14,58 +13,36 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
+	"github.com/nacrehq/nacre/nacretest/fakenet/frame"
+	"github.com/nacrehq/nacre/nacretest/reach"
 	"github.com/nacrehq/nacre/network"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// everywhere is a policy that tries to open what no policy opens.
-var everywhere = nacre.EgressPolicy{Allow: []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("169.254.169.254/32"),
-}}
-
-// closedTo are addresses that answer the host and must not answer a guest.
-var closedTo = map[string]string{
-	"metadata":                 fakenet.Metadata,
-	"link-local":               "169.254.1.1",
-	"Alibaba metadata":         "100.100.100.200",
-	"Azure host agent":         "168.63.129.16",
-	"10/8":                     "10.99.0.1",
-	"172.16/12":                "172.16.5.5",
-	"172.31, the end of it":    "172.31.255.254",
-	"192.168/16":               "192.168.77.1",
-	"carrier-grade NAT":        "100.64.0.1",
-	"benchmark network":        "198.18.0.1",
-	"protocol assignments":     "192.0.0.1",
-	"the router next to it":    fakenet.Neighbour,
-	"reserved":                 "240.0.0.1",
-	"zero network":             "0.1.2.3",
-	"a pool address, not used": "10.231.200.200",
-}
-
 // TestFault40_ClosedNetworks: whatever the policy, no way to private networks,
 // metadata, the host's neighbours. Attempts fail at once, not after a time-out.
 func TestFault40_ClosedNetworks(t *testing.T) {
 	n := start(t, nil)
-	g := acquire(t, n, everywhere)
+	g := acquire(t, n, reach.Everywhere())
 	if err := g.tcp(fakenet.Example); err != nil {
 		t.Fatalf("the policy is open, but the internet is out of reach: %v", err)
 	}
-	for name, addr := range closedTo {
-		if !strings.HasPrefix(addr, "10.231.") && !strings.HasPrefix(addr, "0.") && !strings.HasPrefix(addr, "240.") {
-			if err := hostTCP(addr); err != nil {
-				t.Errorf("%s: %s does not even answer the host (%v): the test proves nothing", name, addr, err)
+	for _, c := range reach.Closed() {
+		if c.Refused {
+			if err := hostTCP(c.Addr); err != nil {
+				t.Errorf("%s: %s does not even answer the host (%v): the test proves nothing", c.Name, c.Addr, err)
 			}
 		}
 		began := time.Now()
-		if err := g.tcp(addr); err == nil {
-			t.Errorf("%s: %s answers the guest over TCP", name, addr)
+		if err := g.tcp(c.Addr); err == nil {
+			t.Errorf("%s: %s answers the guest over TCP", c.Name, c.Addr)
 		}
-		if took := time.Since(began); took > patience/2 && !strings.HasPrefix(addr, "10.231.") && !strings.HasPrefix(addr, "0.") && !strings.HasPrefix(addr, "240.") {
-			t.Errorf("%s: TCP to %s failed only after %v", name, addr, took)
+		if took := time.Since(began); c.Refused && took > patience/2 {
+			t.Errorf("%s: TCP to %s failed only after %v", c.Name, c.Addr, took)
 		}
 	}
-	for _, addr := range []string{fakenet.Metadata, "10.99.0.1", "192.168.77.1", fakenet.Neighbour} {
+	for _, addr := range reach.ClosedUDP() {
 		if err := g.udp(addr); err == nil {
 			t.Errorf("%s answers the guest over UDP", addr)
 		}
@@ -85,8 +62,8 @@ func hostTCP(addr string) error {
 // same packets.
 func TestFault39_MetadataForms(t *testing.T) {
 	n := start(t, nil)
-	g := acquire(t, n, everywhere)
-	for _, form := range []string{"169.254.169.254", "::ffff:169.254.169.254", "::ffff:a9fe:a9fe", "64:ff9b::a9fe:a9fe", "fd00:ec2::254"} {
+	g := acquire(t, n, reach.Everywhere())
+	for _, form := range reach.MetadataForms() {
 		c, err := g.dial("tcp", form, fakenet.HTTPPort)
 		if err == nil {
 			c.Close()
@@ -106,7 +83,7 @@ func TestFault39_MetadataForms(t *testing.T) {
 // TestFault40_Host: of the host a guest reaches DNS at the gateway and nothing else.
 func TestFault40_Host(t *testing.T) {
 	n := start(t, nil)
-	g := acquire(t, n, everywhere)
+	g := acquire(t, n, reach.Everywhere())
 	tcp, err := net.Listen("tcp4", ":8080")
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +131,7 @@ func TestFault40_Host(t *testing.T) {
 // of their own making, nor through the other's open port.
 func TestFault40_OtherSlots(t *testing.T) {
 	n := start(t, nil)
-	a, b := acquire(t, n, everywhere), acquire(t, n, everywhere)
+	a, b := acquire(t, n, reach.Everywhere()), acquire(t, n, reach.Everywhere())
 	b.listen(t, 9000)
 	addr := b.Guest.Addr().String()
 	if c, err := net.DialTimeout("tcp4", addr+":9000", patience); err != nil {
@@ -222,32 +199,24 @@ func TestFault40_Spoofing(t *testing.T) {
 	if err := n.Recover(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	a, b := acquire(t, n, everywhere), acquire(t, n, everywhere)
+	a, b := acquire(t, n, reach.Everywhere()), acquire(t, n, reach.Everywhere())
 	ns := internetOf(t)
 	const port = 4242
-	seen := listenUDP(t, ns, port)
-	sources := map[string]string{
-		"another slot":    b.Guest.Addr().String(),
-		"the gateway":     a.Gateway.String(),
-		"the host":        fakenet.HostAddr,
-		"its neighbour":   fakenet.Neighbour,
-		"the internet":    fakenet.CloudFlare,
-		"the loopback":    "127.0.0.1",
-		"nobody":          "0.0.0.0",
-		"broadcast":       "255.255.255.255",
-		"a free slot":     "10.231.99.99",
-		"a multicast one": "224.0.0.5",
+	seen, err := ns.Received(t, port)
+	if err != nil {
+		t.Fatal(err)
 	}
-	err := a.do(func() error {
-		for name, src := range sources {
-			if err := sendFrame(unix.ETH_P_IP, ipv4UDP(src, fakenet.Example, port, "spoofed as "+name)); err != nil {
+	to, mac := netip.AddrPortFrom(netip.MustParseAddr(fakenet.Example), port), net.HardwareAddr{0x02, 0x6e, 0, 0, 0, 1} // of the gateway
+	err = a.do(func() error {
+		for name, src := range reach.FalseSources(a.Slot, b.Slot) {
+			if err := frame.Send(mac, unix.ETH_P_IP, frame.IPv4UDP(netip.MustParseAddr(src), to, "spoofed as "+name)); err != nil {
 				return err
 			}
 		}
-		if err := sendFrame(unix.ETH_P_IPV6, ipv6UDP(port)); err != nil {
+		if err := frame.Send(mac, unix.ETH_P_IPV6, frame.IPv6UDP(port)); err != nil {
 			return err
 		}
-		return sendFrame(unix.ETH_P_IP, ipv4UDP(a.Guest.Addr().String(), fakenet.Example, port, "honest"))
+		return frame.Send(mac, unix.ETH_P_IP, frame.IPv4UDP(a.Guest.Addr(), to, "honest"))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +237,7 @@ func TestFault40_Spoofing(t *testing.T) {
 // TestFault40_IPv6: the host speaks no IPv6 on a slot's link.
 func TestFault40_IPv6(t *testing.T) {
 	n := start(t, nil)
-	g := acquire(t, n, everywhere)
+	g := acquire(t, n, reach.Everywhere())
 	l, err := net.InterfaceByName(g.HostLink)
 	if err != nil {
 		t.Fatal(err)
@@ -328,79 +297,4 @@ func TestHostAddressAppears(t *testing.T) {
 			t.Fatal("the host's new neighbours are open to guests")
 		}
 	}
-}
-
-// sendFrame puts a packet on the calling thread's eth0, addressed to the gateway.
-func sendFrame(proto uint16, packet []byte) error {
-	eth, err := net.InterfaceByName("eth0")
-	if err != nil {
-		return err
-	}
-	s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	to := &unix.SockaddrLinklayer{Protocol: proto<<8 | proto>>8, Ifindex: eth.Index, Halen: 6}
-	copy(to.Addr[:], []byte{0x02, 0x6e, 0, 0, 0, 1})
-	return unix.Sendto(s, packet, 0, to)
-}
-
-func ipv4UDP(src, dst string, port int, text string) []byte {
-	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
-	p := make([]byte, 28, 28+len(text))
-	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(p[2:], uint16(28+len(text)))
-	copy(p[12:], s[:])
-	copy(p[16:], d[:])
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(p[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
-	binary.BigEndian.PutUint16(p[20:], 5555)
-	binary.BigEndian.PutUint16(p[22:], uint16(port))
-	binary.BigEndian.PutUint16(p[24:], uint16(8+len(text))) // checksum 0: none
-	return append(p, text...)
-}
-
-func ipv6UDP(port int) []byte {
-	p := make([]byte, 48)
-	p[0], p[6], p[7] = 0x60, unix.IPPROTO_UDP, 64
-	binary.BigEndian.PutUint16(p[4:], 8)
-	p[8], p[23], p[24], p[39] = 0xfd, 1, 0xfd, 2
-	binary.BigEndian.PutUint16(p[42:], uint16(port))
-	binary.BigEndian.PutUint16(p[44:], 8)
-	return p
-}
-
-// listenUDP tells what arrives anywhere in the internet on the port.
-func listenUDP(t *testing.T, ns *fakenet.Internet, port int) <-chan string {
-	t.Helper()
-	out := make(chan string, 100)
-	err := ns.Do(func() error {
-		u, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { u.Close() })
-		go func() {
-			buf := make([]byte, 2048)
-			for {
-				k, _, err := u.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				out <- string(buf[:k])
-			}
-		}()
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }

@@ -21,10 +21,15 @@ func (n names) path(i int) string   { return filepath.Join(netnsDir, n.netns(i))
 
 // The '-' ends the instance: "nvab-" is no prefix of another instance's links.
 // At most 2+6+1+6 = 15 characters, which is what Linux takes.
-func (n names) linkPrefix() string { return "nv" + n.instance + "-" }
-func (n names) link(i int) string  { return n.linkPrefix() + strconv.FormatInt(int64(i), 36) }
-func (n names) table() string      { return "nacre_" + n.instance }
-func (n names) label() string      { return "lo:nv" + n.instance } // of the gateway's address
+func (n names) linkPrefix() string {
+	if n.instance == "" { // before the first start: of all
+		return "nv"
+	}
+	return "nv" + n.instance + "-"
+}
+func (n names) link(i int) string { return n.linkPrefix() + strconv.FormatInt(int64(i), 36) }
+func (n names) table() string     { return "nacre_" + n.instance }
+func (n names) label() string     { return "lo:nv" + n.instance } // of the gateway's address
 
 // index is the inverse of netns and link.
 func (n names) index(name string) (int, bool) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
+	"github.com/nacrehq/nacre/nacretest/reach"
 	"github.com/nacrehq/nacre/network"
 	"golang.org/x/sys/unix"
 )
@@ -24,61 +25,24 @@ func prefixes(ss ...string) []netip.Prefix {
 	return out
 }
 
-// policies say which addresses each one lets a guest reach.
-var policies = map[string]struct {
-	policy       nacre.EgressPolicy
-	open, closed []string
-}{
-	"none": {nacre.EgressPolicy{},
-		[]string{"1.1.1.1", "8.8.8.8", fakenet.Example, "223.255.255.254"}, nil},
-	"deny all": {nacre.EgressPolicy{DenyAll: true},
-		nil, []string{"1.1.1.1", "8.8.8.8", fakenet.Example}},
-	"deny 0.0.0.0/0": {nacre.EgressPolicy{Deny: prefixes("0.0.0.0/0")},
-		nil, []string{"1.1.1.1", "8.8.8.8"}},
-	"deny everything in two halves": {nacre.EgressPolicy{Deny: prefixes("0.0.0.0/1", "128.0.0.0/1")},
-		nil, []string{"1.1.1.1", "203.0.113.1"}},
-	"an allow-list": {nacre.EgressPolicy{Deny: prefixes("0.0.0.0/0"), Allow: prefixes("1.1.1.1/32")},
-		[]string{"1.1.1.1"}, []string{"1.1.1.0", "1.1.1.2", "8.8.8.8"}},
-	"an allow-list by DenyAll": {nacre.EgressPolicy{DenyAll: true, Allow: prefixes("1.1.1.0/31", "8.8.0.0/16")},
-		[]string{"1.1.1.0", "1.1.1.1", "8.8.8.8", "8.8.255.255"}, []string{"1.1.1.2", "8.9.0.0", "8.7.255.255"}},
-	"a deny-list": {nacre.EgressPolicy{Deny: prefixes("1.1.1.1/32", "93.184.216.0/24")},
-		[]string{"1.1.1.2", "8.8.8.8", "93.184.217.0"}, []string{"1.1.1.1", fakenet.Example}},
-	"a hole in a deny-list": {nacre.EgressPolicy{Deny: prefixes("1.0.0.0/8"), Allow: prefixes("1.1.1.1/32")},
-		[]string{"1.1.1.1", "8.8.8.8"}, []string{"1.1.1.2", "1.0.0.1"}},
-	"the same in both": {nacre.EgressPolicy{Deny: prefixes("1.1.1.1/32"), Allow: prefixes("1.1.1.1/32")},
-		[]string{"1.1.1.1", "8.8.8.8"}, nil},
-	"allow without deny": {nacre.EgressPolicy{Allow: prefixes("1.1.1.1/32")},
-		[]string{"1.1.1.1", "8.8.8.8"}, nil},
-	"overlapping and touching entries": {nacre.EgressPolicy{Deny: prefixes("8.8.8.8/32", "8.8.8.0/24", "8.8.9.0/24", "8.8.8.8/32")},
-		[]string{"8.8.7.255", "8.8.10.0"}, []string{"8.8.8.0", "8.8.8.8", "8.8.9.255"}},
-	"the last address": {nacre.EgressPolicy{DenyAll: true, Allow: prefixes("223.255.255.254/31")},
-		[]string{"223.255.255.254"}, []string{"223.255.255.253"}},
-	"an allow-list of private networks opens none": {nacre.EgressPolicy{DenyAll: true, Allow: prefixes("10.0.0.0/8", "169.254.169.254/32")},
-		nil, []string{"10.99.0.1", fakenet.Metadata, "1.1.1.1"}},
-	"IPv6 entries mean nothing": {nacre.EgressPolicy{DenyAll: true, Allow: prefixes("::/0", "2606:4700::/32")},
-		nil, []string{"1.1.1.1"}},
-	"IPv4 in IPv6 clothes": {nacre.EgressPolicy{DenyAll: true, Allow: prefixes("::ffff:1.1.1.1/128")},
-		[]string{"1.1.1.1"}, []string{"1.1.1.2"}},
-}
-
 // TestTrap17_Policies: allowOut wins over denyOut, both take CIDRs, and what is
 // denied fails well within five seconds.
 func TestTrap17_Policies(t *testing.T) {
 	n := start(t, nil)
 	changing := acquire(t, n, nacre.EgressPolicy{})
-	for name, c := range policies {
+	for name, c := range reach.Policies() {
 		// In force from the start, and after any other.
-		fresh := acquire(t, n, c.policy)
-		if err := n.SetEgress(t.Context(), changing.id, c.policy); err != nil {
+		fresh := acquire(t, n, c.EgressPolicy)
+		if err := n.SetEgress(t.Context(), changing.id, c.EgressPolicy); err != nil {
 			t.Fatalf("%s: SetEgress: %v", name, err)
 		}
 		for _, g := range []guest{fresh, changing} {
-			for _, a := range c.open {
+			for _, a := range c.Open {
 				if err := g.tcp(a); err != nil {
 					t.Errorf("%s: %s is closed: %v", name, a, err)
 				}
 			}
-			for _, a := range c.closed {
+			for _, a := range c.Closed {
 				began := time.Now()
 				err := g.tcp(a)
 				if err == nil {

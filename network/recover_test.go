@@ -18,6 +18,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
+	"github.com/nacrehq/nacre/nacretest/reach"
 	"github.com/nacrehq/nacre/network"
 )
 
@@ -380,7 +381,7 @@ func TestTwoInstances(t *testing.T) {
 	if err := b.Recover(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	ga, gb := acquire(t, a, everywhere), acquire(t, b, everywhere)
+	ga, gb := acquire(t, a, reach.Everywhere()), acquire(t, b, reach.Everywhere())
 	gb.listen(t, 9000)
 	if c, err := ga.dial("tcp4", gb.Guest.Addr().String(), 9000); err == nil {
 		c.Close()

@@ -223,6 +223,9 @@ func (c *Config) validate() error {
 	if min(c.SnapshotMiBPerTeam, c.PlainMiB, c.LowWaterMiB) < 0 {
 		return errors.New("--max-snapshots-mib-per-team, --snapshots-plain-mib and --snapshots-low-water-mib cannot be negative")
 	}
+	if _, err := netip.ParsePrefix(c.NetworkPool); c.NetworkPool != "" && err != nil {
+		return fmt.Errorf("--network-pool %q: want an IPv4 network such as 10.231.0.0/16", c.NetworkPool)
+	}
 	for _, p := range c.AllowPrivate {
 		if _, err := netip.ParsePrefix(p); err != nil {
 			return fmt.Errorf("--allow-private %q: want a prefix such as 10.1.0.0/16", p)
@@ -293,4 +296,10 @@ func ensureDir(path string) error {
 		return err
 	}
 	return nil
+}
+
+// pool is what sandboxes' addresses are from; the zero prefix lets the network choose.
+func (c *Config) pool() netip.Prefix {
+	p, _ := netip.ParsePrefix(c.NetworkPool) // validated by Load
+	return p
 }

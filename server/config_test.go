@@ -54,6 +54,7 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"", "--template-runtime=other=gvisor", "--template-runtime"},
 		{"", "--domain=Nacre.Localhost", "--domain"},
 		{"", "--allow-private=10.0.0.1", "--allow-private"},
+		{"", "--network-pool=10.231.0.0", "--network-pool"},
 		{"", "--tls-cert=x.pem", "--tls-key"},
 		{"", "--memory-mib=1", "--memory-mib"},
 		{"standby = \"many\"", "", "standby"},

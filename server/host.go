@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/network"
 )
 
 // need is something that a host must offer, with the Debian package that brings it.
@@ -151,6 +154,8 @@ func Doctor(ctx context.Context, c Config) []Finding {
 	server := statusOf(c.DataDir)
 	if server != nil {
 		out = append(out, server.Findings...)
+	} else {
+		out = append(out, networkFindings(c)...)
 	}
 	for name, addr := range map[string]string{"http": c.HTTP, "https": c.HTTPS} {
 		if addr == "" || server != nil {
@@ -159,6 +164,32 @@ func Doctor(ctx context.Context, c Config) []Finding {
 		add("port "+name, canListen(addr), "fail", "--"+name+" "+addr+" is free", "stop what listens there or choose another address with --"+name)
 	}
 	slices.SortStableFunc(out, func(a, b Finding) int { return strings.Compare(rank(a.Level), rank(b.Level)) })
+	return out
+}
+
+// networkFindings are what a server with that configuration would find in its way.
+func networkFindings(c Config) []Finding {
+	list, err := network.Inspect(network.Config{Instance: instanceOf(c.DataDir), Pool: c.pool()})
+	out := networkReport(list)
+	if err != nil {
+		what := err.Error()
+		if nacre.IsCode(err, nacre.CodeInvalid) {
+			what = nacre.ErrorMessage(err)
+		}
+		out = append(out, Finding{ID: "network", Level: "fail", What: what, Advice: "a server would not start; see docs/configuration.md, --network-pool"})
+	}
+	return out
+}
+
+func networkReport(list []network.Finding) []Finding {
+	var out []Finding
+	for i, f := range list {
+		level := "ok"
+		if f.Problem {
+			level = "warn"
+		}
+		out = append(out, Finding{ID: fmt.Sprintf("network %s %d", f.Subject, i), Level: level, What: f.Message})
+	}
 	return out
 }
 

@@ -40,6 +40,21 @@ func loadSecrets(dir string) (secrets, error) {
 	if err != nil {
 		return secrets{}, fmt.Errorf("installation secret: %w", err)
 	}
+	return parseSecrets(path, text)
+}
+
+// instanceOf names the installation on a data directory, "" while there is none.
+func instanceOf(dir string) string {
+	path := filepath.Join(dir, "secret")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	s, _ := parseSecrets(path, text)
+	return s.instance
+}
+
+func parseSecrets(path string, text []byte) (secrets, error) {
 	root, err := hex.DecodeString(strings.TrimSpace(string(text)))
 	if err != nil || len(root) != 32 {
 		return secrets{}, fmt.Errorf("installation secret %s: want 64 hexadecimal digits", path)

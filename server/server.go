@@ -114,15 +114,7 @@ type parts struct {
 
 // findings are what the parts learnt about the host while they run.
 func (p *parts) findings() []Finding {
-	var out []Finding
-	for i, f := range p.net.Findings() {
-		level := "ok"
-		if f.Problem {
-			level = "warn"
-		}
-		out = append(out, Finding{ID: fmt.Sprintf("network %s %d", f.Subject, i), Level: level, What: f.Message})
-	}
-	return append(out, p.unfit...)
+	return append(networkReport(p.net.Findings()), p.unfit...)
 }
 
 func (p *parts) onClose(f func() error) { p.closers = append(p.closers, f) }
@@ -204,12 +196,7 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	if err != nil {
 		return err
 	}
-	nc := network.Config{Instance: sec.instance, Ready: s.cfg.SlotsReady, Log: s.log}
-	if s.cfg.NetworkPool != "" {
-		if nc.Pool, err = netip.ParsePrefix(s.cfg.NetworkPool); err != nil {
-			return fmt.Errorf("--network-pool: %w", err)
-		}
-	}
+	nc := network.Config{Instance: sec.instance, Pool: s.cfg.pool(), Ready: s.cfg.SlotsReady, Log: s.log}
 	for _, text := range s.cfg.AllowPrivate {
 		nc.AllowPrivate = append(nc.AllowPrivate, netip.MustParsePrefix(text)) // validated by Load
 	}
