@@ -57,7 +57,7 @@ const inside = "NACRE_FAKENET"
 // mount namespace is new as well, with a /run/netns and a /etc/resolv.conf of
 // its own.
 func Main(m *testing.M) int {
-	if os.Getenv(inside) != "" {
+	if Inside() {
 		if err := settle(); err != nil {
 			fmt.Fprintln(os.Stderr, "fakenet:", err)
 			return 1
@@ -90,6 +90,9 @@ func Main(m *testing.M) int {
 	return 0
 }
 
+// Inside tells whether this process is the one that Main started again.
+func Inside() bool { return os.Getenv(inside) != "" }
+
 // settle makes the mounts private.
 func settle() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -101,7 +104,11 @@ func settle() error {
 	if err := unix.Mount("tmpfs", "/run/netns", "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("/run/netns: %w", err)
 	}
-	return nil
+	lo, err := netlink.LinkByName("lo") // for tests that start no internet
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 // Internet is the far end of the uplink.
@@ -114,7 +121,7 @@ type Internet struct {
 // at a time. It skips the test when the process is not root.
 func Start(t testing.TB) *Internet {
 	t.Helper()
-	if os.Getenv(inside) == "" {
+	if !Inside() {
 		t.Skip("needs root, for network namespaces")
 	}
 	n, err := start()

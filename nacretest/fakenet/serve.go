@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"testing"
 
 	"github.com/miekg/dns"
 )
@@ -39,6 +40,30 @@ func (n *Internet) serve() error {
 		}
 	}
 	return nil
+}
+
+// Received tells what arrives at any address of the internet on a UDP port, until the
+// test ends.
+func (n *Internet) Received(t testing.TB, port int) (<-chan string, error) {
+	out := make(chan string, 100)
+	return out, n.Do(func() error {
+		u, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { u.Close() })
+		go func() {
+			buf := make([]byte, 2048)
+			for {
+				k, _, err := u.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				out <- string(buf[:k])
+			}
+		}()
+		return nil
+	})
 }
 
 func tell(w http.ResponseWriter, r *http.Request) {
