@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,9 +48,10 @@ func pressed(t *testing.T, sb *client.Sandbox) (stop func() (n int, slowest time
 func (d *daemon) cgroupFile(h handle, controller, v1, v2 string) int64 {
 	d.t.Helper()
 	inst := strings.Split(h.Slot.Name, "-")[1]
+	group := cmp.Or(h.Handle.State.Group, string(h.Handle.Machine))
 	for _, path := range []string{
-		filepath.Join("/sys/fs/cgroup", controller, "nacre-"+inst, string(h.Handle.Machine), v1),
-		filepath.Join("/sys/fs/cgroup", "nacre-"+inst, string(h.Handle.Machine), v2),
+		filepath.Join("/sys/fs/cgroup", controller, "nacre-"+inst, group, v1),
+		filepath.Join("/sys/fs/cgroup", "nacre-"+inst, group, v2),
 	} {
 		if text, err := os.ReadFile(path); err == nil {
 			n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)

@@ -243,6 +243,7 @@ type handle struct {
 		State   struct {
 			PID   int
 			Start uint64
+			Group string // the cgroup's name; "" is the machine's id
 		}
 	}
 	Spec *struct{ Sandbox string }

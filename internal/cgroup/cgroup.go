@@ -160,26 +160,35 @@ func (g *Group) Create() error {
 	return nil
 }
 
-// Rename gives the group, with what is in it, another name that must be free. Only
-// version 1 can.
-func (g *Group) Rename(name string) error {
-	for _, d := range g.h.Dirs(name) {
-		if _, err := os.Stat(d); err == nil {
-			return fmt.Errorf("%s: %w", d, fs.ErrExist)
-		}
+// labelAttr holds a group's label. The kernel keeps such attributes of cgroups since
+// Linux 5.7, in both versions, and forgets them with the group.
+const labelAttr = "user.nacre"
+
+// SetLabel writes a few words on the group, such as whose it is, for this process and
+// later ones. It is there whole or not at all.
+func (g *Group) SetLabel(text string) error {
+	dir := g.h.Dirs(g.name)[0] // which Destroy removes first
+	if err := unix.Setxattr(dir, labelAttr, []byte(text), 0); err != nil {
+		return fmt.Errorf("label %s: %w", dir, err)
 	}
-	to := g.h.Dirs(name)
-	for i, d := range g.h.Dirs(g.name) {
-		if err := os.Rename(d, to[i]); err != nil {
-			for j, back := range g.h.Dirs(g.name)[:i] {
-				err = errors.Join(err, os.Rename(to[j], back))
-			}
-			return err
-		}
-	}
-	g.name = name
 	return nil
 }
+
+// Label returns what SetLabel wrote, "" for a group that has none or is not there.
+func (g *Group) Label() (string, error) {
+	dir, b := g.h.Dirs(g.name)[0], make([]byte, 256)
+	n, err := unix.Getxattr(dir, labelAttr, b)
+	if err == unix.ENODATA || err == unix.ENOENT {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("label of %s: %w", dir, err)
+	}
+	return string(b[:n]), nil
+}
+
+// Name is what Hierarchy.Group was given.
+func (g *Group) Name() string { return g.name }
 
 // Limit bounds what the group may use from now on.
 func (g *Group) Limit(l Limits) error { return g.set(g.h.settings(l)) }

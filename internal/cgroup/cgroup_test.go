@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,6 +111,50 @@ func TestAccounts(t *testing.T) {
 	if none := h.Group("none"); none.OOMKilled() || none.PIDsExceeded() || none.Exists() {
 		t.Error("a group that is not there tells of events")
 	}
+}
+
+// TestLabel: what is written on a group is read by whoever finds it, until it is removed.
+func TestLabel(t *testing.T) {
+	h := host(t)
+	g, other := h.Group("labelled"), h.Group("other")
+	for _, g := range []*Group{g, other} {
+		check(t, g.Create())
+		t.Cleanup(func() { check(t, g.Destroy(context.Background())) })
+	}
+	is := func(g *Group, want string) {
+		t.Helper()
+		if got, err := h.Group(g.Name()).Label(); err != nil || got != want {
+			t.Errorf("label %q, %v; want %q", got, err, want)
+		}
+	}
+	is(g, "")
+	check(t, g.SetLabel("whose it is"))
+	is(g, "whose it is")
+	is(other, "")
+	check(t, g.Destroy(t.Context()))
+	is(g, "")
+	if g.SetLabel("late") == nil {
+		t.Error("a group that is not there takes a label")
+	}
+	check(t, g.Create())
+	is(g, "")
+}
+
+// host is the cgroups of this host, with a parent of the test's own.
+func host(t *testing.T) *Hierarchy {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	h, err := Find("/proc/self/mountinfo", "nacre-test-"+strconv.Itoa(os.Getpid()))
+	check(t, err)
+	check(t, h.Prepare())
+	t.Cleanup(func() {
+		for _, d := range h.Dirs("") {
+			check(t, os.Remove(d))
+		}
+	})
+	return h
 }
 
 // TestVersion2 starts a process in a group of version 2 and removes both. A host

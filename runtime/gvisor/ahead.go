@@ -2,13 +2,9 @@ package gvisor
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -53,14 +49,19 @@ type ahead struct {
 	mu     sync.Mutex
 	ready  []*sandbox
 	want   int       // how many should wait; more after a restore that found none
-	made   int       // for the names of their groups
 	last   time.Time // when a machine's start began or ended
 	filler bool      // one is at work
 	closed bool
 }
 
-// aheadPrefix begins the names of the groups of sandboxes that are nobody's yet.
-const aheadPrefix = "ahead-"
+// The names of groups say nothing of machines: a sandbox that waits is in its group
+// before there is one, and version 2 of cgroups renames none. A group's label is the
+// machine's id, once it has one.
+const (
+	groupPrefix = "gvisor-"
+	// Older servers named a machine's group by its id, and those that waited like this.
+	oldAheadPrefix = "ahead-"
+)
 
 const (
 	// aheadQuiet is how long no start may have begun or ended before the pool is
@@ -73,22 +74,26 @@ const (
 	aheadMost = 10
 )
 
-// sandboxFor returns a sandbox whose group is the machine's. When the machine has a
-// group already the error is fs.ErrExist.
+// sandboxFor returns a sandbox, one that waits when there is one, whose group has the
+// machine's label.
 func (r *Runtime) sandboxFor(id nacre.MachineID, restore bool) (*sandbox, error) {
-	for s := r.takeAhead(restore); s != nil; s = r.takeAhead(restore) {
-		var err error
-		if s.alive() {
-			if err = s.group.Rename(string(id)); err == nil {
-				return s, nil
-			}
-		}
+	s := r.takeAhead(restore)
+	for s != nil && !s.alive() {
 		r.endAhead([]*sandbox{s})
-		if errors.Is(err, fs.ErrExist) {
+		s = r.takeAhead(restore)
+	}
+	if s == nil {
+		var err error
+		if s, err = r.newSandbox(); err != nil {
 			return nil, err
 		}
 	}
-	return r.newSandbox(string(id))
+	r.trace("0-taken")
+	if err := s.group.SetLabel(string(id)); err != nil {
+		r.endAhead([]*sandbox{s})
+		return nil, err
+	}
+	return s, nil
 }
 
 // takeAhead takes a sandbox that waits out of the pool, nil when there is none. Then
@@ -158,10 +163,8 @@ func (r *Runtime) stepAhead() (wait time.Duration, done bool) {
 	case len(a.ready) < a.want && since < aheadQuiet:
 		wait = aheadQuiet - since
 	case len(a.ready) < a.want:
-		a.made++
-		name := fmt.Sprintf("%s%d-%d", aheadPrefix, os.Getpid(), a.made)
 		a.mu.Unlock()
-		s, err := r.newSandbox(name)
+		s, err := r.newSandbox()
 		a.mu.Lock()
 		if err != nil {
 			r.cfg.Log.Warn("a sandbox could not be started ahead; the next start is slower", "error", err)
@@ -204,15 +207,9 @@ func (r *Runtime) endAhead(all []*sandbox) {
 	}
 }
 
-// ownAhead tells whether the group is of a sandbox in this process's pool, or of one
-// that is being made for it.
-func (r *Runtime) ownAhead(name string) bool {
-	return strings.HasPrefix(name, aheadPrefix+strconv.Itoa(os.Getpid())+"-")
-}
-
-// newSandbox starts a sandbox in a group of that name, which must not exist.
-func (r *Runtime) newSandbox(name string) (_ *sandbox, err error) {
-	s := &sandbox{group: r.cgroup.Group(name)}
+// newSandbox starts a sandbox in a group of its own, which has no label yet.
+func (r *Runtime) newSandbox() (_ *sandbox, err error) {
+	s := &sandbox{group: r.cgroup.Group(r.own + strconv.FormatInt(r.groups.Add(1), 10))}
 	if err := s.group.Create(); err != nil {
 		return nil, err
 	}

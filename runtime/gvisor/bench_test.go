@@ -110,7 +110,7 @@ func BenchmarkIdle(b *testing.B) {
 			check(b, err)
 			used += u.MemoryBytes
 			tasks += int64(u.PIDs)
-			pids = r.cgroup.Group(string(m.ID())).PIDs()
+			pids = m.(*machine).Group.PIDs()
 			for _, pid := range pids {
 				pss += pssKiB(pid)
 			}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -97,9 +96,6 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	defer r.boots.Release(1)
 
 	p, err := r.sandboxFor(spec.ID, !l.fresh())
-	if errors.Is(err, fs.ErrExist) {
-		return nil, nacre.Wrap(nacre.CodeConflict, err, "machine "+string(spec.ID)+" exists already")
-	}
 	if err != nil {
 		return nil, fmt.Errorf("sandbox of machine %s: %w", spec.ID, err)
 	}
@@ -153,6 +149,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	return newMachine(r, spec.ID, proc, state{
 		Trace: machines.Trace{BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir},
 		Guest: spec.Slot.Guest.Addr(),
+		Group: g.Name(),
 	}), nil
 }
 

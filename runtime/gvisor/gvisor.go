@@ -13,17 +13,20 @@
 //
 // A machine outlives this process: the sandbox has a session of its own, no
 // parent-death signal and no pipe to the daemon. What is found again after a
-// crash is its cgroup, named after the machine, and a process id with its start
-// time.
+// crash is its cgroup, by a name in the handle and a label that is the machine's id,
+// and a process id with its start time.
 package gvisor
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -54,7 +57,7 @@ type Config struct {
 	// Ahead is how many sandbox processes are started before they are needed, which
 	// halves a machine's start. Each takes about 10 MiB while it waits. Default 2, -1
 	// none; up to ten for two minutes after restores that found none. They are made after
-	// the first Sweep or start; version 2 of cgroups has none.
+	// the first Sweep or start.
 	Ahead int
 	// Debug makes each sandbox write debug.log, which grows without bound, to its
 	// state directory.
@@ -75,6 +78,8 @@ type Runtime struct {
 	agents  agentfs.Images
 	sums    sync.Map // of the agents' file systems, by path
 	ahead   ahead
+	own     string          // begins the names of the groups that this driver makes
+	groups  atomic.Int64    // how many it has made
 	life    context.Context // ends with Close
 	cancel  context.CancelFunc
 	key     string // what this process's snapshots are bound to
@@ -116,14 +121,12 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	redirectLog(cfg.Log)
 	r := &Runtime{cfg: cfg, program: program, agents: agentfs.Images{Prefix: agentPrefix}, trace: func(string) {}, boots: semaphore.NewWeighted(int64(cfg.Boots))}
+	r.own = groupPrefix + strings.ToLower(rand.Text()[:10]) + "-"
 	if r.cgroup, err = cgroup.Find("/proc/self/mountinfo", cfg.CgroupParent); err != nil {
 		return nil, err
 	}
 	if err = r.cgroup.Prepare(); err != nil {
 		return nil, err
-	}
-	if r.cgroup.V2() { // where a group cannot be given its machine's name
-		r.cfg.Ahead = -1
 	}
 	if r.conf, err = sandboxConfig(cfg.Debug); err != nil {
 		return nil, fmt.Errorf("gvisor: configuration: %w", err)
@@ -222,35 +225,52 @@ func (r *Runtime) Sweep(ctx context.Context, keep func(nacre.MachineID) bool) er
 	if err != nil {
 		return err
 	}
-	var first error
+	var errs []error
 	strangers := false // kept, but nobody knows what they use
 	for _, name := range names {
-		if strings.HasPrefix(name, aheadPrefix) && !r.ownAhead(name) {
-			// An earlier process's: the sandbox ended with it.
-			if err := r.cgroup.Group(name).Destroy(ctx); err != nil && first == nil {
-				first = err
-			}
+		g := r.cgroup.Group(name)
+		id, ours, err := r.whose(g)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
 			continue
-		}
-		id := nacre.MachineID(name)
-		if !id.Valid() || r.machines.Known(id) {
+		case !ours || id != "" && r.machines.Known(id):
 			continue
-		}
-		if keep(id) {
+		case id != "" && keep(id):
 			strangers = true
 			continue
+		case id != "":
+			r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)
 		}
-		r.cfg.Log.Info("clearing a machine that nobody knows", "machine", id)
-		if err := r.cgroup.Group(name).Destroy(ctx); err != nil && first == nil {
-			first = fmt.Errorf("clearing machine %s: %w", id, err)
+		if err := g.Destroy(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("clearing machine %q: %w", id, err))
 		}
 	}
+	err = errors.Join(errs...)
 	if r.cfg.Agent == "" {
-		return first // who starts no machines
+		return err // who starts no machines
 	}
-	if first == nil && !strangers {
-		first = r.sweepAgents()
+	if err == nil && !strangers {
+		err = r.sweepAgents()
 	}
 	r.fillAhead()
-	return first
+	return err
+}
+
+// whose tells of which machine a group is, "" for a sandbox that never became one; ours
+// is false of what is not to be swept: this driver's sandboxes that wait, and what no
+// driver of this kind made.
+func (r *Runtime) whose(g *cgroup.Group) (id nacre.MachineID, ours bool, err error) {
+	name := g.Name()
+	if id := nacre.MachineID(name); id.Valid() { // an older server's, or another driver's
+		return id, true, nil
+	}
+	if !strings.HasPrefix(name, groupPrefix) {
+		return "", strings.HasPrefix(name, oldAheadPrefix), nil
+	}
+	label, err := g.Label()
+	if id := nacre.MachineID(label); id.Valid() {
+		return id, true, err
+	}
+	return "", !strings.HasPrefix(name, r.own), err
 }

@@ -94,7 +94,7 @@ func TestConfined(t *testing.T) {
 			t.Errorf("the sandbox holds the directory %s open", target)
 		}
 		if strings.HasPrefix(target, "/") && target != "/dev/null" && !strings.HasPrefix(target, "/memfd:") &&
-			!strings.Contains(target, string(m.ID())) && !strings.HasPrefix(target, host.dir) && !strings.HasPrefix(target, filepath.Dir(m.st.Dir)) {
+			!strings.Contains(target, string(m.ID())) && !strings.Contains(target, "/"+m.Group.Name()+"/") && !strings.HasPrefix(target, host.dir) && !strings.HasPrefix(target, filepath.Dir(m.st.Dir)) {
 			t.Errorf("the sandbox holds %s open", target)
 		}
 	}
@@ -276,8 +276,10 @@ func TestStartCalledOffAfterTheBoot(t *testing.T) {
 			return
 		}
 		cancel()
-		for g := r.cgroup.Group(string(spec.ID)); len(g.PIDs()) > 0; {
-			time.Sleep(time.Millisecond)
+		for _, g := range groupsOf(t, spec.ID) {
+			for len(g.PIDs()) > 0 {
+				time.Sleep(time.Millisecond)
+			}
 		}
 	}
 	done := make(chan error, 1)
@@ -293,7 +295,7 @@ func TestStartCalledOffAfterTheBoot(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the start hangs")
 	}
-	if r.cgroup.Group(string(spec.ID)).Exists() {
+	if len(groupsOf(t, spec.ID)) > 0 {
 		t.Error("its cgroup is left")
 	}
 }

@@ -17,18 +17,32 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
+	"github.com/nacrehq/nacre/internal/sparse"
+	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
 // daemonEnv makes this test binary a daemon that starts the machines given on
 // stdin and prints their handles.
 const daemonEnv = "NACRE_TEST_DAEMON"
+
+// What the tests' guest is made of is built elsewhere for a host that has no tools, see
+// the folder cgroup2.
+const (
+	makeAssetsEnv = "NACRE_TEST_MAKE_ASSETS" // the directory to make it in
+	assetsEnv     = "NACRE_TEST_ASSETS"      // where it is
+)
+
+// dieEnv is the step of a start at which such a daemon ends as kill -9 ends it.
+const dieEnv = "NACRE_TEST_DIE_AT"
 
 // host is what all tests share: the guest's program and root image, a static
 // build of this test binary, and a cgroup of this test run.
@@ -44,6 +58,13 @@ func TestMain(m *testing.M) {
 	if os.Getenv(daemonEnv) != "" {
 		daemon()
 	}
+	if host.dir = os.Getenv(makeAssetsEnv); host.dir != "" {
+		if err := buildGuest(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(run(m))
 }
 
@@ -52,7 +73,10 @@ func run(m *testing.M) int {
 		fmt.Println("SKIP: the gVisor driver needs root")
 		return 0
 	}
-	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
+	guest := buildGuest
+	if os.Getenv(assetsEnv) != "" {
+		guest = findGuest
+	} else if _, err := exec.LookPath("mkfs.erofs"); err != nil {
 		fmt.Println("SKIP: the gVisor driver's tests make an image with mkfs.erofs (erofs-utils), which is missing")
 		return 0
 	}
@@ -62,7 +86,7 @@ func run(m *testing.M) int {
 		defer os.RemoveAll(dir)
 		host.parent = "nacre-test-" + strconv.Itoa(os.Getpid())
 		if err = buildProgram(); err == nil {
-			err = buildGuest()
+			err = guest()
 		}
 	}
 	if err != nil {
@@ -100,6 +124,17 @@ func buildProgram() (err error) {
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// findGuest is buildGuest where that was done before.
+func findGuest() error {
+	host.agent, host.image = filepath.Join(host.dir, "testguest"), filepath.Join(host.dir, "root.erofs")
+	for _, f := range []string{host.agent, host.image} { // the driver keeps files beside them
+		if err := sparse.Clone(filepath.Join(os.Getenv(assetsEnv), filepath.Base(f)), f, 0o755); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -170,6 +205,7 @@ func testLog(t testing.TB) *slog.Logger {
 // directory of its own, all gone when the test ends.
 func newSpec(t testing.TB) nacre.MachineSpec {
 	t.Helper()
+	kvmhost.Report(t)
 	id := nacre.NewMachineID()
 	dir := t.TempDir()
 	spec := nacre.MachineSpec{
@@ -225,10 +261,10 @@ func newSlot(t testing.TB, name string) nacre.Slot {
 		}
 		check(t, h.LinkSetUp(l))
 	}
-	here, err := netlink.NewHandle()
+	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	check(t, err)
 	defer here.Close()
-	there, err := netlink.NewHandleAt(ns)
+	there, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	check(t, err)
 	defer there.Close()
 	up(here, s.HostLink, gw)
@@ -257,6 +293,16 @@ func daemon() {
 	}
 	r, err := New(Config{CgroupParent: os.Getenv(daemonEnv), Log: slog.New(slog.DiscardHandler)})
 	fail(err)
+	if die := os.Getenv(dieEnv); die != "" {
+		r.fillAhead()
+		awaitAhead(r) // so that the start takes one of them
+		r.trace = func(step string) {
+			if step == die {
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {} // until it has
+			}
+		}
+	}
 	var m nacre.Machine
 	for in := json.NewDecoder(os.Stdin); ; {
 		var o order
@@ -325,6 +371,32 @@ func newDaemon(t testing.TB, binary string) (do errands, kill func()) {
 	}, sync.OnceFunc(kill)
 }
 
+// groupsOf returns the groups of a machine, or with "" those of sandboxes that are no
+// machine's.
+func groupsOf(t testing.TB, id nacre.MachineID) []*cgroup.Group {
+	t.Helper()
+	h, err := cgroup.Find("/proc/self/mountinfo", host.parent)
+	check(t, err)
+	groups, err := labelled(h, id)
+	check(t, err)
+	return groups
+}
+
+func labelled(h *cgroup.Hierarchy, id nacre.MachineID) (out []*cgroup.Group, err error) {
+	names, err := h.List()
+	for _, name := range names {
+		g := h.Group(name)
+		label, err := g.Label()
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasPrefix(name, groupPrefix) && label == string(id) {
+			out = append(out, g)
+		}
+	}
+	return out, err
+}
+
 // leftovers names what the host still holds of a machine.
 func leftovers(spec nacre.MachineSpec) []string {
 	var out []string
@@ -332,9 +404,13 @@ func leftovers(spec nacre.MachineSpec) []string {
 	if err != nil {
 		return []string{err.Error()}
 	}
-	for _, d := range h.Dirs(string(spec.ID)) {
-		if _, err := os.Stat(d); err == nil {
-			out = append(out, d)
+	groups, err := labelled(h, spec.ID)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, g := range append(groups, h.Group(string(spec.ID))) {
+		if g.Exists() {
+			out = append(out, "group "+g.Name())
 		}
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -152,7 +151,7 @@ func TestSweepRemovesOldAgents(t *testing.T) {
 	check(t, err)
 	stopLater(t, back, s)
 	// Sandboxes that wait use no agent yet.
-	waits := r.cgroup.Group(aheadPrefix + strconv.Itoa(os.Getpid()) + "-0")
+	waits := r.cgroup.Group(r.own + "0")
 	check(t, waits.Create())
 	defer func() { check(t, waits.Destroy(context.Background())) }()
 	check(t, r.Sweep(t.Context(), keep))

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,7 +23,10 @@ import (
 type state struct {
 	machines.Trace
 	Guest netip.Addr
+	Group string // the cgroup's name; "" in a handle of an older server: the machine's id
 }
+
+func (s state) group(id nacre.MachineID) string { return cmp.Or(s.Group, string(id)) }
 
 // machine implements nacre.Machine.
 type machine struct {
@@ -39,7 +43,7 @@ func newMachine(r *Runtime, id nacre.MachineID, p *pidfd.Process, st state) *mac
 	m := &machine{r: r, st: st}
 	m.Life = machines.New(machines.Birth{
 		Handle: nacre.Handle{Machine: id, Runtime: r.Name(), State: b},
-		Dir:    st.Dir, Proc: p, Group: r.cgroup.Group(string(id)), Kind: m, Log: r.cfg.Log, Clock: r.cfg.Clock,
+		Dir:    st.Dir, Proc: p, Group: r.cgroup.Group(st.group(id)), Kind: m, Log: r.cfg.Log, Clock: r.cfg.Clock,
 	})
 	return m
 }
