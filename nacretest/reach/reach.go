@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -71,11 +72,11 @@ func Test(t *testing.T, h Host, inet *fakenet.Internet) {
 
 // machine is a booted guest.
 type machine struct {
+	nacre.Machine
 	h    Host
 	id   nacre.MachineID
 	slot nacre.Slot
-	conn net.Conn
-	in   *bufio.Reader
+	line
 }
 
 func (h Host) boot(t *testing.T, p nacre.EgressPolicy) machine {
@@ -113,15 +114,36 @@ func (h Host) boot(t *testing.T, p nacre.EgressPolicy) machine {
 		}
 	})
 	for end := time.Now().Add(8 * h.Patience); ; time.Sleep(time.Millisecond) { // nothing says when the guest listens
-		c, err := m.Dial(ctx, nacre.AgentPort)
+		l, err := call(ctx, m)
 		if err == nil {
-			t.Cleanup(func() { c.Close() })
-			return machine{h, id, slot, c, bufio.NewReader(c)}
+			t.Cleanup(func() { l.Close() })
+			return machine{m, h, id, slot, l}
 		}
 		if time.Now().After(end) {
 			t.Fatalf("the guest does not answer: %v", err)
 		}
 	}
+}
+
+// line is a connection to a guest.
+type line struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func call(ctx context.Context, m nacre.Machine) (line, error) {
+	c, err := m.Dial(ctx, nacre.AgentPort)
+	return line{c, bufio.NewReader(c)}, err
+}
+
+// ask has the guest try something for a time, and returns what it says of it.
+func (l line) ask(patience time.Duration, q string) (string, error) {
+	_ = l.SetDeadline(time.Now().Add(10*patience + 10*time.Second))
+	if _, err := fmt.Fprintln(l, patience, q); err != nil {
+		return "", err
+	}
+	a, err := l.in.ReadString('\n')
+	return strings.TrimSpace(a), err
 }
 
 // try has the guest do something within the host's patience; "" means that it worked.
@@ -132,21 +154,16 @@ func (m machine) try(t *testing.T, q string) (out, failure string) {
 
 func (m machine) within(t *testing.T, patience time.Duration, q string) (out, failure string) {
 	t.Helper()
-	_ = m.conn.SetDeadline(time.Now().Add(10 * m.h.Patience))
 	began := time.Now()
-	if _, err := fmt.Fprintln(m.conn, patience, q); err != nil {
-		t.Fatalf("%s: %v", q, err)
-	}
-	line, err := m.in.ReadString('\n')
+	a, err := m.ask(patience, q)
 	if err != nil {
 		t.Fatalf("%s: %v", q, err)
 	}
-	line = strings.TrimSpace(line)
-	t.Logf("%-40s %.100s %v", q, line, time.Since(began).Round(time.Microsecond))
-	if out, ok := strings.CutPrefix(line, "ok"); ok {
+	t.Logf("%-40s %.100s %v", q, a, time.Since(began).Round(time.Microsecond))
+	if out, ok := strings.CutPrefix(a, "ok"); ok {
 		return strings.TrimSpace(out), ""
 	}
-	return "", line
+	return "", a
 }
 
 // open demands an echo.
@@ -169,10 +186,27 @@ func (m machine) refused(t *testing.T, proto, addr string) {
 	}
 }
 
-// silent demands that nothing comes back.
-func (m machine) silent(t *testing.T, q string) {
+// silent demands that nothing comes back of what is tried, all at once.
+func (m machine) silent(t *testing.T, qs ...string) {
 	t.Helper()
-	if _, failure := m.within(t, 2*time.Second, q); failure == "" {
-		t.Errorf("%s is open", q)
+	var all sync.WaitGroup
+	for _, q := range qs {
+		all.Go(func() {
+			l, err := call(t.Context(), m)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer l.Close()
+			switch a, err := l.ask(2*time.Second, q); {
+			case err != nil:
+				t.Errorf("%s: %v", q, err)
+			case strings.HasPrefix(a, "ok"):
+				t.Errorf("%s is open", q)
+			default:
+				t.Logf("%-40s %.100s", q, a)
+			}
+		})
 	}
+	all.Wait()
 }

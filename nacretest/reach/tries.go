@@ -48,16 +48,18 @@ func (h Host) metadata(t *testing.T, m machine) {
 
 func (h Host) closed(t *testing.T, m machine) {
 	m.open(t, "tcp", fakenet.Example+":7") // the policy is open
+	var silent []string
 	for _, c := range Closed() {
 		if c.Refused {
 			m.refused(t, "tcp", c.Addr+":7")
 		} else {
-			m.silent(t, "tcp "+c.Addr+":7")
+			silent = append(silent, "tcp "+c.Addr+":7")
 		}
 	}
 	for _, addr := range ClosedUDP() {
-		m.silent(t, "udp "+addr+":7")
+		silent = append(silent, "udp "+addr+":7")
 	}
+	m.silent(t, silent...)
 }
 
 // hosts: of the host a guest reaches DNS at the gateway and nothing else.
@@ -95,8 +97,7 @@ func (h Host) hosts(t *testing.T, m machine) {
 // others: one machine does not reach another one, not even its agent.
 func (h Host) others(t *testing.T, a, b machine) {
 	addr := b.slot.Guest.Addr().String() + ":49983"
-	a.silent(t, "tcp "+addr)
-	a.silent(t, "udp "+addr)
+	a.silent(t, "tcp "+addr, "udp "+addr)
 	b.silent(t, "tcp "+a.slot.Guest.Addr().String()+":49983")
 }
 
