@@ -59,6 +59,9 @@ type Waker interface {
 type Activity interface {
 	// Touch is cheap and does not block.
 	Touch(id SandboxID)
+	// LastUse is when a sandbox that has not ended was touched last; zero when it was
+	// not since this process began.
+	LastUse(id SandboxID) time.Time
 }
 
 // CreateRequest is what a create asks for. Zero fields mean the defaults.

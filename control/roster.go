@@ -39,7 +39,8 @@ type member struct {
 	running bool
 	until   time.Time     // its deadline, with a monotonic reading; zero for none
 	idle    time.Duration // 0 for never
-	active  time.Time     // when it was used last
+	active  time.Time     // from when on idle counts
+	used    time.Time     // when it was touched last; zero for not yet
 	tries   int           // how often the pause at its deadline failed
 
 	route *nacre.Route // of one that traffic wakes
@@ -242,9 +243,20 @@ func (r *roster) sleepers() []nacre.Route {
 func (r *roster) touch(id nacre.SandboxID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if m := r.alive[id]; m != nil && m.idle > 0 {
-		m.active = time.Now() // its place in the queue is put right when it comes up
+	if m := r.alive[id]; m != nil {
+		m.used = time.Now()
+		m.active = m.used // its place in the queue is put right when it comes up
 	}
+}
+
+// lastUse is when a sandbox was touched last.
+func (r *roster) lastUse(id nacre.SandboxID) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.alive[id]; m != nil {
+		return m.used
+	}
+	return time.Time{}
 }
 
 // ends sets a running sandbox's deadline to d from now.

@@ -213,6 +213,9 @@ func (s *Service) Wake(ctx context.Context, id nacre.SandboxID) error {
 // Touch says that a sandbox was used; see nacre.Activity.
 func (s *Service) Touch(id nacre.SandboxID) { s.roster.touch(id) }
 
+// LastUse tells when a sandbox was used last; see nacre.Activity.
+func (s *Service) LastUse(id nacre.SandboxID) time.Time { return s.roster.lastUse(id) }
+
 // Load brings the store's records into memory, where Asleep answers from. Whatever
 // needs them does it too.
 func (s *Service) Load(ctx context.Context) error { return s.load(ctx) }

@@ -83,6 +83,8 @@ func (f *fakeWaker) Touch(id nacre.SandboxID) {
 	f.touched[id]++
 }
 
+func (f *fakeWaker) LastUse(nacre.SandboxID) time.Time { return time.Time{} }
+
 func (f *fakeWaker) counts(id nacre.SandboxID) (wakes, touched int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

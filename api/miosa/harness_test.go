@@ -212,7 +212,7 @@ func (h *harness) create(body string) string {
 var unstable = regexp.MustCompile(`"(` + strings.Join([]string{
 	`\d{4}-\d\d-\d\dT[0-9:.]+Z`, `i[a-z0-9]{20}`, `s[a-z0-9]{19}`, `team_[a-z0-9]{16}`, `(sec|bnd|pv|pt|dom|req)_[a-z0-9]{16}`,
 	`p[a-z0-9]{15}`, `https://p[a-z0-9]{15}\.[^"]*`, `pvt_[a-z0-9]+`, `miosa-tok-[a-z0-9]+`, `[0-9a-f]{16}`, `wss?://[^"]*`, `\d{10}\.[0-9a-f]{40}`,
-}, "|") + `)"|"(duration_ms|boot_ms|timeout_remaining_ms|size_bytes|size|provisioned_[a-z_]*_ms)": ?\d+`)
+}, "|") + `)"|"(duration_ms|boot_ms|timeout_remaining_ms|total_runtime_sec|size_bytes|size|provisioned_[a-z_]*_ms)": ?\d+`)
 
 // golden compares an answer as indented JSON with a file.
 func golden(t *testing.T, name string, a answer) {

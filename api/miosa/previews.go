@@ -68,6 +68,21 @@ func (a *API) previewOf(p nacre.Preview, s nacre.Sandbox) preview {
 	return out
 }
 
+// defaultPreview is where a sandbox is seen by anybody: its public preview of the
+// default port, else its first; nil when it has none.
+func (a *API) defaultPreview(list []nacre.Preview) *string {
+	found := ""
+	for _, p := range list {
+		if !p.Private && (found == "" || p.Port == defaultPort) {
+			found = a.previewURL(p.Slug)
+			if p.Port == defaultPort {
+				break
+			}
+		}
+	}
+	return filled(found)
+}
+
 func (a *API) previewURL(slug string) string { return a.Scheme + "://" + slug + "." + a.Domain }
 
 var slugForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)

@@ -83,7 +83,28 @@ func (a *API) getSandbox(c *api.Call) error {
 	if err != nil {
 		return err
 	}
-	return one(c, http.StatusOK, a.sandbox(s))
+	return one(c, http.StatusOK, a.whole(c.R.Context(), s))
+}
+
+// whole is the object of one sandbox that is asked for, with what its record does not
+// have. What cannot be told now is left out: the sandbox is there all the same.
+func (a *API) whole(ctx context.Context, s nacre.Sandbox) sandbox {
+	out := a.sandbox(s)
+	if a.Activity != nil {
+		out.LastActivityAt = timestamp(a.Activity.LastUse(s.ID))
+	}
+	if a.Usage != nil {
+		if sums, err := a.Usage.Report(ctx, nacre.UsageFilter{TeamID: s.TeamID, Sandbox: s.ID}, ""); err == nil {
+			sec := wholeSeconds(total(sums).Running)
+			out.TotalRuntimeSec = &sec
+		}
+	}
+	if a.Previews != nil && s.Alive() {
+		if list, err := a.Previews.Previews(ctx, s.TeamID, s.ID); err == nil {
+			out.PreviewURL = a.defaultPreview(list)
+		}
+	}
+	return out
 }
 
 // getByName finds the newest sandbox that has not ended by its name, else by its slug.
@@ -96,7 +117,7 @@ func (a *API) getByName(c *api.Call) error {
 			return err
 		}
 		if len(page.Sandboxes) > 0 {
-			return one(c, http.StatusOK, a.sandbox(page.Sandboxes[0]))
+			return one(c, http.StatusOK, a.whole(c.R.Context(), page.Sandboxes[0]))
 		}
 	}
 	return as("SANDBOX_NOT_FOUND", nacre.Errorf(nacre.CodeNotFound, "there is no sandbox of the name %.100q", name))
