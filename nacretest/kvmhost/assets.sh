@@ -12,7 +12,8 @@ modules="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_p
 irqbypass ccp kvm kvm-amd tun veth crc32c_generic libcrc32c nfnetlink nf_defrag_ipv4 nf_defrag_ipv6
 nf_conntrack nf_nat nf_tables nf_reject_ipv4 nf_reject_ipv6 nft_reject nft_reject_inet nft_ct nft_chain_nat nft_nat
 nft_masq nft_redir nft_limit nf_conncount nft_connlimit nfnetlink_log
-nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nf_conntrack_netlink"
+nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nf_conntrack_netlink
+zsmalloc zram crc16 mbcache jbd2 ext4"
 
 need() {
 	missing=""
@@ -21,8 +22,12 @@ need() {
 	done
 	[ -z "$missing" ] && return 0
 	echo "emulated host: installing$missing" >&2
+	export DEBIAN_FRONTEND=noninteractive
 	# shellcheck disable=SC2086
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >&2
+	apt-get install -y -q --no-install-recommends $missing >&2 || {
+		apt-get update -q >&2 # what its index names is not there any more
+		apt-get install -y -q --no-install-recommends $missing >&2
+	}
 }
 latest() { apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1; }
 
@@ -30,31 +35,32 @@ mkdir -p "$cache"
 exec 9>"$cache/kvmhost.lock"
 flock 9
 need qemu-system-x86 e2fsprogs python3-pip
-image=$(latest)
-if [ -z "$image" ]; then
-	apt-get update -q >&2
+choose() {
 	image=$(latest)
-fi
-[ -n "$image" ] || { echo "emulated host: apt offers no linux-image-amd64" >&2; exit 1; }
-sum=$(apt-cache show --no-all-versions "$image" | sed -n 's/^SHA256: //p')
-out=$cache/kvmhost-$(printf '%s\n' "$image $sum $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
+	[ -n "$image" ] || return 1
+	sum=$(apt-cache show --no-all-versions "$image" | sed -n 's/^SHA256: //p')
+	out=$cache/kvmhost-$(printf '%s\n' "$image $sum $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
+	deb=$cache/download/$sum.deb
+}
+choose || { apt-get update -q >&2; choose; } || { echo "emulated host: apt offers no linux-image-amd64" >&2; exit 1; }
 if [ -f "$out/done" ]; then
 	echo "$out"
 	exit 0
 fi
-rm -rf "$out"
-mkdir -p "$out/modules" "$cache/download"
+mkdir -p "$cache/download"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 cd "$tmp"
 chmod 755 .
-deb=$cache/download/$sum.deb
 if ! echo "$sum  $deb" | sha256sum -c --status 2>/dev/null; then
 	echo "emulated host: fetching $image" >&2
-	apt-get download -qq -o APT::Sandbox::User=root "$image" >&2
+	fetch() { apt-get download -qq -o APT::Sandbox::User=root "$image" >&2; }
+	fetch || { apt-get update -q >&2; choose; fetch; } # a newer one has taken its place
 	echo "$sum  $(ls ./*.deb)" | sha256sum -c --quiet >&2
 	mv ./*.deb "$deb"
 fi
+rm -rf "$out"
+mkdir -p "$out/modules"
 dpkg-deb --fsys-tarfile "$deb" | tar -x --wildcards '*/vmlinuz-*' '*/modules.builtin' '*.ko'
 mv boot/vmlinuz-* "$out/vmlinuz"
 n=100

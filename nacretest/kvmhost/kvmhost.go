@@ -29,8 +29,8 @@ type Config struct {
 	// Files adds files of this host to the emulated one: path there, path here. Called
 	// on this host only.
 	Files func() (map[string]string, error)
-	// Setup runs on the host that the tests run on, before them.
-	Setup func() error
+	// Run runs the tests, on the host that they run on. It is m.Run when it is nil.
+	Run func(*testing.M) int
 	// Check are arguments that have this program try, and end with status 0, whether the
 	// emulated host runs guests. Another one is started, and said so, when it does not.
 	Check []string
@@ -43,7 +43,9 @@ type Config struct {
 	Native func() bool
 	// MemoryMiB of the emulated host, 3072 when it is 0.
 	MemoryMiB int
-	// Timeout ends an emulated host that hangs; 20 minutes when it is 0.
+	// Timeout is how long all may take, on however many emulated hosts; 20 minutes when
+	// it is 0. A minute before its end the tests themselves are ended, and say where they
+	// are.
 	Timeout time.Duration
 }
 
@@ -78,11 +80,8 @@ func Main(m *testing.M, cfg Config) int {
 	case os.Getpid() == 1:
 		inside() // does not return
 	case Emulated() || cfg.Native != nil && cfg.Native():
-		if cfg.Setup != nil {
-			if err := cfg.Setup(); err != nil {
-				fmt.Println("the tests' host could not be set up:", err)
-				return 1
-			}
+		if cfg.Run != nil {
+			return cfg.Run(m)
 		}
 		return m.Run()
 	}
@@ -115,7 +114,7 @@ func outside(cfg Config) (int, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 20 * time.Minute
 	}
-	m := &machine{cfg: cfg, dir: dir, kernel: filepath.Join(found, "vmlinuz"), initrd: filepath.Join(dir, "initrd")}
+	m := &machine{cfg: cfg, until: time.Now().Add(cfg.Timeout), dir: dir, kernel: filepath.Join(found, "vmlinuz"), initrd: filepath.Join(dir, "initrd")}
 	if m.base, err = pack(m.initrd, found, cfg); err != nil {
 		return 0, err
 	}
@@ -141,8 +140,9 @@ func (m *machine) all(p plan) (int, error) {
 		}
 	}
 	args := p.Args
-	still, unable := 0, 0
+	still, unable, taken := 0, 0, 0
 	for {
+		p.Args = ending(p.Args, time.Until(m.until)-time.Minute)
 		code, err := m.run(p, see)
 		switch {
 		case err == nil && code == unfit && unable < maxAgain:
@@ -150,6 +150,9 @@ func (m *machine) all(p plan) (int, error) {
 			fmt.Printf("an emulated host runs no guests; starting another one (%d of %d)\n", unable, maxAgain)
 		case err == nil && code == unfit:
 			return 0, errors.New("it runs no guests")
+		case errors.Is(err, errNoPort) && taken < maxAgain:
+			taken++
+			fmt.Printf("%v; starting the emulated host again (%d of %d)\n", err, taken, maxAgain)
 		case errors.Is(err, errStalled) && still < maxAgain:
 			still++
 			fmt.Printf("an emulated host stood still in %q, after %d results; starting another one for the rest (%d of %d)\n",
@@ -175,6 +178,23 @@ func (m *machine) all(p plan) (int, error) {
 func verbose(args []string) []string {
 	args = slices.DeleteFunc(slices.Clone(args), func(a string) bool { return strings.HasPrefix(a, "-test.v=") })
 	return append([]string{"-test.v=true"}, args...)
+}
+
+// ending has the tests end after that time with the stacks of what they are at, unless
+// they are to end before.
+func ending(args []string, after time.Duration) []string {
+	const flag = "-test.timeout="
+	after = max(after.Round(time.Second), time.Second)
+	out := slices.Clone(args)
+	for i, a := range out {
+		if text, ok := strings.CutPrefix(a, flag); ok {
+			if d, err := time.ParseDuration(text); err == nil && (d == 0 || d > after) {
+				out[i] = flag + after.String()
+			}
+			return out
+		}
+	}
+	return append([]string{flag + after.String()}, out...)
 }
 
 // without adds to the arguments what is not to be run again.

@@ -31,11 +31,15 @@ const (
 	stalled = 40 * time.Second
 )
 
-var errStalled = errors.New("it stood still")
+var (
+	errStalled = errors.New("it stood still")
+	errNoPort  = errors.New("a port was taken")
+)
 
 // machine is what the emulated host is booted from.
 type machine struct {
 	cfg    Config
+	until  time.Time // all ends
 	dir    string
 	kernel string
 	initrd string
@@ -97,7 +101,7 @@ func (m *machine) run(p plan, see func(line string)) (int, error) {
 	if err := c.Start(); err != nil {
 		return 0, err
 	}
-	timer := time.AfterFunc(m.cfg.Timeout, func() { cancel(fmt.Errorf("it took longer than %v", m.cfg.Timeout)) })
+	timer := time.AfterFunc(time.Until(m.until), func() { cancel(fmt.Errorf("all took longer than %v", m.cfg.Timeout)) })
 	defer timer.Stop()
 	watched := make(chan struct{})
 	go func() {
@@ -126,6 +130,10 @@ func (m *machine) run(p plan, see func(line string)) (int, error) {
 		return code, nil
 	case cause != nil:
 		return 0, cause
+	}
+	// Another process was given the port between forward's look and QEMU's own.
+	if bytes.Contains(stderr.Bytes(), []byte("host forwarding")) {
+		err = errNoPort
 	}
 	return 0, fmt.Errorf("%w %s", err, stderr.Bytes())
 }

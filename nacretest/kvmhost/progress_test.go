@@ -3,6 +3,7 @@ package kvmhost
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestProgress: what a host that stood still had done is not done again, what it was
@@ -46,5 +47,21 @@ func TestWithout(t *testing.T) {
 		if got := strings.Join(without(strings.Fields(c.args), c.skip), " "); got != c.want {
 			t.Errorf("%s without %q is %s, want %s", c.args, c.skip, got, c.want)
 		}
+	}
+}
+
+func TestEnding(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"-test.run=.", "-test.timeout=1m30s -test.run=."},
+		{"-test.timeout=1h0m0s -test.run=.", "-test.timeout=1m30s -test.run=."},
+		{"-test.timeout=0s", "-test.timeout=1m30s"},
+		{"-test.run=. -test.timeout=10s", "-test.run=. -test.timeout=10s"},
+	} {
+		if got := strings.Join(ending(strings.Fields(c.args), 90*time.Second), " "); got != c.want {
+			t.Errorf("%s becomes %s, want %s", c.args, got, c.want)
+		}
+	}
+	if got := ending(nil, -time.Hour); got[0] != "-test.timeout=1s" {
+		t.Errorf("too late: %s", got)
 	}
 }

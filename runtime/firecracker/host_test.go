@@ -26,7 +26,9 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/sparse"
+	"github.com/nacrehq/nacre/nacretest/fakenet"
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
+	"github.com/nacrehq/nacre/nacretest/reach"
 )
 
 // daemonEnv makes this test binary a daemon that starts the machines given on
@@ -34,6 +36,12 @@ import (
 const daemonEnv = "NACRE_TEST_DAEMON"
 
 const parent = "nacre-test-firecracker"
+
+// The guest that tries the network, and its root.
+const (
+	reachGuest = "reach"
+	reachRoot  = "reach.erofs"
+)
 
 // host is what all tests share.
 var host struct {
@@ -48,7 +56,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(daemonEnv) != "" {
 		daemon()
 	}
-	code := kvmhost.Main(m, kvmhost.Config{Files: files, Setup: setup, Check: []string{ProbeArg}, Timeout: 50 * time.Minute})
+	code := kvmhost.Main(m, kvmhost.Config{Files: files, Run: run, Check: []string{ProbeArg}, Timeout: 40 * time.Minute})
 	if host.dir != "" {
 		_ = os.RemoveAll(host.dir)
 	}
@@ -76,7 +84,19 @@ func files() (map[string]string, error) {
 	if err := rootImage(dir); err != nil {
 		return nil, err
 	}
-	m := map[string]string{"/assets/vmlinux": kernel}
+	netDir := filepath.Join(dir, "reach")
+	if err := os.Mkdir(netDir, 0o755); err != nil {
+		return nil, err
+	}
+	netGuest, netRoot, err := reach.Build(netDir)
+	if err != nil {
+		return nil, err
+	}
+	resolv := filepath.Join(netDir, "resolv.conf") // which fakenet covers
+	if err := os.WriteFile(resolv, nil, 0o644); err != nil {
+		return nil, err
+	}
+	m := map[string]string{"/etc/resolv.conf": resolv, "/assets/vmlinux": kernel, "/assets/" + reachGuest: netGuest, "/assets/" + reachRoot: netRoot}
 	for _, f := range []string{"testguest", "guestinit", "root.erofs"} {
 		m["/assets/"+f] = filepath.Join(dir, f)
 	}
@@ -110,13 +130,23 @@ func rootImage(dir string) error {
 	return nil
 }
 
-// setup runs on the host that has KVM.
+// run runs the tests on the host that has KVM, in a network of their own.
+func run(m *testing.M) int {
+	if fakenet.Inside() {
+		if err := setup(); err != nil {
+			fmt.Println("the tests' host could not be set up:", err)
+			return 1
+		}
+	}
+	return fakenet.Main(m)
+}
+
 func setup() (err error) {
 	if host.dir, err = os.MkdirTemp("", "fc-"); err != nil {
 		return err
 	}
 	// The driver keeps files beside the agent and the image.
-	for _, f := range []string{"testguest", "root.erofs"} {
+	for _, f := range []string{"testguest", "root.erofs", reachGuest, reachRoot} {
 		if err := sparse.Clone("/assets/"+f, filepath.Join(host.dir, f), 0o700); err != nil {
 			return err
 		}
