@@ -1,6 +1,6 @@
 // Package microvm runs the real binary on an emulated host whose sandboxes are
-// Firecracker's, and a published SDK against it from the host around: client, edge,
-// agent, as a user has them.
+// Firecracker's and gVisor's, and a published SDK against it from the host around:
+// client, edge, agent, as a user has them.
 package microvm
 
 import (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,7 @@ import (
 // up starts the server and waits until it is ready. It returns what ends it.
 func up(t *testing.T) (kill func()) {
 	t.Helper()
-	c := exec.Command("/bin/nacre", "up", "--data-dir", dataDir, "--runtime", "firecracker", "--base-image", baseImage,
+	c := exec.Command("/bin/nacre", "up", "--data-dir", dataDir, "--runtime", "firecracker,gvisor", "--base-image", baseImage,
 		"--http", fmt.Sprintf("0.0.0.0:%d", httpPort), "--https", "", "--install=false", "--warm=false", "--standby", "0",
 		"--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn")
 	c.Env = append(os.Environ(), "NACRE_FIRECRACKER_ALLOW_HOLES=1")
@@ -60,29 +61,34 @@ func environment(t *testing.T) (env []string) {
 	return env
 }
 
-// TestSDKs walks the path of the published Python packages into Firecracker's
-// sandboxes, with a kill -9 of the server in the middle: the sandbox does not notice.
+// TestSDKs walks the path of the published Python packages into a sandbox of
+// Firecracker's and one of gVisor's beside it, with a kill -9 of the server in the
+// middle: the sandboxes do not notice.
 func TestSDKs(t *testing.T) {
 	kill := up(t)
 	env := environment(t)
-	part := func(sdk, name string) string {
+	part := func(sdk, name string, vars ...string) string {
 		t.Helper()
 		begin := time.Now()
-		out, err := kvmhost.Outside(t.Context(), "sdk", append(env, "NACRE_SDK="+sdk, name)...)
-		t.Logf("%s, %s: %v\n%s", sdk, name, time.Since(begin).Round(time.Millisecond), out)
+		out, err := kvmhost.Outside(t.Context(), "sdk", slices.Concat(env, vars, []string{"NACRE_SDK=" + sdk, name})...)
+		t.Logf("%s, %s %v: %v\n%s", sdk, name, vars, time.Since(begin).Round(time.Millisecond), out)
 		if err != nil {
-			t.Fatalf("%s, %s: %v", sdk, name, err)
+			t.Fatalf("%s, %s %v: %v", sdk, name, vars, err)
 		}
 		return strings.TrimSpace(out)
 	}
-	id := part("e2b", "begin")
-	env = append(env, "NACRE_SANDBOX="+id)
-	part("e2b", "use")
+	micro := "NACRE_SANDBOX=" + part("e2b", "begin", "NACRE_RUNTIME=firecracker")
+	process := "NACRE_SANDBOX=" + part("e2b", "begin", "NACRE_RUNTIME=gvisor")
+	part("e2b", "use", micro)
+	part("e2b", "use", process)
 	kill()
 	kill = up(t)
-	part("e2b", "use")
-	part("moru", "use")
-	part("e2b", "pause")
-	part("e2b", "end")
+	part("e2b", "use", micro)
+	part("moru", "use", micro)
+	part("moru", "use", process)
+	part("e2b", "pause", micro)
+	part("e2b", "pause", process)
+	part("e2b", "end", micro)
+	part("e2b", "end", process)
 	kill()
 }

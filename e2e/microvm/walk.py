@@ -1,5 +1,6 @@
 """One part of a sandbox's life with a published SDK. NACRE_SDK names the package,
-NACRE_SANDBOX the sandbox of the first part, NACRE_URL the server."""
+NACRE_SANDBOX the sandbox of the first part, NACRE_RUNTIME what that one is to run on,
+NACRE_URL the server."""
 import hashlib
 import importlib
 import os
@@ -40,9 +41,11 @@ def preview(sandbox):
 
 
 def begin():
-    sandbox = sdk.Sandbox.create(timeout=3000, envs={"WHO": "the create"}, metadata={"suite": "microvm"}, **PATIENT)
+    metadata = {"suite": "microvm", "nacre:runtime": os.environ["NACRE_RUNTIME"]}
+    sandbox = sdk.Sandbox.create(timeout=3000, envs={"WHO": "the create"}, metadata=metadata, **PATIENT)
     r = sandbox.commands.run("cat /proc/version; id -un; echo $WHO", timeout=240, **PATIENT)
-    assert "Linux version 6.12" in r.stdout and "-nacre" in r.stdout, r.stdout  # its own kernel
+    own = "Linux version 6.12" in r.stdout and "-nacre" in r.stdout  # the microVM's own kernel
+    assert own == (os.environ["NACRE_RUNTIME"] == "firecracker"), r.stdout
     assert r.stdout.endswith("user\nthe create\n"), r.stdout
     sandbox.files.write("server.pl", SERVER, **PATIENT)
     sandbox.commands.run("exec perl server.pl", background=True, timeout=0, **PATIENT)
