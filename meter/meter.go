@@ -81,6 +81,11 @@ func New(c Config) *Meter {
 
 const purgeEvery = time.Hour
 
+// foldAfter is how long after an event it is folded: whoever was told that a sandbox
+// runs gives it its first command now, and what several do within it is one write. A
+// question is answered with all that is written.
+const foldAfter = 250 * time.Millisecond
+
 // Run folds what is written until ctx ends.
 func (m *Meter) Run(ctx context.Context) error {
 	tick := time.NewTicker(m.Poll)
@@ -105,6 +110,11 @@ func (m *Meter) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-written:
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(foldAfter):
+			}
 		case <-tick.C:
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -378,6 +379,75 @@ func TestFoldedOnce(t *testing.T) {
 			t.Errorf("%s ran %v; counted %+v", id, ran, got)
 		}
 	}
+}
+
+// signalled is a memory that tells of its events and counts its folds.
+type signalled struct {
+	*memory
+	written chan struct{}
+	folds   []time.Time
+}
+
+func (s *signalled) EventsWritten() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.written
+}
+
+func (s *signalled) LastEvent(context.Context) (int64, error) { return 0, nil }
+
+func (s *signalled) FoldUsage(ctx context.Context, from, to nacre.UsageMark, spans []nacre.UsageSpan) error {
+	s.folds = append(s.folds, time.Now())
+	return s.memory.FoldUsage(ctx, from, to, spans)
+}
+
+// begin writes that a sandbox runs.
+func (s *signalled) begin() {
+	rec := nacretest.SampleSandbox(nacre.NewTeamID(), nacre.StateRunning)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records[rec.ID] = rec
+	s.events = append(s.events, nacre.Event{Seq: int64(len(s.events) + 1), TeamID: rec.TeamID, SandboxID: rec.ID, Kind: nacre.EventRunning, Time: time.Now()})
+	close(s.written)
+	s.written = make(chan struct{})
+}
+
+// TestAFoldLeavesTheFirstCommandAlone: what begins is counted a moment later, a burst
+// at once, and a report has what was written just before it.
+func TestAFoldLeavesTheFirstCommandAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &signalled{memory: newMemory(), written: make(chan struct{})}
+		m := New(Config{Events: s, Signal: s, Usage: s, Records: s, Poll: time.Hour,
+			Steady: func() (time.Duration, string) { return time.Second, "boot" }})
+		ended := make(chan struct{})
+		go func() { defer close(ended); _ = m.Run(ctx) }()
+		synctest.Wait()
+		s.folds = nil // the first look, which notes the host's start
+		begin := time.Now()
+		for range 10 {
+			s.begin()
+			time.Sleep(10 * time.Millisecond)
+		}
+		synctest.Wait()
+		if len(s.folds) > 0 {
+			t.Errorf("folded %s after a sandbox began", s.folds[0].Sub(begin))
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if len(s.folds) != 1 || len(s.spans) != 10 {
+			t.Errorf("%d folds of %d spans", len(s.folds), len(s.spans))
+		}
+		s.begin()
+		if _, err := m.Report(ctx, nacre.UsageFilter{TeamID: s.events[10].TeamID}, ""); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.spans) != 11 {
+			t.Errorf("a report knows of %d sandboxes", len(s.spans))
+		}
+		cancel()
+		<-ended
+	})
 }
 
 // TestPriceOfAnHour: two processors and two GiB for an hour, then a day's pause with 3 GiB.

@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,6 +120,10 @@ func TestASnapshotGoesOnWhatItWasTakenOnOnly(t *testing.T) {
 	newer.RestoreKey = "two/2/test"
 	w.with(newer)
 	w.host.Vanish()
+	w.eventually("the machines' ends are known", func() bool {
+		list, err := n.Machines(t.Context())
+		return err == nil && !slices.ContainsFunc(list, func(m nacre.MachineStatus) bool { return m.Exit == nil })
+	})
 	w.restart()
 	_, _, err = w.startOn("", snap)
 	refused(t, "on another version", err, nacre.CodeMismatch, "two/1/test", "two/2/test")
