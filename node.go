@@ -80,6 +80,9 @@ type SnapshotSpec struct {
 	FilesOnly bool
 	// Healthy refuses a guest whose agent does not answer; CodeUnavailable.
 	Healthy bool
+	// Transient has a snapshot that ends with this process at the latest: it exists when
+	// Snapshot returns, and nothing of it is made durable. Not with Pause.
+	Transient bool
 }
 
 // Started is what became of a Start.

@@ -128,6 +128,7 @@ type SnapshotManifest struct {
 	LogSeq    int64  // of the guest's last log entry that the host had before
 	CreatedAt time.Time
 	DiskBytes int64 // what it occupies by itself; 0 while that is not known
+	Transient bool  // it ends with the process that took it, at the latest
 	SnapshotInfo
 }
 
@@ -140,7 +141,8 @@ type ArtifactStore interface {
 	// being written, is CodeConflict; a full disk CodeNoSpace.
 	Create(ctx context.Context, id SnapshotID) (dir string, err error)
 	// Commit makes what was written durable, the manifest last, and returns it with
-	// DiskBytes. From then on the snapshot exists, whenever the host loses power.
+	// DiskBytes. From then on the snapshot exists, whenever the host loses power. One
+	// that is Transient exists for this process alone, and nothing waits for the disk.
 	Commit(ctx context.Context, m SnapshotManifest) (SnapshotManifest, error)
 	// Discard removes what was not committed. A repeat is no error.
 	Discard(ctx context.Context, id SnapshotID) error

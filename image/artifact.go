@@ -269,23 +269,33 @@ func (s *Artifacts) Commit(ctx context.Context, m nacre.SnapshotManifest) (nacre
 	if err := s.measure(&m); err != nil {
 		return m, err
 	}
-	if err := s.syncPlain(ctx, m); err != nil {
-		return m, diskError(err)
-	}
-	if err := ctx.Err(); err != nil {
-		return m, nacre.Wrap(nacre.CodeDeadline, err, "the snapshot took longer than it was given")
-	}
-	if err := s.writeJSON(manifestPath(m.ID), m, "commit"); err != nil {
-		if s.o.Step("commit undone") == nil {
-			err = errors.Join(err, s.remove(manifestPath(m.ID)))
+	if !m.Transient { // else Sweep of the next process finds files without a manifest
+		if err := s.makeDurable(ctx, m); err != nil {
+			return m, err
 		}
-		return m, diskError(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.m, a.state, a.plain, a.used = m, committed, true, s.o.Clock()
 	s.rest()
 	return m, nil
+}
+
+// makeDurable writes the manifest when the files are on the disk.
+func (s *Artifacts) makeDurable(ctx context.Context, m nacre.SnapshotManifest) error {
+	if err := s.syncPlain(ctx, m); err != nil {
+		return diskError(err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nacre.Wrap(nacre.CodeDeadline, err, "the snapshot took longer than it was given")
+	}
+	if err := s.writeJSON(manifestPath(m.ID), m, "commit"); err != nil {
+		if s.o.Step("commit undone") == nil {
+			err = errors.Join(err, s.remove(manifestPath(m.ID)))
+		}
+		return diskError(err)
+	}
+	return nil
 }
 
 // Discard implements nacre.ArtifactStore. Of a snapshot that exists nothing is touched.

@@ -82,9 +82,13 @@ func (s *Artifacts) clear(id nacre.SnapshotID) {
 	if s.closed {
 		return
 	}
+	transient := s.all[id].m.Transient
 	s.running.Go(func() {
 		// Were the manifest to come back after a power cut, its files must be there.
-		err := s.sync(manifestsDir)
+		var err error
+		if !transient {
+			err = s.sync(manifestsDir)
+		}
 		if err == nil {
 			err = s.removePlain(id)
 		}

@@ -86,6 +86,24 @@ func (b *fuseBlobs) Put(ctx context.Context, key string, r io.Reader) (nacre.Blo
 	return b.BlobStore.Put(ctx, key, r)
 }
 
+// TestTransientWaitsForNoDisk: of a snapshot that ends with its process nothing is
+// synced and no manifest is written.
+func TestTransientWaitsForNoDisk(t *testing.T) {
+	var steps []string
+	a := newArtifacts(t, func(o *image.ArtifactOptions) {
+		o.Step = func(step string) error { steps = append(steps, step); return nil }
+	})
+	f := nacretest.RandomFiles(rand.New(rand.NewPCG(1, 2)), 4)
+	m := f.Manifest(nacre.NewSnapshotID())
+	m.Transient = true
+	if _, err := f.Keep(t.Context(), a.Artifacts, m); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(steps, []string{"create"}) {
+		t.Errorf("the steps were %q", steps)
+	}
+}
+
 func newArtifacts(tb testing.TB, tweak func(*image.ArtifactOptions)) *artifacts {
 	return openArtifacts(tb, tb.TempDir(), &fuseBlobs{BlobStore: blob.NewMemory()}, tweak)
 }

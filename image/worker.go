@@ -84,7 +84,7 @@ func (s *Artifacts) next() (a *artifact) {
 	defer s.mu.Unlock()
 	for _, b := range s.all {
 		age := now.Sub(b.m.CreatedAt)
-		if b.state != committed || !b.plain || b.index || b.work != nil || now.Before(b.retry) || age < s.o.Settle {
+		if b.state != committed || b.m.Transient || !b.plain || b.index || b.work != nil || now.Before(b.retry) || age < s.o.Settle {
 			continue
 		}
 		if a == nil || b.m.CreatedAt.Before(a.m.CreatedAt) {

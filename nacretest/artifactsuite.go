@@ -30,6 +30,7 @@ func TestArtifactStore(t *testing.T, make func(t *testing.T) ArtifactsUnderTest)
 	}{
 		{"what was committed is there, also after a restart", artifactKept},
 		{"what was not committed does not exist, and a sweep leaves nothing of it", artifactUncommitted},
+		{"a transient one is there until it is deleted, or the process ends", artifactTransient},
 		{"one of each id", artifactOnce},
 		{"a manifest that is not of these files is refused", artifactMismatch},
 		{"a deleted one stays for who has it open", artifactDeleted},
@@ -171,6 +172,43 @@ func artifactKept(t *testing.T, u ArtifactsUnderTest) {
 		u = u.Restart(t)
 		if err := u.Store.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+func artifactTransient(t *testing.T, u ArtifactsUnderTest) {
+	_, stays := keepFiles(t, u.Store, 4)
+	var dirs []string
+	for _, how := range []string{"deleted", "ended"} {
+		f := RandomFiles(rand.New(rand.NewPCG(rand.Uint64(), 1)), 4)
+		m := f.Manifest(nacre.NewSnapshotID())
+		m.Transient = true
+		got, err := f.Keep(t.Context(), u.Store, m)
+		if err != nil || got.DiskBytes <= 0 {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		if list := listArtifacts(t, u.Store); len(list) != 2 {
+			t.Fatalf("listed: %v", list)
+		}
+		dir, release := openFiles(t, u.Store, m.ID, f)
+		release()
+		dirs = append(dirs, dir)
+		if how == "deleted" {
+			if err := u.Store.Delete(t.Context(), m.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	u = u.Restart(t)
+	if got := listArtifacts(t, u.Store); len(got) != 1 || got[0] != stays.ID {
+		t.Errorf("listed: %v", got)
+	}
+	if err := u.Store.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("%s is on disk: %v", dir, err)
 		}
 	}
 }

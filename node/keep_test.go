@@ -54,9 +54,7 @@ func TestFault22_HundredPauses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if l := w.leaks(); len(l) > 0 {
-		t.Fatalf("left behind: %v", l)
-	}
+	w.eventually("nothing is left behind", func() bool { return len(w.leaks()) == 0 })
 }
 
 // TestFault24_ClockStepsWhilePaused: the host's clock is set an hour forward or back

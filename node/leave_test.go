@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -96,31 +97,46 @@ func TestAPauseDoesNotWaitForItsMachine(t *testing.T) {
 	}
 }
 
-// TestAStopWaitsForWhatAPauseLeft: whoever deletes a sandbox that was just paused
-// leaves nothing of it.
+// TestAStopWaitsForWhatAPauseLeft: whoever deletes a sandbox that was just paused, or
+// resumed since, leaves nothing of it.
 func TestAStopWaitsForWhatAPauseLeft(t *testing.T) {
-	w := newWorld(t)
-	n := w.start()
-	spec, _ := w.begin()
-	stays, let := w.linger()
-	snap := w.pause(spec.Sandbox)
-	<-stays
-	var early atomic.Bool
-	done := make(chan error)
-	go func() {
-		err := n.Stop(t.Context(), spec.Sandbox)
-		early.Store(len(w.leaks()) > 0)
-		done <- err
-	}()
-	if err := n.DeleteSnapshot(t.Context(), snap); err != nil {
-		t.Fatal(err)
-	}
-	let()
-	if err := <-done; err != nil || early.Load() {
-		t.Fatalf("something was left: %v, %v", early.Load(), err)
-	}
-	if got := w.promised(); got != 0 {
-		t.Errorf("%d MiB are promised to nobody", got)
+	for _, resumed := range []bool{false, true} {
+		t.Run(fmt.Sprint("resumed ", resumed), func(t *testing.T) {
+			w := newWorld(t)
+			n := w.start()
+			spec, st := w.begin()
+			stays, gone := make(chan struct{}), make(chan struct{})
+			w.host.SetHook(func(op string, id nacre.MachineID) error {
+				if op == "machine.stop" && id == st.Machine {
+					close(stays)
+					<-gone
+				}
+				return nil
+			})
+			spec.Snapshot = w.pause(spec.Sandbox)
+			<-stays
+			if resumed {
+				if _, err := n.Start(t.Context(), spec); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := n.DeleteSnapshot(t.Context(), spec.Snapshot); err != nil {
+				t.Fatal(err)
+			}
+			late, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			wantCode(t, n.Stop(late, spec.Sandbox), nacre.CodeDeadline) // it does not say that all is gone
+			close(gone)
+			if err := n.Stop(t.Context(), spec.Sandbox); err != nil {
+				t.Fatal(err)
+			}
+			if l := w.host.Leaks(); len(l) > 0 {
+				t.Errorf("left behind: %v", l)
+			}
+			if got := w.promised(); got != 0 {
+				t.Errorf("%d MiB are promised to nobody", got)
+			}
+		})
 	}
 }
 

@@ -33,6 +33,9 @@ func (n *Node) Snapshot(ctx context.Context, id nacre.SandboxID, spec nacre.Snap
 	if !spec.ID.Valid() {
 		return nacre.SnapshotManifest{}, nacre.Invalidf("ID", "the snapshot's id is not valid")
 	}
+	if spec.Pause && spec.Transient {
+		return nacre.SnapshotManifest{}, nacre.Invalidf("Transient", "a paused sandbox needs a snapshot that stays")
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	e, s, err := n.beginSnapshot(id, cancel)
@@ -117,7 +120,7 @@ func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec, s *sn
 		return m, hostError(err, "the sandbox's log could not be read")
 	}
 	m = nacre.SnapshotManifest{
-		ID: spec.ID, Sandbox: u.spec.Sandbox, Team: u.spec.Team, Machine: u.id, Pause: spec.Pause,
+		ID: spec.ID, Sandbox: u.spec.Sandbox, Team: u.spec.Team, Machine: u.id, Pause: spec.Pause, Transient: spec.Transient,
 		Build: u.spec.Build, Resources: u.spec.Resources, Hostname: u.host, LogSeq: logged, CreatedAt: n.cfg.Clock(),
 	}
 	dir, err := n.cfg.Artifacts.Create(ctx, spec.ID)

@@ -337,7 +337,10 @@ func (n *Node) Stop(ctx context.Context, id nacre.SandboxID) error {
 		n.mu.Unlock()
 		select {
 		case <-s.done:
-			return s.err
+			if s.err != nil {
+				return s.err
+			}
+			return n.buryOf(ctx, id) // of a pause just before
 		case <-ctx.Done():
 			return nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the sandbox is still being stopped")
 		}
