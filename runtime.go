@@ -27,10 +27,9 @@ func RuntimeOf(restoreKey string) RuntimeName {
 
 // Capabilities are what a driver can do, as plain data: nobody compares names.
 type Capabilities struct {
-	Runtime      RuntimeName // the driver's name
-	Isolation    string      // for people: "gVisor (systrap)", "Firecracker microVM"
-	MemoryInKiB  int         // what an idle machine costs the host, roughly
-	ResizableRAM bool
+	Runtime     RuntimeName // the driver's name
+	Isolation   string      // for people: "gVisor (systrap)", "Firecracker microVM"
+	MemoryInKiB int         // what an idle machine costs the host, roughly
 	// Snapshots tells whether Machine.Snapshot, Machine.Resume and Runtime.Restore
 	// work; where it is false they return CodeUnsupported.
 	Snapshots bool

@@ -36,9 +36,9 @@ const (
 	HostMAC   = "02:fc:00:00:00:02"
 )
 
-// The guest's drives, in the order in which the driver attaches them.
+// The guest's drives, in the order in which the driver attaches them, behind the one
+// that it boots from: EROFS, with guestinit and the agent.
 const (
-	InitDrive  = "/dev/vda" // EROFS: guestinit and the agent
 	RootDrive  = "/dev/vdb" // EROFS: the template
 	UpperDrive = "/dev/vdc" // ext4, and behind it the last word
 )
