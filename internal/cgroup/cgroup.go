@@ -101,16 +101,7 @@ func (h *Hierarchy) Prepare() error {
 	if !h.V2() {
 		return nil
 	}
-	dir := h.root
-	for _, part := range append([]string{""}, strings.Split(h.parent, "/")...) {
-		dir = filepath.Join(dir, part)
-		for _, c := range []string{"cpu", "memory", "pids"} {
-			if err := write(dir, "cgroup.subtree_control", "+"+c); err != nil {
-				return nacre.Wrap(nacre.CodeUnavailable, err, "the "+c+" controller cannot be enabled in "+dir+"; no process may be in that cgroup itself")
-			}
-		}
-	}
-	return nil
+	return h.delegate(needed)
 }
 
 // List returns the names of all groups in the parent.

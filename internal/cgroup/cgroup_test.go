@@ -2,11 +2,15 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -157,19 +161,101 @@ func host(t *testing.T) *Hierarchy {
 	return h
 }
 
+const containerEnv = "NACRE_TEST_CONTAINER" // where a container's cgroups are to be mounted
+
+// TestPrepareInContainer: where the root of all that can be seen holds the processes
+// themselves, as in a container with cgroups of its own. A host with both versions has
+// the machines' controllers in version 1; another one then stands for them.
+func TestPrepareInContainer(t *testing.T) {
+	root := version2(t)
+	b, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	check(t, err)
+	offered, controllers := strings.Fields(string(b)), needed
+	if !slices.Contains(offered, "memory") {
+		controllers = []string{"hugetlb"}
+	}
+	if !slices.Contains(offered, controllers[0]) {
+		t.Skipf("version 2 of this host offers %q; make test-cgroup2 has another one", offered)
+	}
+	if dir := os.Getenv(containerEnv); dir != "" {
+		inContainer(t, dir, controllers)
+		return
+	}
+	before, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control"))
+	check(t, err)
+	h := &Hierarchy{root: root, parent: "nacre-test-" + strconv.Itoa(os.Getpid())}
+	g := h.Group("container")
+	check(t, os.MkdirAll(g.Dir(""), 0o755))
+	t.Cleanup(func() {
+		for _, d := range []string{"container/nacre/m", "container/nacre", "container/init", "container", ""} {
+			_ = os.Remove(filepath.Join(root, h.parent, d))
+		}
+		for _, c := range controllers {
+			if !slices.Contains(strings.Fields(string(before)), c) {
+				_ = write(root, "cgroup.subtree_control", "-"+c) // unless somebody needs it since
+			}
+		}
+		if _, err := os.Stat(filepath.Join(root, h.parent)); err == nil {
+			t.Error("the groups are left")
+		}
+	})
+	check(t, h.delegate(controllers))
+	fd, err := os.Open(g.Dir(""))
+	check(t, err)
+	defer fd.Close()
+	c := exec.Command("/proc/self/exe", "-test.run=^TestPrepareInContainer$", "-test.v")
+	c.Env = append(os.Environ(), containerEnv+"="+t.TempDir())
+	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd())}
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func inContainer(t *testing.T, dir string, controllers []string) {
+	runtime.LockOSThread() // and the thread ends with the test
+	check(t, unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_NEWCGROUP))
+	check(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	check(t, unix.Mount("cgroup2", dir, "cgroup2", 0, ""))
+	if err := enable(dir, controllers); !errors.Is(err, unix.EBUSY) {
+		t.Fatalf("this is no container: %v", err)
+	}
+	h := &Hierarchy{root: dir, parent: "nacre"}
+	g := h.Group("m")
+	check(t, os.MkdirAll(g.Dir(""), 0o755))
+	for range 2 {
+		check(t, h.delegate(controllers))
+	}
+	if got, err := os.ReadFile(filepath.Join(g.Dir(""), "cgroup.controllers")); err != nil || len(strings.Fields(string(got))) < len(controllers) {
+		t.Errorf("a machine's group has the controllers %q, %v", got, err)
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil || !strings.Contains(string(own), "0::/init\n") {
+		t.Errorf("this process is in %q, %v", own, err)
+	}
+	if err := h.delegate([]string{"none-such"}); !nacre.IsCode(err, nacre.CodeUnavailable) || !strings.Contains(err.Error(), "none-such") {
+		t.Errorf("a controller that is not offered: %v", err)
+	}
+}
+
+// version2 is where the host has version 2, alone or beside version 1.
+func version2(t *testing.T) string {
+	t.Helper()
+	for _, d := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var st unix.Statfs_t
+		if unix.Statfs(d, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC && os.Getuid() == 0 {
+			return d
+		}
+	}
+	t.Skip("needs root and a cgroup2 mount")
+	return ""
+}
+
 // TestVersion2 starts a process in a group of version 2 and removes both. A host
 // with both versions has the controllers in version 1; processes move all the same.
 func TestVersion2(t *testing.T) {
-	root := ""
-	for _, d := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		var st unix.Statfs_t
-		if unix.Statfs(d, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-			root = d
-			break
-		}
-	}
-	if os.Getuid() != 0 || root == "" {
-		t.Skip("needs root and a cgroup2 mount")
+	root := version2(t)
+	if _, err := exec.LookPath("sh"); err != nil {
+		t.Skip("needs a shell")
 	}
 	h := &Hierarchy{root: root, parent: "nacre-test-" + strconv.Itoa(os.Getpid())}
 	g := h.Group("m")
