@@ -135,7 +135,7 @@ func (s *Service) settleHalfDone(ctx context.Context, team nacre.TeamID, id nacr
 // exitReason keeps to the reasons that a machine can end for by itself.
 func exitReason(e nacre.Exit) nacre.EndReason {
 	switch e.Reason {
-	case nacre.EndOOM, nacre.EndNodeLost:
+	case nacre.EndOOM, nacre.EndNodeLost, nacre.EndFailed:
 		return e.Reason
 	}
 	return nacre.EndCrash

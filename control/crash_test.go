@@ -147,7 +147,9 @@ func crashOnce(t *testing.T, at, standby int, early, kill bool) bool {
 	if early {
 		w.rules = func(c *control.Config) { c.RecordAfter = -1 }
 	}
-	w.tweak = func(c *node.Config) { c.Standby = node.Standby{Count: standby, Quiet: time.Millisecond} }
+	w.tweak = func(c *node.Config) {
+		c.Standby = node.Standby{Count: standby, Quiet: 50 * time.Millisecond, Patience: time.Hour}
+	}
 	w.start()
 	bystander := w.create(nacre.CreateRequest{})
 	var victim nacre.Sandbox
@@ -157,7 +159,6 @@ func crashOnce(t *testing.T, at, standby int, early, kill bool) bool {
 	if standby > 0 {
 		w.node.KeepReady(node.Shape{Build: build, Resources: bystander.Resources})
 		w.eventually("a standby", func() bool { c, _ := w.node.Capacity(t.Context()); return c.Standbys == 1 })
-		w.node.KeepReady()
 	}
 	w.crashAt(at)
 	var created nacre.Sandbox
@@ -180,6 +181,9 @@ func crashOnce(t *testing.T, at, standby int, early, kill bool) bool {
 			t.Fatalf("killed at %d: the kill was answered, the sandbox is %s", at, got.State)
 		}
 	case err == nil:
+		if standby > 0 && created.BootPath != nacre.BootStandby {
+			t.Fatalf("killed at %d: it was made %s", at, created.BootPath)
+		}
 		if got := w.get(created.ID); got.State != nacre.StateRunning || got.Machine != created.Machine {
 			t.Fatalf("killed at %d: the create was answered, the sandbox is %+v", at, got)
 		}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -17,10 +16,11 @@ const fullFor = time.Second
 
 // Create returns a running sandbox; see nacre.Service.
 //
-// A create waits for the store once: the record is written when the machine is
-// there, or, when that takes longer than a moment, while it is made. A crash between
-// the two leaves a record without a machine, or a machine without a record, and the
-// reconciler ends either.
+// A create waits for the store once: the record is written while the guest of a
+// standby is told who it is, when the machine is there, or, when that takes longer than
+// a moment, while it is made. A crash between the two leaves a record without a
+// machine, a machine without a record, or one whose guest knows nothing of it, and the
+// reconciler ends each.
 func (s *Service) Create(ctx context.Context, team nacre.TeamID, r nacre.CreateRequest) (nacre.Sandbox, error) {
 	rec, warm, err := s.draft(ctx, team, r)
 	if err != nil {
@@ -177,52 +177,47 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 	startCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	insert := sync.OnceValue(func() error { // who comes second waits for the first
-		ctx, done := context.WithTimeout(bg, s.cfg.StoreTime)
-		defer done()
-		err := s.cfg.Store.Insert(ctx, rec, createdEvent(rec))
-		if err != nil {
-			cancel()
-		}
-		return err
-	})
+	b := s.newBirth(rec, cancel)
 	eager := time.Now().UnixNano()-s.lastFull.Load() > int64(fullFor)
-	begun := func() bool { return false }
 	switch {
 	case !eager:
 	case s.cfg.RecordAfter <= 0 || rec.Snapshot != "": // which is kept for the records that name it
-		go func() { _ = insert() }() // waited for below
-		begun = func() bool { return true }
+		b.begin(bg, nil)
 	default:
-		early := time.AfterFunc(s.cfg.RecordAfter, func() { _ = insert() })
-		begun = func() bool { return !early.Stop() }
+		early := time.AfterFunc(s.cfg.RecordAfter, func() { b.begin(bg, nil) })
+		defer early.Stop()
 	}
-	started, startErr := node.Start(startCtx, specOf(rec))
+	spec := specOf(rec)
+	spec.Chosen = func(st nacre.Started) { b.begin(bg, &st) }
+	started, startErr := node.Start(startCtx, spec)
+	gone := ctx.Err()
+	switch {
+	case startErr == nil && gone == nil:
+		b.begin(bg, &started)
+	case startErr != nil && !eager && !b.asked.Load():
+		return nacre.Sandbox{}, s.full(startErr)
+	default:
+		b.begin(bg, nil)
+	}
+	insertErr := b.end()
 	after, cancelAfter := context.WithTimeout(bg, s.cfg.StoreTime) // from here on, however long the start took
 	defer cancelAfter()
-	if !begun() && startErr == nil && ctx.Err() == nil {
-		out, err := s.insertRunning(after, rec, started)
-		if err != nil {
-			s.stopMachine(after, node, rec.ID)
-		}
-		return out, err
-	}
-	if !eager && startErr != nil {
-		return nacre.Sandbox{}, s.full(startErr)
-	}
-	if err := insert(); err != nil {
+	if insertErr != nil {
 		if startErr == nil {
 			s.stopMachine(after, node, rec.ID)
 		}
-		return nacre.Sandbox{}, err
+		return nacre.Sandbox{}, insertErr
 	}
 	if startErr != nil {
 		return nacre.Sandbox{}, s.failed(after, rec, s.full(startErr))
 	}
-	if ctx.Err() != nil {
-		err := s.failed(after, rec, nacre.Wrap(nacre.CodeDeadline, ctx.Err(), "the client went away before the sandbox was ready"))
+	if gone != nil {
+		err := s.failed(after, rec, nacre.Wrap(nacre.CodeDeadline, gone, "the client went away before the sandbox was ready"))
 		s.stopMachine(after, node, rec.ID)
 		return nacre.Sandbox{}, err
+	}
+	if b.runsOn(started.Machine) {
+		return b.rec, nil
 	}
 	out, err := s.join(after, rec, started)
 	if err != nil {
@@ -258,10 +253,16 @@ func (s *Service) insertRunning(ctx context.Context, rec nacre.Sandbox, st nacre
 	return rec, nil
 }
 
-// join makes the record a running one.
+// join makes the record a running one, on the machine that it came to have.
 func (s *Service) join(ctx context.Context, rec nacre.Sandbox, st nacre.Started) (nacre.Sandbox, error) {
 	s.roster.run(rec, rec.Timeout)
-	return s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) { return s.running(r, st) })
+	return s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
+		if r.State == nacre.StateRunning { // on one that failed before its guest knew
+			r.Machine, r.Runtime, r.BootPath, r.BootTime = st.Machine, st.Runtime, st.BootPath, st.BootTime
+			return nil, nil
+		}
+		return s.running(r, st)
+	})
 }
 
 // running makes the record one that has a machine.
@@ -285,7 +286,7 @@ func (s *Service) running(r *nacre.Sandbox, st nacre.Started) ([]nacre.Event, er
 func (s *Service) failed(ctx context.Context, rec nacre.Sandbox, cause error) error {
 	killed := false
 	_, err := s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
-		if killed = r.State != nacre.StateCreating; killed {
+		if killed = r.State != nacre.StateCreating && r.State != nacre.StateRunning; killed {
 			return nil, errNothing
 		}
 		return s.end(r, nacre.EndFailed, nacre.ErrorMessage(cause))

@@ -30,11 +30,12 @@ type handleFile struct {
 	Exit    *nacre.Exit `json:",omitempty"`
 	Host    string      `json:",omitempty"` // the guest's name; "" is the machine's
 	From    *lineage    `json:",omitempty"`
+	Unmet   bool        `json:",omitempty"` // the guest has not confirmed that it is Spec's
 }
 
 // file describes the unit; u.mu is held.
 func (u *unit) file() handleFile {
-	h := handleFile{Version: handleVersion, Slot: u.slot, Policy: u.policy, Shape: u.shape, Started: u.started, Exit: u.exit, Host: u.host}
+	h := handleFile{Version: handleVersion, Slot: u.slot, Policy: u.policy, Shape: u.shape, Started: u.started, Exit: u.exit, Host: u.host, Unmet: u.unmet}
 	if u.from != nil {
 		from := *u.from
 		h.From = &from

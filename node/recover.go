@@ -95,6 +95,10 @@ func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 	switch {
 	case f.Exit != nil:
 		u.exit = f.Exit
+	case f.Unmet && f.Spec != nil && u.machine != nil:
+		// It would be reached by the tokens of nobody, without its environment.
+		u.unmet = true
+		u.exit = &nacre.Exit{Machine: u.id, Reason: nacre.EndFailed, At: n.cfg.Clock(), Detail: "the server was restarted while the sandbox was started"}
 	case u.machine == nil:
 		exit := n.lostExit(f, err)
 		u.exit = &exit

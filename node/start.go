@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -63,6 +64,7 @@ func (n *Node) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, 
 		return nacre.Started{}, err
 	}
 	begin := time.Now()
+	spec.Chosen = onceSince(begin, spec.Chosen)
 	u, path, err := n.machineFor(ctx, spec, policy)
 	if err == nil {
 		err = n.publish(e, u)
@@ -80,6 +82,18 @@ func (n *Node) Start(ctx context.Context, spec nacre.StartSpec) (nacre.Started, 
 		return nacre.Started{}, outOfFiles(err)
 	}
 	return nacre.Started{Machine: u.id, Runtime: u.runtime, BootPath: path, BootTime: time.Since(begin)}, nil
+}
+
+// onceSince tells of the first machine, and how long after begin it was there.
+func onceSince(begin time.Time, tell func(nacre.Started)) func(nacre.Started) {
+	if tell == nil {
+		return func(nacre.Started) {}
+	}
+	var once sync.Once
+	return func(st nacre.Started) {
+		st.BootTime = time.Since(begin)
+		once.Do(func() { tell(st) })
+	}
 }
 
 // outOfFiles gives its code to a start that failed, wherever it did, for want of
@@ -138,6 +152,7 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
 	defer cancel()
+	spec.Chosen = nil // of standbys alone
 	return u, path, n.bind(ctx, u, spec, policy)
 }
 
@@ -181,11 +196,14 @@ func (n *Node) disown(u *unit) error {
 
 // bind gives the machine to the sandbox. The handle says so before the guest
 // learns anything: a standby that has met a sandbox is never handed to another,
-// whenever this process is killed.
+// and a guest that has not is nobody's, whenever this process is killed.
 func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy nacre.EgressPolicy) error {
 	token := ""
 	if spec.Secure {
 		token = n.cfg.TokenKey.AccessToken(spec.Sandbox, spec.TokenEpoch)
+	}
+	if spec.Chosen != nil {
+		n.connectAhead(u) // which wakes the guest while the handle is written
 	}
 	u.mu.Lock()
 	if u.exit != nil {
@@ -196,11 +214,15 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 	agent := n.agentFor(u, token)
 	same := equalPolicy(u.policy, policy)
 	u.spec, u.policy, u.started, u.agent = spec, policy, n.cfg.Clock(), agent
-	u.spec.Env = nil // the guest's alone from here on
+	u.spec.Env, u.spec.Chosen = nil, nil // the guest's alone from here on; the caller's
+	u.unmet = true
 	err := n.handles.save(u.file())
 	u.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	if spec.Chosen != nil {
+		spec.Chosen(nacre.Started{Machine: u.id, Runtime: u.runtime, BootPath: nacre.BootStandby})
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
@@ -259,11 +281,14 @@ func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token 
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.anew = false
-	if u.knows() == u.id {
+	if u.knows() == u.id && !u.unmet {
 		return nil
 	}
-	u.from.Unmet = false
-	u.agent = n.agentFor(u, token)
+	u.unmet = false
+	if u.knows() != u.id {
+		u.from.Unmet = false
+		u.agent = n.agentFor(u, token)
+	}
 	if u.spec.Sandbox == "" || u.exit != nil {
 		return nil // a standby's handle is written when it is ready
 	}
@@ -283,7 +308,7 @@ func (n *Node) publish(e *entry, u *unit) error {
 	e.unit = u
 	n.lastStart = time.Now()
 	close(e.started)
-	n.wg.Go(func() { n.dialAhead(u) })
+	u.dialed.Do(func() { n.wg.Go(func() { n.dialAhead(u) }) })
 	n.observe(u)
 	return nil
 }

@@ -89,8 +89,13 @@ func (n *Node) Dial(ctx context.Context, id nacre.SandboxID, port int) (net.Conn
 // hangs up on one that says nothing for 15 seconds.
 const aheadFor = 5 * time.Second
 
-// dialAhead connects to the agent of a sandbox that has just started, while its
-// client still learns of it: the first request need not wait for that.
+// connectAhead has dialAhead run now, and not when the sandbox is published.
+func (n *Node) connectAhead(u *unit) {
+	u.dialed.Do(func() { n.spawn(func() { n.dialAhead(u) }) })
+}
+
+// dialAhead connects to the agent of a sandbox that starts, or has just started, while
+// its client still learns of it: the first request need not wait for that.
 func (n *Node) dialAhead(u *unit) {
 	ctx, cancel := context.WithTimeout(u.life, aheadFor)
 	defer cancel()

@@ -35,6 +35,7 @@ type unit struct {
 	life   context.Context // ends when the machine is taken down or the node closed
 	cancel context.CancelFunc
 	ahead  chan net.Conn // hands over the connection that dialAhead made
+	dialed sync.Once     // dialAhead was begun
 	ended  chan struct{} // closed when the machine has ended; exit is set then
 
 	mu      sync.Mutex // guards what follows, and orders writes of the handle
@@ -48,6 +49,7 @@ type unit struct {
 	tail    *logTail
 	anew    bool     // the next Init gives the guest an identity of its own
 	from    *lineage // nil for one that booted
+	unmet   bool     // the sandbox's, and its guest has not confirmed that it knows
 	over    bool     // found to be taken down when it was taken back
 }
 
