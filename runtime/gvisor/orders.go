@@ -100,6 +100,7 @@ func prepareSandbox() {
 	}
 	tellName(o.ID)
 	if len(o.Load) > 0 {
+		collectLate(loadTime)
 		if err := serveLoad(o.Load); err != nil {
 			giveUp(err)
 		}
