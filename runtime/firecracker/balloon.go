@@ -2,55 +2,146 @@ package firecracker
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
 // What a guest has freed is to its VMM memory like any other: full of what was there.
-// So before a snapshot the guest is asked to give what is free into its balloon, from
-// where the VMM gives it back to the host: in the snapshot it is zeros, which are holes.
-// When the guest goes on, or is restored, the balloon is let out. A guest that needs
-// memory takes it out by itself.
+// So before a snapshot, where that is much, the guest is asked to put what it has free
+// into a balloon, from where the VMM gives it back to the host, and is then given it
+// back: those pages are zeros now, which are holes in the snapshot.
 //
-// The guest may refuse: then its snapshot is as large as it was.
+// The balloon is let out before the guest is stopped: no snapshot has a guest that lacks
+// its memory, and none that goes on waits for it. While it is filled, for a second or so,
+// a guest that needs memory takes it out by itself (deflate_on_oom). It may refuse, too:
+// then its snapshot is as large as it was.
+//
+// How full the balloon is, the guest's first program says, and not the balloon's own
+// statistics: with those on, a guest can have releases before 1.15.1 read without end
+// (Firecracker's change #5794).
 const (
-	// balloonSpare stays free in the guest for what it does meanwhile, in MiB.
-	balloonSpare = 16
-	// balloonPatience is how long a snapshot waits for the balloon at most, and
-	// balloonStall for how long when nothing comes.
+	// balloonWorth is what must be there to be won, in MiB.
+	balloonWorth = 32
+	// balloonPatience is how long the filling may take at most, and the letting out, each
+	// with balloonPerGiB more for what is moved; balloonStall when nothing comes.
 	balloonPatience = time.Second
+	balloonPerGiB   = time.Second
 	balloonStall    = 100 * time.Millisecond
+	balloonLook     = 10 * time.Millisecond
 )
 
 type balloonConfig struct {
 	AmountMiB    int  `json:"amount_mib"`
 	DeflateOnOOM bool `json:"deflate_on_oom"`
-	// Without an interval the VMM tells nothing; the guest is woken for each one.
-	StatsSeconds int `json:"stats_polling_interval_s"`
+	StatsSeconds int  `json:"stats_polling_interval_s"` // 0: none
 }
 
 // newBalloon is the configuration of an empty one.
-func newBalloon() balloonConfig { return balloonConfig{0, true, 65535} }
+func newBalloon() balloonConfig { return balloonConfig{DeflateOnOOM: true} }
 
 func (a *api) fillBalloon(ctx context.Context, mib int) error {
 	return a.call(ctx, "PATCH", "/balloon", map[string]int{"amount_mib": mib}, nil)
 }
 
-// collect has the guest give what it does not use into its balloon. Errors are told
-// to the log: a snapshot does not need it.
+// spare is what stays free in a guest of that size for what it does meanwhile, in MiB:
+// more than its kernel begins to clear caches for.
+func spare(memory int) int { return 16 + memory/64 }
+
+// reclaimable is how much of a guest's memory, in MiB, is free in it and kept for it by
+// the host, as far as can be known from outside: resident is what the host has for it
+// beside a snapshot's file. Of a guest that booted, what it uses is among that; a copy
+// of a snapshot has what it only reads from the file.
+func reclaimable(memory, free, resident int, copied bool) int {
+	if !copied {
+		resident -= memory - free
+	}
+	return max(0, min(free-spare(memory), resident))
+}
+
+// collect has the guest's free memory given back to the host. Errors are told to the
+// log: a snapshot does not need it.
 func (s *saving) collect(ctx context.Context) {
 	if !s.birth.Balloon || s.opt.FilesOnly {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, balloonPatience)
-	defer cancel()
-	free, err := s.m.freeMemory(ctx)
-	if err == nil && free > 2*balloonSpare {
-		s.collected = true
-		err = s.m.inflate(ctx, free-balloonSpare)
-	}
-	if err != nil && ctx.Err() == nil {
+	if err := s.squeeze(ctx); err != nil && ctx.Err() == nil && s.m.Gone() == nil {
 		s.m.r.cfg.Log.Warn("a guest's free memory could not be collected; its snapshot is larger", "machine", s.m.ID(), "error", err)
+	}
+}
+
+func (s *saving) squeeze(ctx context.Context) error {
+	m, memory := s.m, s.birth.MemoryMiB+kernelShare
+	first, cancel := context.WithTimeout(ctx, balloonPatience)
+	free, err := m.freeMemory(first)
+	cancel()
+	if err != nil {
+		return err
+	}
+	resident, err := residentMiB(m.Proc.PID)
+	if err != nil {
+		return err
+	}
+	worth := reclaimable(memory, free, resident, s.birth.Copied)
+	if worth < balloonWorth {
+		return nil
+	}
+	begin := time.Now()
+	patience := balloonPatience + time.Duration(free)*balloonPerGiB/1024
+	left, err := m.squeezeTo(ctx, free, spare(memory), patience)
+	m.r.cfg.Log.Debug("collected a guest's free memory", "machine", m.ID(), "worth_mib", worth, "free_mib", free, "left_mib", left, "took", time.Since(begin))
+	return err
+}
+
+// squeezeTo has all of the free memory but what is left put into the balloon and taken
+// out again, and returns how little was free.
+func (m *machine) squeezeTo(ctx context.Context, free, left int, patience time.Duration) (least int, err error) {
+	defer func() {
+		// Whatever happened: it is let out, or the guest does so as soon as it can.
+		if lerr := m.letOut(context.WithoutCancel(ctx)); lerr != nil {
+			err = errors.Join(err, lerr)
+			return
+		}
+		_, aerr := awaitFree(ctx, m.freeMemory, patience, 1, free)
+		err = errors.Join(err, aerr)
+	}()
+	if err = m.api.fillBalloon(ctx, free-left); err != nil {
+		return free, err
+	}
+	return awaitFree(ctx, m.freeMemory, patience, -1, left)
+}
+
+// awaitFree returns when the guest's free memory has risen (way 1) or fallen (-1) to
+// about what is wanted, has stopped to do so, or the time is over. It stops early at
+// times: what the guest's kernel keeps in the lists of its processors, up to an eighth,
+// is not counted as free.
+func awaitFree(ctx context.Context, ask func(context.Context) (int, error), patience time.Duration, way, want int) (best int, err error) {
+	const about = 1 // MiB: what is in hands at the moment
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	since := time.Now()
+	for first := true; ; first = false {
+		free, err := ask(ctx)
+		if err != nil {
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return best, nil
+			}
+			return best, err
+		}
+		if first || way*(free-best) > 0 {
+			best, since = free, time.Now()
+		}
+		if way*(want-best) <= about || time.Since(since) > balloonStall {
+			return best, nil
+		}
+		select {
+		case <-ctx.Done():
+			return best, nil
+		case <-time.After(balloonLook):
+		}
 	}
 }
 
@@ -71,40 +162,19 @@ func (m *machine) freeMemory(ctx context.Context) (int, error) {
 	return strconv.Atoi(line)
 }
 
-// inflate returns when the balloon has the size, or has stopped to grow.
-func (m *machine) inflate(ctx context.Context, mib int) error {
-	if err := m.api.fillBalloon(ctx, mib); err != nil {
-		return err
-	}
-	has, since := -1, time.Now()
-	for {
-		var now struct {
-			MiB int `json:"actual_mib"`
-		}
-		if err := m.api.call(ctx, "GET", "/balloon/statistics", nil, &now); err != nil {
-			return err
-		}
-		if now.MiB > has {
-			has, since = now.MiB, time.Now()
-		}
-		if has >= mib || time.Since(since) > balloonStall {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
 // letOut gives the guest its memory back.
-func (m *machine) letOut(ctx context.Context) {
-	b, err := m.birth()
-	if err == nil && b.Balloon {
-		err = m.api.fillBalloon(ctx, 0)
+func (m *machine) letOut(ctx context.Context) error { return m.api.fillBalloon(ctx, 0) }
+
+// residentMiB is what the host has for the process's own memory, beside files.
+func residentMiB(pid int) (int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
 	}
-	if err != nil && m.Gone() == nil {
-		m.r.cfg.Log.Warn("a guest's balloon could not be let out; it does so itself when it needs the memory", "machine", m.ID(), "error", err)
+	_, line, _ := strings.Cut(string(b), "\nRssAnon:")
+	var kib int
+	if _, err := fmt.Sscan(line, &kib); err != nil {
+		return 0, fmt.Errorf("/proc/%d/status has an unknown form: %w", pid, err)
 	}
+	return kib >> 10, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
 	"github.com/nacrehq/nacre/internal/sparse"
+	"github.com/nacrehq/nacre/internal/workingset"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
@@ -80,7 +81,10 @@ type launch struct {
 	birth birth
 	base  *os.File // the memory that the guest goes on with; nil for one that boots
 
-	prefetched int64 // how much of it was read ahead, in bytes
+	begun      time.Time         // when the VMM's start was begun
+	resumed    time.Duration     // from then on, until the guest went on
+	faults     workingset.Faults // of the VMM, until the guest answered
+	prefetched int64             // how much of the base was read ahead, in bytes
 }
 
 // launch boots a machine that is new or restored.
@@ -145,7 +149,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	begun := time.Now()
+	l.begun = time.Now()
 	defer l.prefetch()()
 	if proc, err = r.startVMM(ctx, l.jail, spec, g); err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
@@ -158,7 +162,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	if !goOn() {
 		return nil, context.Cause(ctx)
 	}
-	l.learn(proc, time.Since(begun))
+	l.learn(proc)
 	m = newMachine(r, spec.ID, proc, state{
 		Trace: machines.Trace{BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir},
 		Upper: spec.Root.UpperDir, Program: filepath.Base(r.cfg.Firecracker),

@@ -52,10 +52,9 @@ type Config struct {
 	// Agent is the agent's binary that machines are started with. The driver keeps files
 	// of its own beside it, of which Sweep removes the old ones; "" leaves them.
 	Agent string
-	// Balloon has a guest give what it has free into a balloon before each snapshot, so
-	// that freed memory is no part of it. Machines get one at their boot. Not the default:
-	// the contract suite has not passed with it yet.
-	Balloon bool
+	// NoBalloon boots machines without a balloon: what they have freed is a part of their
+	// snapshots.
+	NoBalloon bool
 	// AllowHoles takes releases with known holes too. For tests only.
 	AllowHoles bool
 	// CgroupParent holds one cgroup a machine. Two installations on one host need

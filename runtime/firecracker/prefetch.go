@@ -30,12 +30,13 @@ func (l *launch) prefetch() (wait func()) {
 }
 
 // learn remembers what the guest touched until it answered, and tells what that cost.
-func (l *launch) learn(vmm *pidfd.Process, took time.Duration) {
+func (l *launch) learn(vmm *pidfd.Process) {
 	if l.base == nil {
 		return
 	}
 	if f, err := workingset.FaultsOf(vmm.PID); err == nil {
-		l.r.cfg.Log.Debug("restored", "machine", l.spec.ID, "took", took, "faults", f.Minor, "faults_of_the_disk", f.Major, "read_ahead", l.prefetched)
+		l.faults = f
+		l.r.cfg.Log.Debug("restored", "machine", l.spec.ID, "resumed", l.resumed, "took", time.Since(l.begun), "faults", f.Minor, "faults_of_the_disk", f.Major, "read_ahead", l.prefetched)
 	}
 	if _, known := l.r.sets.Recall(l.base); known {
 		return

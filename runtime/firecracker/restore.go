@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -74,6 +75,7 @@ func (l *launch) restore(ctx context.Context, a *api) error {
 	if err != nil {
 		return err
 	}
+	l.resumed = time.Since(l.begun)
 	entropy := make([]byte, 64)
 	_, _ = rand.Read(entropy) // never fails
 	err = awaitGuest(ctx, l.jail.root, func() string {
@@ -85,9 +87,6 @@ func (l *launch) restore(ctx context.Context, a *api) error {
 	})
 	if err == nil {
 		err = l.setClock(ctx)
-	}
-	if err == nil && l.birth.Balloon {
-		err = a.fillBalloon(ctx, 0)
 	}
 	if err != nil {
 		return err

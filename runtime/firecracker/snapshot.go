@@ -48,14 +48,15 @@ type birth struct {
 	InitDir string // where that was
 	Tracks  bool   // the VMM notes which pages the guest writes to
 	Balloon bool   // the machine has one
+	Copied  bool   // the guest goes on from a snapshot, whose file is a part of its memory
 }
 
 // born records what the machine is booted from.
 func (l *launch) born(initImage string) (b birth, err error) {
 	s := l.spec
-	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage), Tracks: true, Balloon: l.r.cfg.Balloon}
+	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage), Tracks: true, Balloon: !l.r.cfg.NoBalloon}
 	if !l.fresh() {
-		b.Balloon = l.snap.birth.Balloon
+		b.Balloon, b.Copied = l.snap.birth.Balloon, true
 	}
 	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
 	if b.Image, err = snapfile.ImageID(s.Root.Image); err != nil {
@@ -121,8 +122,6 @@ type saving struct {
 	opt   nacre.SnapshotOptions
 	birth birth
 
-	collected bool // the guest's free memory is in its balloon
-
 	diff  bool     // the VMM writes what changed since, into a copy of what was before
 	files []string // made by us
 	info  nacre.SnapshotInfo
@@ -175,12 +174,6 @@ func (s *saving) save(ctx context.Context) error {
 		return err
 	}
 	s.collect(ctx)
-	defer func() {
-		// That of a guest that stands still is let out when it goes on.
-		if s.collected && !m.Hold.Held() {
-			m.letOut(context.WithoutCancel(ctx))
-		}
-	}()
 	begin := time.Now()
 	// A call that was begun is waited for: what becomes of one that is called off is
 	// not known.
@@ -283,10 +276,17 @@ func (m *machine) Resume(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	if err := m.letGo(ctx); err != nil {
+	own := m.Hold.Held()
+	if err = m.letGo(ctx); err == nil && !own {
+		// The process that stopped it, or began to, may have left its balloon full.
+		var b birth
+		if b, err = m.birth(); err == nil && b.Balloon {
+			err = m.letOut(ctx)
+		}
+	}
+	if err != nil {
 		return m.GoneOr(err)
 	}
-	m.letOut(ctx)
 	return nil
 }
 
