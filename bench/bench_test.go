@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -138,5 +139,20 @@ func TestRecords(t *testing.T) {
 				t.Errorf("%d of %d have their metadata, %v", n, b.records, err)
 			}
 		})
+	}
+}
+
+// TestWriteDurably: it leaves nothing, on whatever file system.
+func TestWriteDurably(t *testing.T) {
+	for _, dir := range []string{t.TempDir(), "/dev/shm"} {
+		for _, size := range []int64{1, 9 << 20} {
+			took, err := writeDurably(dir, size)
+			if err != nil || took <= 0 {
+				t.Errorf("%s: %v, %v", dir, took, err)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(dir, "raw-write")); !os.IsNotExist(err) {
+			t.Errorf("%s: it left its file: %v", dir, err)
+		}
 	}
 }
