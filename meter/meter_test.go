@@ -397,8 +397,17 @@ func (s *signalled) EventsWritten() <-chan struct{} {
 func (s *signalled) LastEvent(context.Context) (int64, error) { return 0, nil }
 
 func (s *signalled) FoldUsage(ctx context.Context, from, to nacre.UsageMark, spans []nacre.UsageSpan) error {
+	s.mu.Lock()
 	s.folds = append(s.folds, time.Now())
+	s.mu.Unlock()
 	return s.memory.FoldUsage(ctx, from, to, spans)
+}
+
+// counted returns when folds were written, and how many spans there are.
+func (s *signalled) counted() (folds []time.Time, spans int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.folds), len(s.spans)
 }
 
 // begin writes that a sandbox runs.
@@ -423,27 +432,29 @@ func TestAFoldLeavesTheFirstCommandAlone(t *testing.T) {
 		ended := make(chan struct{})
 		go func() { defer close(ended); _ = m.Run(ctx) }()
 		synctest.Wait()
+		s.mu.Lock()
 		s.folds = nil // the first look, which notes the host's start
+		s.mu.Unlock()
 		begin := time.Now()
 		for range 10 {
 			s.begin()
 			time.Sleep(10 * time.Millisecond)
 		}
 		synctest.Wait()
-		if len(s.folds) > 0 {
-			t.Errorf("folded %s after a sandbox began", s.folds[0].Sub(begin))
+		if folds, _ := s.counted(); len(folds) > 0 {
+			t.Errorf("folded %s after a sandbox began", folds[0].Sub(begin))
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if len(s.folds) != 1 || len(s.spans) != 10 {
-			t.Errorf("%d folds of %d spans", len(s.folds), len(s.spans))
+		if folds, spans := s.counted(); len(folds) != 1 || spans != 10 {
+			t.Errorf("%d folds of %d spans", len(folds), spans)
 		}
 		s.begin()
 		if _, err := m.Report(ctx, nacre.UsageFilter{TeamID: s.events[10].TeamID}, ""); err != nil {
 			t.Fatal(err)
 		}
-		if len(s.spans) != 11 {
-			t.Errorf("a report knows of %d sandboxes", len(s.spans))
+		if _, spans := s.counted(); spans != 11 {
+			t.Errorf("a report knows of %d sandboxes", spans)
 		}
 		cancel()
 		<-ended
