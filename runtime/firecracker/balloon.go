@@ -21,8 +21,8 @@ import (
 // then its snapshot is as large as it was.
 //
 // How full the balloon is, the guest's first program says, and not the balloon's own
-// statistics: with those on, a guest can have releases before 1.15.1 read without end
-// (Firecracker's change #5794).
+// statistics: with those on, a guest can stall the VMM of releases before 1.14.4, and of
+// 1.15.0 (Firecracker's change #5794).
 const (
 	// balloonWorth is what must be there to be won, in MiB.
 	balloonWorth = 32
