@@ -29,11 +29,10 @@ $(INIT):
 up: build
 	bin/nacre up
 
-# test runs everything: rules, contract suites on the real things, and the
-# published SDKs end to end. It needs root and installs what it needs. Firecracker's
-# tests, a quarter of an hour on an emulated host, are a command of their own.
-test: deps build lint unit e2e
-	@echo 'not run, 1: make test-firecracker (on an emulated host; run it by itself)'
+# test runs everything: rules, contract suites on the real things, the published
+# SDKs end to end, and Firecracker on an emulated host. It needs root and installs
+# what it needs.
+test: deps build lint unit e2e test-firecracker
 
 lint:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi
@@ -45,15 +44,16 @@ unit: deps build
 e2e: deps build
 	$(GO) test -timeout 45m -count 1 ./e2e
 
-# test-firecracker runs Firecracker, its jailer and the driver, and the server with a
-# published SDK, inside QEMU machines with emulated virtualization (nacretest/kvmhost),
-# which it makes of Debian's packages. FIRECRACKER is a pattern of tests.
-# What concerns cgroups runs on an emulated host with those of version 1 too.
+# test-firecracker runs Firecracker, its jailer and the driver, what its machines reach
+# of the network, and the server with a published SDK, inside QEMU machines with
+# emulated virtualization (nacretest/kvmhost), which it makes of Debian's packages.
+# FIRECRACKER is a pattern of tests. What concerns cgroups runs on an emulated host with
+# those of version 1 too.
 FIRECRACKER := .
 FIRECRACKER_V1 := TestMachine|TestRuntime/^(Boot|Usage|RecoverEnded|Sweep|Fault14.*)$$
 test-firecracker: deps build
 	$(GO) test -v -p 1 -timeout 60m -count 1 -run '$(FIRECRACKER)' ./runtime/firecracker/... ./e2e/microvm
-	NACRE_CGROUP_V1=1 $(GO) test -v -timeout 30m -count 1 -run '$(FIRECRACKER_V1)' ./runtime/firecracker
+	NACRE_CGROUP_V1=1 $(GO) test -v -timeout 60m -count 1 -run '$(FIRECRACKER_V1)' ./runtime/firecracker
 
 # test-cgroup2 runs the gVisor driver's tests on Debian's kernel with version 2 of
 # cgroups alone, as a fresh Debian has it, whatever this host has: inside a QEMU machine,
