@@ -72,6 +72,7 @@ func benchmarks() []benchmark {
 		{"wake", "a request that resumes its sandbox", benchWake},
 		{"chaos", "paused sandboxes resumed at random, compared", benchChaos},
 		{"memory", "what an idle sandbox costs", benchMemory},
+		{"firecracker", "what a microVM costs, on an emulated host where there is no other", benchFirecracker},
 		{"burst", "a hundred creates at once", benchBurst},
 		{"restart", "killing, and the server's own restart", benchRestart},
 		{"control", "creates a second without machines", benchControl},
