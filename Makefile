@@ -30,9 +30,9 @@ up: build
 	bin/nacre up
 
 # test runs everything: rules, contract suites on the real things, the published
-# SDKs end to end, and Firecracker on an emulated host. It needs root and installs
-# what it needs.
-test: deps build lint unit e2e test-firecracker
+# SDKs end to end, and on emulated hosts Firecracker and version 2 of cgroups. It needs
+# root and installs what it needs.
+test: deps build lint unit e2e test-cgroup2 test-firecracker
 
 lint:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi
@@ -55,10 +55,10 @@ test-firecracker: deps build
 	$(GO) test -v -p 1 -timeout 60m -count 1 -run '$(FIRECRACKER)' ./runtime/firecracker/... ./e2e/microvm
 	NACRE_CGROUP_V1=1 $(GO) test -v -timeout 60m -count 1 -run '$(FIRECRACKER_V1)' ./runtime/firecracker
 
-# test-cgroup2 runs the gVisor driver's tests on Debian's kernel with version 2 of
-# cgroups alone, as a fresh Debian has it, whatever this host has: inside a QEMU machine,
-# three minutes. CGROUP2 is a pattern of tests.
-CGROUP2 := TestAhead|TestKilled|TestHandle|TestSweepOf|TestConfined|TestContract$$/^(Boot|Usage|Recover.*|Sweep|Fault1.*|SnapshotOf.*|RestoreKeeps|Fault27.*)$$
+# test-cgroup2 runs the tests of cgroups and the gVisor driver's on Debian's kernel with
+# version 2 of cgroups alone, as a fresh Debian has it, whatever this host has: inside a
+# QEMU machine. CGROUP2 is a pattern of tests.
+CGROUP2 := TestPrepare|TestLabel|TestSnapshotNearMemoryLimit|TestSnapshotsInARow|TestAhead|TestKilled|TestHandle|TestSweepOf|TestConfined|TestContract$$/^(Boot|Usage|Recover.*|Sweep|Fault1.*|SnapshotOf.*|RestoreKeeps|Fault27.*)$$
 test-cgroup2: deps
 	NACRE_EMULATE=1 $(GO) test -v -timeout 30m -count 1 -run '$(CGROUP2)' ./runtime/gvisor/cgroup2
 

@@ -1,6 +1,6 @@
-// Package cgroup2 runs the gVisor driver's tests on a host that has version 2 of cgroups
-// alone and Debian's own kernel, as a fresh Debian has: an emulated one, so that it
-// matters not what the host around it is. It is asked for by NACRE_EMULATE.
+// Package cgroup2 runs the tests of cgroups and of the gVisor driver on a host that has
+// version 2 of cgroups alone and Debian's own kernel, as a fresh Debian has: an emulated
+// one, so that it matters not what the host around it is. It is asked for by NACRE_EMULATE.
 package cgroup2
 
 import (
@@ -8,23 +8,61 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
-// driver is the program of the driver's tests, with what they need beside it. This one
-// only brings it there: gVisor cannot be linked into the first program of a host, for
-// it wants /proc before main begins.
-const driver = "/assets/gvisor.test"
+// assets is where the emulated host has the programs of those tests, and what they need.
+// This one only brings them there: gVisor cannot be linked into the first program of a
+// host, for it wants /proc before main begins.
+const assets = "/assets"
+
+// tested are the packages, by the names of their programs.
+var tested = []struct{ program, path string }{
+	{"cgroup.test", "github.com/nacrehq/nacre/internal/cgroup"},
+	{"gvisor.test", "github.com/nacrehq/nacre/runtime/gvisor"},
+}
+
+// run runs the tests with the arguments of this program.
+func run(*testing.M) (code int) {
+	if err := mountDisk(); err != nil {
+		fmt.Println("the emulated host has no disk:", err)
+		return 1
+	}
+	for _, p := range tested {
+		c := exec.Command(filepath.Join(assets, p.program), os.Args[1:]...)
+		c.Env = append(os.Environ(), "NACRE_TEST_ASSETS="+assets, "TMPDIR="+disk)
+		c.Stdout, c.Stderr = os.Stdout, os.Stderr
+		if err := c.Run(); err != nil {
+			fmt.Println(p.program, err)
+			code = 1
+		}
+	}
+	return code
+}
+
+// disk is where the tests have a disk. In the rest of the emulated host's file system all
+// that a machine writes is memory of its own, which counts.
+const disk = "/disk"
+
+func mountDisk() error {
+	const device = "zram0"
+	if err := os.WriteFile("/sys/block/"+device+"/disksize", []byte("4G"), 0); err != nil {
+		return err
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "/dev/"+device).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	if err := os.Mkdir(disk, 0o755); err != nil {
+		return err
+	}
+	return unix.Mount("/dev/"+device, disk, "ext4", 0, "")
+}
 
 func TestMain(m *testing.M) {
-	if kvmhost.Emulated() {
-		err := syscall.Exec(driver, append([]string{driver}, os.Args[1:]...), append(os.Environ(), "NACRE_TEST_ASSETS="+filepath.Dir(driver)))
-		fmt.Println(driver, err)
-		os.Exit(1)
-	}
 	if os.Getenv("NACRE_EMULATE") == "" && os.Getpid() != 1 {
 		fmt.Println("SKIP: the driver's tests on version 2 of cgroups take minutes; make test-cgroup2 runs them")
 		return
@@ -34,25 +72,29 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	code := kvmhost.Main(m, kvmhost.Config{MemoryMiB: 4096, Files: func() (map[string]string, error) { return files(dir) }})
+	code := kvmhost.Main(m, kvmhost.Config{MemoryMiB: 4096, Run: run, Files: func() (map[string]string, error) { return files(dir) }})
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
 
 func files(dir string) (map[string]string, error) {
-	out := map[string]string{driver: filepath.Join(dir, "gvisor.test")}
-	build := exec.Command("go", "test", "-c", "-o", out[driver], "github.com/nacrehq/nacre/runtime/gvisor")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, text)
+	out := map[string]string{}
+	for _, p := range tested {
+		path := filepath.Join(dir, p.program)
+		out[filepath.Join(assets, p.program)] = path
+		build := exec.Command("go", "test", "-c", "-o", path, p.path)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := build.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("%w: %s", err, text)
+		}
 	}
-	assets := exec.Command(out[driver])
-	assets.Dir, assets.Env = "..", append(os.Environ(), "NACRE_TEST_MAKE_ASSETS="+dir)
-	if text, err := assets.CombinedOutput(); err != nil {
+	guest := exec.Command(filepath.Join(dir, "gvisor.test"))
+	guest.Dir, guest.Env = "..", append(os.Environ(), "NACRE_TEST_MAKE_ASSETS="+dir)
+	if text, err := guest.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("the guest: %w: %s", err, text)
 	}
 	for _, name := range []string{"testguest", "root.erofs"} {
-		out[filepath.Join(filepath.Dir(driver), name)] = filepath.Join(dir, name)
+		out[filepath.Join(assets, name)] = filepath.Join(dir, name)
 	}
-	return out, nil
+	return out, kvmhost.WithLibraries(out, "mkfs.ext4")
 }
