@@ -197,9 +197,6 @@ func restoreKey(v version) (string, error) {
 // Name is "firecracker".
 func (r *Runtime) Name() nacre.RuntimeName { return nacre.RuntimeFirecracker }
 
-// Version is the release of Firecracker that the machines run on.
-func (r *Runtime) Version() string { return r.version.String() }
-
 // Capabilities of the driver.
 func (r *Runtime) Capabilities() nacre.Capabilities {
 	return nacre.Capabilities{Runtime: r.Name(), Isolation: "Firecracker microVM", MemoryInKiB: 48 << 10, Snapshots: true, RestoreKey: r.key, SparesOnOOM: true}
