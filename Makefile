@@ -59,7 +59,7 @@ test-firecracker: deps build
 # version 2 of cgroups alone, as a fresh Debian has it, whatever this host has: inside a
 # QEMU machine. CGROUP2 is a pattern of tests.
 CGROUP2 := TestPrepare|TestLabel|TestSnapshotNearMemoryLimit|TestSnapshotsInARow|TestAhead|TestKilled|TestHandle|TestSweepOf|TestConfined|TestContract$$/^(Boot|Usage|Recover.*|Sweep|Fault1.*|SnapshotOf.*|RestoreKeeps|Fault27.*)$$
-test-cgroup2: deps
+test-cgroup2: deps build
 	NACRE_EMULATE=1 $(GO) test -v -timeout 30m -count 1 -run '$(CGROUP2)' ./runtime/gvisor/cgroup2
 
 # guest-kernel builds the kernel of Firecracker's guests and prints its path.
