@@ -84,7 +84,9 @@ func (p *previews) ask(ctx context.Context, slug, host string, now time.Time) (n
 	if usable {
 		limit = staleLookup
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	// The next one is answered with it too, so who asked may go: one that closed its half
+	// of the connection looks as if it had, and waits.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	var route nacre.PreviewRoute
 	var err error

@@ -39,7 +39,10 @@ func (f *fakePreviews) find(m map[string]nacre.PreviewRoute, key string) (nacre.
 	return r, nil
 }
 
-func (f *fakePreviews) PreviewBySlug(_ context.Context, slug string) (nacre.PreviewRoute, error) {
+func (f *fakePreviews) PreviewBySlug(ctx context.Context, slug string) (nacre.PreviewRoute, error) {
+	if err := ctx.Err(); err != nil {
+		return nacre.PreviewRoute{}, err
+	}
 	return f.find(f.slugs, slug)
 }
 
@@ -51,6 +54,17 @@ func (f *fakePreviews) set(fn func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	fn()
+}
+
+// TestLookupOfWhoIsGone: a client that has closed its half of the connection, which
+// looks like one that is gone, is told what there is and not that nobody knows.
+func TestLookupOfWhoIsGone(t *testing.T) {
+	p := newPreviews(&fakePreviews{}, time.Now)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.find(ctx, "none", "none.example"); !nacre.IsCode(err, nacre.CodeNotFound) {
+		t.Errorf("the look-up ended with %v", err)
+	}
 }
 
 // previewWorld is a world whose sandbox A has a public preview "open" and a private
