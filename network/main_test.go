@@ -156,18 +156,7 @@ func (g guest) listen(t testing.TB, port int) {
 			return err
 		}
 		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer c.Close()
-					_, _ = io.Copy(c, c)
-				}()
-			}
-		}()
+		go fakenet.Echo(l)
 		return nil
 	})
 	if err != nil {

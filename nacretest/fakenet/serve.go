@@ -26,7 +26,7 @@ func (n *Internet) serve() error {
 		return err
 	}
 	n.closers = append(n.closers, func() { _ = echo.Close() })
-	go echoTCP(echo)
+	go Echo(echo)
 
 	for _, a := range UDPAddrs() {
 		u, err := net.ListenPacket("udp4", udpAddr(a, EchoPort))
@@ -71,7 +71,8 @@ func tell(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s -> %s %s\n", r.RemoteAddr, to, r.Host)
 }
 
-func echoTCP(l net.Listener) {
+// Echo answers each connection with what it says, until the listener is closed.
+func Echo(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		if err != nil {

@@ -2,7 +2,6 @@ package reach
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"slices"
@@ -69,18 +68,7 @@ func (h Host) hosts(t *testing.T, m machine) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
+	go fakenet.Echo(l)
 	for _, addr := range []string{m.slot.Gateway.String(), fakenet.HostAddr} {
 		c, err := net.DialTimeout("tcp4", addr+":8080", h.Patience)
 		if err != nil {
