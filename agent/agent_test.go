@@ -86,6 +86,25 @@ func (g *guest) initialised(t testing.TB, accessToken string) *envd.Client {
 	return c
 }
 
+// TestVisitorUnlogged: what the host runs in a guest before it is anybody's, in the
+// manner of an SDK, is not in the log of who gets the guest.
+func TestVisitorUnlogged(t *testing.T) {
+	c := newGuest(t).initialised(t, "token")
+	v := c.Visitor()
+	t.Cleanup(v.(*envd.Client).Close)
+	s, err := v.Processes().Start(t.Context(), nacre.ProcessSpec{Cmd: "/bin/sh", Args: []string{"-c", "echo ok"}, Unlogged: true})
+	must(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	for event := (nacre.ProcessEvent{}); event.Exit == nil; {
+		event, err = s.Next()
+		must(t, err)
+	}
+	must(t, c.LogsSoFar(t.Context(), 0, func(e nacre.LogEntry) error {
+		t.Errorf("in the log: %+v", e)
+		return nil
+	}))
+}
+
 func TestAgentContract(t *testing.T) {
 	nacretest.TestAgent(t, func(t *testing.T) nacretest.AgentGuest {
 		g := newGuest(t)

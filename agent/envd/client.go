@@ -92,11 +92,12 @@ func (c *Client) WithTokens(hostToken, accessToken string) nacre.Agent {
 	return newClient(opts, c.inner)
 }
 
-// Visitor returns a client that does as the published SDKs do: with the access token
-// alone, in JSON, over connections of its own, which its Close ends.
+// Visitor returns a client that does as the published SDKs do: in JSON, over
+// connections of its own, which its Close ends. It keeps the host's token, without
+// which no process stays out of the guest's log.
 func (c *Client) Visitor() nacre.Agent {
 	opts := c.opts
-	opts.HostToken, opts.JSON = "", true
+	opts.JSON = true
 	return New(opts)
 }
 

@@ -66,7 +66,7 @@ func TestStatusCodes(t *testing.T) {
 	}
 }
 
-// TestVisitor: a visitor comes as the published SDKs do, with nothing of the host's,
+// TestVisitor: a visitor speaks as the published SDKs do, says that it is the host's,
 // and leaves the host's connections alone.
 func TestVisitor(t *testing.T) {
 	var mu sync.Mutex
@@ -93,7 +93,7 @@ func TestVisitor(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	got := slices.Sorted(maps.Values(seen))
-	if want := []string{"application/connect+json a", "application/connect+proto ha"}; !slices.Equal(got, want) {
+	if want := []string{"application/connect+json ha", "application/connect+proto ha"}; !slices.Equal(got, want) {
 		t.Errorf("connections: %q, want %q", got, want)
 	}
 }
