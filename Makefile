@@ -55,10 +55,11 @@ test-firecracker: deps build
 	$(GO) test -v -p 1 -timeout 60m -count 1 -run '$(FIRECRACKER)' ./runtime/firecracker/... ./e2e/microvm
 	NACRE_CGROUP_V1=1 $(GO) test -v -timeout 60m -count 1 -run '$(FIRECRACKER_V1)' ./runtime/firecracker
 
-# test-cgroup2 runs the tests of cgroups and the gVisor driver's on Debian's kernel with
-# version 2 of cgroups alone, as a fresh Debian has it, whatever this host has: inside a
-# QEMU machine. CGROUP2 is a pattern of tests.
-CGROUP2 := TestPrepare|TestLabel|TestSnapshotNearMemoryLimit|TestSnapshotsInARow|TestAhead|TestKilled|TestHandle|TestSweepOf|TestConfined|TestContract$$/^(Boot|Usage|Recover.*|Sweep|Fault1.*|SnapshotOf.*|RestoreKeeps|Fault27.*)$$
+# test-cgroup2 runs the tests of cgroups and the gVisor driver's, and the life of a
+# sandbox on a server, on Debian's kernel with version 2 of cgroups alone, as a fresh
+# Debian has it, whatever this host has: inside a QEMU machine. CGROUP2 is a pattern of
+# tests.
+CGROUP2 := TestLife|TestPrepare|TestLabel|TestSnapshotNearMemoryLimit|TestSnapshotsInARow|TestAhead|TestKilled|TestHandle|TestSweepOf|TestConfined|TestContract$$/^(Boot|Usage|Recover.*|Sweep|Fault1.*|SnapshotOf.*|RestoreKeeps|Fault27.*)$$
 test-cgroup2: deps build
 	NACRE_EMULATE=1 $(GO) test -v -timeout 30m -count 1 -run '$(CGROUP2)' ./runtime/gvisor/cgroup2
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -52,7 +51,7 @@ func files() (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the guest's kernel: %w", err)
 	}
-	assets, err := kvmhost.Assets()
+	release, err := kvmhost.Release()
 	if err != nil {
 		return nil, err
 	}
@@ -60,12 +59,12 @@ func files() (map[string]string, error) {
 		return nil, err
 	}
 	base := filepath.Join(scratch, "base.erofs")
-	if err := image(base); err != nil {
+	if err := kvmhost.Image(base); err != nil {
 		return nil, fmt.Errorf("base image: %w", err)
 	}
 	m := map[string]string{"/bin/nacre": bin, baseImage: base}
 	for name, file := range map[string]string{
-		firecracker.VMMName: filepath.Join(assets, "firecracker"), firecracker.JailerName: filepath.Join(assets, "jailer"), firecracker.KernelName: kernel,
+		firecracker.VMMName: filepath.Join(release, "firecracker"), firecracker.JailerName: filepath.Join(release, "jailer"), firecracker.KernelName: kernel,
 	} {
 		m[filepath.Join(dataDir, "firecracker", name)] = file
 	}
@@ -75,56 +74,6 @@ func files() (map[string]string, error) {
 		}
 	}
 	return m, nil
-}
-
-// image makes a small root file system of this host's own programs.
-func image(path string) error {
-	root := path + ".root"
-	for _, d := range []string{"tmp", "proc", "sys", "dev", "run", "root", "etc", "home/user", "var/tmp"} {
-		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-			return err
-		}
-	}
-	files := map[string]string{}
-	for _, program := range []string{"bash", "cat", "ls", "mkdir", "rm", "sleep", "id", "whoami", "uname", "env", "perl", "sha256sum", "head"} {
-		if err := kvmhost.WithLibraries(files, program); err != nil {
-			return err
-		}
-	}
-	for there, here := range files {
-		there = filepath.Join(root, strings.Replace(there, "/sbin/", "/bin/", 1))
-		if err := os.MkdirAll(filepath.Dir(there), 0o755); err != nil {
-			return err
-		}
-		if err := cached.Command("", "cp", "-L", here, there); err != nil {
-			return err
-		}
-	}
-	perl, err := filepath.Glob("/usr/lib/*/perl-base")
-	if err != nil || len(perl) != 1 {
-		return fmt.Errorf("perl's modules: %v, %w", perl, err)
-	}
-	if err := os.MkdirAll(filepath.Join(root, filepath.Dir(perl[0])), 0o755); err != nil {
-		return err
-	}
-	if err := cached.Command("", "cp", "-r", perl[0], filepath.Join(root, perl[0])); err != nil {
-		return err
-	}
-	for name, text := range map[string]string{
-		"etc/passwd": "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\n",
-		"etc/group":  "root:x:0:\nuser:x:1000:\n", "etc/hostname": "base\n",
-	} {
-		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	if err := os.Chmod(filepath.Join(root, "tmp"), 0o1777); err != nil {
-		return err
-	}
-	if err := os.Chown(filepath.Join(root, "home/user"), 1000, 1000); err != nil {
-		return err
-	}
-	return cached.Command("", "mkfs.erofs", "-E", "noinline_data", path, root)
 }
 
 // sdk runs a part of walk.py on the host around; its arguments are variables of the

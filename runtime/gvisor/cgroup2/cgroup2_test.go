@@ -1,9 +1,11 @@
-// Package cgroup2 runs the tests of cgroups and of the gVisor driver on a host that has
-// version 2 of cgroups alone and Debian's own kernel, as a fresh Debian has: an emulated
-// one, so that it matters not what the host around it is. It is asked for by NACRE_EMULATE.
+// Package cgroup2 runs the tests of cgroups and of the gVisor driver, and the life of a
+// sandbox on a server, on a host that has version 2 of cgroups alone and Debian's own
+// kernel, as a fresh Debian has: an emulated one, so that it matters not what the host
+// around it is. It is asked for by NACRE_EMULATE.
 package cgroup2
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,7 +26,14 @@ const assets = "/assets"
 var tested = []struct{ program, path string }{
 	{"cgroup.test", "github.com/nacrehq/nacre/internal/cgroup"},
 	{"gvisor.test", "github.com/nacrehq/nacre/runtime/gvisor"},
+	{"e2e.test", "github.com/nacrehq/nacre/e2e"},
 }
+
+// The server that e2e.test runs, and its base template.
+const (
+	binary    = assets + "/nacre"
+	baseImage = assets + "/base.erofs"
+)
 
 // run runs the tests with the arguments of this program.
 func run(*testing.M) (code int) {
@@ -34,7 +43,8 @@ func run(*testing.M) (code int) {
 	}
 	for _, p := range tested {
 		c := exec.Command(filepath.Join(assets, p.program), os.Args[1:]...)
-		c.Env = append(os.Environ(), "NACRE_TEST_ASSETS="+assets, "TMPDIR="+disk)
+		c.Env = append(os.Environ(), "TMPDIR="+disk, "NACRE_TEST_ASSETS="+assets,
+			"NACRE_E2E_BINARY="+binary, "NACRE_BASE_IMAGE="+baseImage, "NACRE_CACHE_DIR="+filepath.Join(disk, "cache"))
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr
 		if err := c.Run(); err != nil {
 			fmt.Println(p.program, err)
@@ -64,7 +74,7 @@ func mountDisk() error {
 
 func TestMain(m *testing.M) {
 	if os.Getenv("NACRE_EMULATE") == "" && os.Getpid() != 1 {
-		fmt.Println("SKIP: the driver's tests on version 2 of cgroups take minutes; make test-cgroup2 runs them")
+		fmt.Println("SKIP: the tests on version 2 of cgroups take minutes; make test-cgroup2 runs them")
 		return
 	}
 	dir, err := os.MkdirTemp("", "nacre-cgroup2-")
@@ -96,5 +106,27 @@ func files(dir string) (map[string]string, error) {
 	for _, name := range []string{"testguest", "root.erofs"} {
 		out[filepath.Join(assets, name)] = filepath.Join(dir, name)
 	}
-	return out, kvmhost.WithLibraries(out, "mkfs.ext4")
+	return out, errors.Join(kvmhost.WithLibraries(out, "mkfs.ext4"), server(out, dir))
+}
+
+// server adds what e2e.test runs.
+func server(out map[string]string, dir string) error {
+	bin, err := filepath.Abs("../../../bin/nacre")
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(bin); err != nil {
+		return fmt.Errorf("%w: run `make build` first", err)
+	}
+	image := filepath.Join(dir, "base.erofs")
+	if err := kvmhost.Image(image); err != nil {
+		return fmt.Errorf("the base template: %w", err)
+	}
+	// An internet of the tests' own puts its name server over this.
+	resolv := filepath.Join(dir, "resolv.conf")
+	if err := os.WriteFile(resolv, nil, 0o644); err != nil {
+		return err
+	}
+	out[binary], out[baseImage], out["/etc/resolv.conf"] = bin, image, resolv
+	return nil
 }
