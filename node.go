@@ -46,6 +46,11 @@ type Node interface {
 	// Snapshots lists what exists here: the truth that the records are compared with.
 	Snapshots(ctx context.Context) ([]SnapshotManifest, error)
 
+	// CheckSnapshot tells whether its files are here and as they were written, without
+	// starting anything: nil, or what Start would return of them. Memory's pages are
+	// compared by size.
+	CheckSnapshot(ctx context.Context, id SnapshotID) error
+
 	// DeleteSnapshot removes one; what restores from it at the moment goes on. A
 	// repeat is no error.
 	DeleteSnapshot(ctx context.Context, id SnapshotID) error

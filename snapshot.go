@@ -188,7 +188,7 @@ type SnapshotService interface {
 	// Restore puts the same sandbox, running or paused, back to a snapshot of its own
 	// or of its ancestors. What it did since is gone. When the snapshot cannot be
 	// restored here that is said before anything is given up; when the restore itself
-	// fails the sandbox is paused at the snapshot.
+	// fails one that ran is paused at the snapshot, and one that was paused is as before.
 	Restore(ctx context.Context, team TeamID, id SandboxID, snap SnapshotID) (Sandbox, error)
 	// Fork makes sandboxes that go on where another one is, or where a snapshot was
 	// taken. Each has its own outcome; an error of Fork itself means that none was made.

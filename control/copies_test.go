@@ -271,3 +271,73 @@ func TestFault25_WrongSnapshot(t *testing.T) {
 	_, err = w.svc.GetSnapshot(t.Context(), team, n.ID)
 	wantCode(t, err, nacre.CodeNotFound)
 }
+
+// TestFault25_RestoreToADamagedSnapshot: it is refused before anything is given up, of
+// a running sandbox and of a paused one.
+func TestFault25_RestoreToADamagedSnapshot(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	s := w.create(nacre.CreateRequest{})
+	n := w.snapshot(s.ID, nacre.SnapshotRequest{})
+	w.write(s.ID, "/f", "since")
+	damaged := atomic.Bool{}
+	damaged.Store(true)
+	w.host.SetHook(func(op string, _ nacre.MachineID) error {
+		if damaged.Load() && (op == "runtime.verify" || op == "runtime.restore") {
+			return nacre.Errorf(nacre.CodeConflict, "the snapshot is damaged")
+		}
+		return nil
+	})
+	_, err := w.svc.Restore(t.Context(), team, s.ID, n.ID)
+	wantCode(t, err, nacre.CodeConflict)
+	if got := w.get(s.ID); got.State != nacre.StateRunning || got.Machine != s.Machine || w.read(s.ID, "/f") != "since" {
+		t.Fatalf("a running one: %+v", got)
+	}
+	was := w.pause(s.ID)
+	_, err = w.svc.Restore(t.Context(), team, s.ID, n.ID)
+	wantCode(t, err, nacre.CodeConflict)
+	if got := w.get(s.ID); got.State != nacre.StatePaused || got.Snapshot != was.Snapshot || !got.PausedAt.Equal(was.PausedAt) {
+		t.Fatalf("a paused one: %+v", got)
+	}
+	damaged.Store(false)
+	w.resume(s.ID)
+	if w.read(s.ID, "/f") != "since" {
+		t.Fatal("what the sandbox did since is lost")
+	}
+	w.settles("refused")
+}
+
+// TestRestoreOfAPausedOneFails: it stays paused where it was, and says why.
+func TestRestoreOfAPausedOneFails(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	s := w.create(nacre.CreateRequest{})
+	n := w.snapshot(s.ID, nacre.SnapshotRequest{})
+	w.write(s.ID, "/f", "since")
+	was := w.pause(s.ID)
+	full := atomic.Bool{}
+	full.Store(true)
+	w.host.SetHook(func(op string, _ nacre.MachineID) error {
+		if full.Load() && op == "runtime.restore" {
+			return nacre.Errorf(nacre.CodeExhausted, "the host is full")
+		}
+		return nil
+	})
+	_, err := w.svc.Restore(t.Context(), team, s.ID, n.ID)
+	wantCode(t, err, nacre.CodeExhausted)
+	got := w.get(s.ID)
+	if got.State != nacre.StatePaused || got.Snapshot != was.Snapshot || !got.PausedAt.Equal(was.PausedAt) || !strings.Contains(got.Detail, "full") {
+		t.Fatalf("%+v", got)
+	}
+	full.Store(false)
+	w.settles("refused")
+	w.resume(s.ID)
+	if w.read(s.ID, "/f") != "since" {
+		t.Fatal("what the sandbox did since is lost")
+	}
+	w.pause(s.ID)
+	if _, err := w.svc.Restore(t.Context(), team, s.ID, n.ID); err != nil {
+		t.Fatal(err)
+	}
+	w.settles("restored")
+}

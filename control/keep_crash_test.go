@@ -43,8 +43,8 @@ var keepCases = []keepCase{
 	}},
 	{name: "snapshot", holds: []string{"2"}, done: hasSnapshot, do: keepNamed},
 	{name: "snapshot of a paused one", paused: true, holds: []string{"2"}, done: hasSnapshot, do: keepNamed},
-	{name: "restore", holds: []string{"1", "2"}, done: is(nacre.StateRunning), do: restore},
-	{name: "restore of a paused one", paused: true, holds: []string{"1", "2"}, done: is(nacre.StateRunning), do: restore},
+	{name: "restore", holds: []string{"1", "2"}, done: wentBack, do: restore},
+	{name: "restore of a paused one", paused: true, holds: []string{"1", "2"}, done: wentBack, do: restore},
 	{name: "fork", holds: []string{"2"}, done: hasForks, do: forkTwo},
 	{name: "fork of a paused one", paused: true, holds: []string{"2"}, done: hasForks, do: forkTwo},
 	{name: "fork of a snapshot", holds: []string{"2"}, done: hasForks, do: func(w *world, _ nacre.Sandbox, n nacre.Snapshot) error {
@@ -73,12 +73,17 @@ func hasSnapshot(w *world, s nacre.Sandbox, _ nacre.Snapshot) string {
 
 func restore(w *world, s nacre.Sandbox, n nacre.Snapshot) error {
 	_, err := w.svc.Restore(w.tb.Context(), team, s.ID, n.ID)
-	if err == nil {
+	return err
+}
+
+func wentBack(w *world, s nacre.Sandbox, n nacre.Snapshot) string {
+	why := is(nacre.StateRunning)(w, s, n)
+	if why == "" {
 		if got := w.read(s.ID, "/f"); got != "1" {
-			return fmt.Errorf("it holds %q", got)
+			why = fmt.Sprintf("it holds %q", got)
 		}
 	}
-	return err
+	return why
 }
 
 func forkTwo(w *world, s nacre.Sandbox, _ nacre.Snapshot) error {

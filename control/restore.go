@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -28,27 +29,69 @@ func (s *Service) Restore(ctx context.Context, team nacre.TeamID, id nacre.Sandb
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTime)
 	defer cancel()
-	ran := rec.State == nacre.StateRunning
+	node := s.nodeOf(rec.Node)
+	if node == nil {
+		return nacre.Sandbox{}, errNoHost(id)
+	}
+	if err := node.CheckSnapshot(ctx, n.ID); err != nil {
+		return nacre.Sandbox{}, err
+	}
+	if rec.State == nacre.StatePaused {
+		return s.restorePaused(ctx, rec, n)
+	}
 	if !s.roster.rouse(id, s.cfg.Limits.MaxPerTeam) {
 		return nacre.Sandbox{}, s.errFull()
 	}
 	held, err := s.beginRestore(ctx, rec, n)
 	if err != nil {
-		if !ran {
-			s.roster.sleep(rec)
-		}
 		return nacre.Sandbox{}, err
 	}
-	if !ran && rec.Snapshot != n.ID {
-		s.letGo(ctx, team, rec.Snapshot)
-	}
-	if node := s.nodeOf(rec.Node); ran && node != nil {
-		if err := node.Stop(ctx, id); err != nil {
-			return nacre.Sandbox{}, s.asleepAgain(ctx, held, err)
-		}
+	if err := node.Stop(ctx, id); err != nil {
+		return nacre.Sandbox{}, s.asleepAgain(ctx, held, err)
 	}
 	s.used(ctx, n)
-	return s.goOn(ctx, held, comeback{keepEnd: ran, kind: nacre.EventRestored})
+	return s.goOn(ctx, held, comeback{keepEnd: true, kind: nacre.EventRestored})
+}
+
+// restorePaused puts a paused sandbox back to a snapshot. What it was paused at stays
+// until it runs: when that fails it is paused there as before.
+func (s *Service) restorePaused(ctx context.Context, rec nacre.Sandbox, n nacre.Snapshot) (nacre.Sandbox, error) {
+	if !s.roster.rouse(rec.ID, s.cfg.Limits.MaxPerTeam) {
+		return nacre.Sandbox{}, s.errFull()
+	}
+	remove := s.hand.add(rec.Snapshot)
+	held, err := s.beginRestore(ctx, rec, n)
+	if err != nil {
+		remove()
+		s.roster.sleep(rec)
+		return nacre.Sandbox{}, err
+	}
+	s.used(ctx, n)
+	out, err := s.goOn(ctx, held, comeback{kind: nacre.EventRestored})
+	if err != nil {
+		s.asBefore(ctx, rec, held)
+	}
+	remove()
+	if rec.Snapshot != n.ID {
+		s.letGo(ctx, rec.TeamID, rec.Snapshot) // unless it is held, again
+	}
+	return out, err
+}
+
+// asBefore gives a paused sandbox, whose restore to another snapshot failed, back what
+// it was paused at.
+func (s *Service) asBefore(ctx context.Context, was, held nacre.Sandbox) {
+	_, err := s.cfg.Store.Update(ctx, was.TeamID, was.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
+		if r.State != nacre.StatePaused || r.Snapshot != held.Snapshot {
+			return nil, errNothing
+		}
+		r.Snapshot, r.PausedAt = was.Snapshot, was.PausedAt
+		r.BuildID, r.Runtime, r.Resources = was.BuildID, was.Runtime, was.Resources
+		return nil, nil
+	})
+	if err != nil && !errors.Is(err, errNothing) {
+		s.log.Error("a sandbox that could not be restored stays paused at the snapshot that it was to be restored to", "sandbox", was.ID, "err", err)
+	}
 }
 
 // beginRestore moves the record to resuming, at the snapshot.

@@ -151,3 +151,37 @@ func TestFault25_DamagedSnapshotIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestFault25_RestoreToADamagedSnapshot: a sandbox that is to go back to a snapshot
+// that is damaged goes on as it is, with what it did since.
+func TestFault25_RestoreToADamagedSnapshot(t *testing.T) {
+	d := start(t, "--memory-mib", "256", "--standby", "0")
+	sb := many(t, d.client(), 1)[0]
+	snap, err := sb.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := entrust(t.Context(), sb, "since"); err != nil {
+		t.Fatal(err)
+	}
+	alter(t, d.path("snapshots", "plain", snap.ID, "pages.img"), half)
+	for _, state := range []nacre.State{nacre.StateRunning, nacre.StatePaused} {
+		if state == nacre.StatePaused {
+			if err := sb.Pause(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := sb.Restore(t.Context(), snap.ID); !errors.Is(err, client.ErrConflict) || !strings.Contains(err.Error(), "pages.img") {
+			t.Errorf("restored while %s: %v", state, err)
+		}
+		if info, err := sb.Info(t.Context()); err != nil || info.State != state {
+			t.Errorf("afterwards it is %+v, %v", info, err)
+		}
+	}
+	if err := sb.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := remembers(t.Context(), sb, "since"); err != nil {
+		t.Error(err)
+	}
+}

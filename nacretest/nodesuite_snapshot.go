@@ -18,6 +18,7 @@ func nodeSnapshotCases() []nodeCase {
 		{"of files alone a sandbox boots", nodeFilesOnly},
 		{"of what has memory too a sandbox boots when it is to", nodeReboot},
 		{"what cannot be restored is refused with the reason", nodeSnapshotRefused},
+		{"whether a snapshot can be gone on from is told before anything is given up", nodeCheckSnapshot},
 		{"one snapshot of a sandbox at a time, and a stop calls it off", nodeSnapshotStopped},
 		{"a deleted snapshot is gone, a paused sandbox outlives the daemon", nodeSnapshotRestart},
 	}
@@ -294,6 +295,25 @@ func nodeReboot(t *testing.T, n NodeUnderTest) {
 	if list, err := n.Node.Snapshots(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("snapshots: %+v, %v", list, err)
 	}
+	n.noLeaks(t)
+}
+
+func nodeCheckSnapshot(t *testing.T, n NodeUnderTest) {
+	spec, _ := n.start(t)
+	id := nacre.NewSnapshotID()
+	if _, err := n.Node.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: id}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Node.CheckSnapshot(t.Context(), id); err != nil {
+		t.Errorf("of a whole one: %v", err)
+	}
+	nodeWantCode(t, n.Node.CheckSnapshot(t.Context(), nacre.NewSnapshotID()), nacre.CodeNotFound)
+	n.run(t, spec.Sandbox, "echo unharmed")
+	if err := n.Node.DeleteSnapshot(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	nodeWantCode(t, n.Node.CheckSnapshot(t.Context(), id), nacre.CodeNotFound)
+	n.stop(t, spec.Sandbox)
 	n.noLeaks(t)
 }
 

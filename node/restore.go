@@ -48,6 +48,22 @@ func (n *Node) open(ctx context.Context, shape Shape, spec nacre.StartSpec) (*op
 	return o, nil
 }
 
+// CheckSnapshot tells whether a snapshot can be gone on from; see nacre.Node.
+func (n *Node) CheckSnapshot(ctx context.Context, id nacre.SnapshotID) error {
+	if n.cfg.Artifacts == nil {
+		return errNoSnapshots
+	}
+	dir, m, release, err := n.cfg.Artifacts.Open(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := n.cfg.Runtime.Capabilities().CanRestore(m.ID, m.RestoreKey); err != nil {
+		return err
+	}
+	return n.cfg.Runtime.VerifySnapshot(ctx, dir)
+}
+
 // fits tells whether the snapshot can be restored in that shape on this host. How
 // many tasks a machine may have is the host's affair.
 func fits(m nacre.SnapshotManifest, shape Shape, can nacre.Capabilities) error {
