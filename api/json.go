@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/nacrehq/nacre"
 )
@@ -16,7 +17,7 @@ const MaxBody = 1 << 20
 
 // Read decodes the body into v. Unknown fields are ignored. A body that is not
 // one JSON value of v's shape is CodeInvalid with the field named; one beyond
-// MaxBody carries ErrTooLarge; none at all leaves v as it is and reports false.
+// MaxBody carries ErrTooLarge; none at all, or null, leaves v as it is and reports false.
 func (c *Call) Read(v any) (present bool, err error) { return c.ReadUpTo(MaxBody, v) }
 
 // ReadUpTo is Read with a limit of the caller's.
@@ -29,7 +30,8 @@ func (c *Call) ReadUpTo(limit int64, v any) (present bool, err error) {
 			fmt.Sprintf("the request body is larger than %d bytes", limit))
 	case err != nil:
 		return true, nacre.Wrap(nacre.CodeInvalid, err, "the request body could not be read to its end")
-	case len(bytes.TrimSpace(body)) == 0:
+	}
+	if said := bytes.TrimSpace(body); len(said) == 0 || string(said) == "null" {
 		return false, nil
 	}
 	return true, DecodeJSON(body, v)
@@ -49,7 +51,7 @@ func DecodeJSON(body []byte, v any) error {
 	case errors.As(err, &wrongType) && wrongType.Field != "":
 		return nacre.Invalidf(wrongType.Field, "%s: a JSON %s does not fit here", wrongType.Field, wrongType.Value)
 	case errors.As(err, &wrongType):
-		return nacre.Errorf(nacre.CodeInvalid, "the request body must be a JSON object, not a %s", wrongType.Value)
+		return nacre.Errorf(nacre.CodeInvalid, "the request body must be a JSON object, not %s", strings.Replace("a "+wrongType.Value, "a a", "an a", 1))
 	case errors.As(err, &syntax):
 		return nacre.Errorf(nacre.CodeInvalid, "the request body is not valid JSON at byte %d: %v", syntax.Offset, syntax)
 	default:

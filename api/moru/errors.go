@@ -1,8 +1,10 @@
 package moru
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/api"
@@ -22,6 +24,29 @@ var statuses = map[nacre.Code]int{
 	nacre.CodeNoSpace:         http.StatusInsufficientStorage,
 	nacre.CodeDeadline:        http.StatusGatewayTimeout,
 	nacre.CodeInternal:        http.StatusInternalServerError,
+}
+
+// fields turns the domain's names of fields into the wire's.
+var fields = map[string]string{
+	"Template": "templateID", "Timeout": "timeout", "OnTimeout": "autoPause", "AutoResume": "autoResume", "Metadata": "metadata", "Env": "envVars",
+	"AllowOut": "allowOut", "DenyOut": "denyOut", "MaskRequestHost": "maskRequestHost",
+	"Count": "count", "Name": "name", "Comment": "comment", "Keep": "expiresIn", "cursor": "nextToken",
+}
+
+// messageOf is what went wrong, with the field by the name that the client gave it.
+func messageOf(err error) string {
+	message, field := nacre.ErrorMessage(err), nacre.ErrorField(err)
+	if field == "" {
+		return message
+	}
+	name := cmp.Or(fields[field], field)
+	if field != "Timeout" { // whose words are those that users know
+		message = strings.ReplaceAll(message, field, name)
+	}
+	if !strings.Contains(strings.ToLower(message), strings.ToLower(name)) {
+		message = name + ": " + message
+	}
+	return message
 }
 
 // retryAfter is how long a client should wait, in seconds.
@@ -49,5 +74,5 @@ func writeError(w http.ResponseWriter, _ *http.Request, err error) {
 	if s == http.StatusTooManyRequests || s == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", retryAfter)
 	}
-	_ = api.WriteJSON(w, s, errorBody{Code: s, Message: nacre.ErrorMessage(err)})
+	_ = api.WriteJSON(w, s, errorBody{Code: s, Message: messageOf(err)})
 }

@@ -104,7 +104,9 @@ func TestErrorsNameTheField(t *testing.T) {
 		`{"network":{"rules":{"x":[]}}}`:                          "network.rules",
 		`{"secure":"yes"}`:                                        "secure",
 		`{"autoPauseMemory":false,"autoResume":{"enabled":true}}`: "autoResume",
-		`{"volumeMounts":[{"name":"v"}]}`:                         "volumeId",
+		`{"volumeMounts":[{"name":"v"}]}`:                         "volumeMounts",
+		`null`:                                                    "JSON body",
+		`[]`:                                                      "not an array",
 		`{"secure":false,"network":{"allowPublicTraffic":false}}`: "network.allowPublicTraffic",
 	} {
 		a := h.do("POST", "/sandboxes", h.keyA, body)
@@ -114,6 +116,26 @@ func TestErrorsNameTheField(t *testing.T) {
 	}
 	if n := len(h.service.Requests()); n != 0 {
 		t.Errorf("%d bad creates went through", n)
+	}
+}
+
+// TestErrorsUseTheWiresNames: what the service refuses is said with the field as the
+// client spelled it.
+func TestErrorsUseTheWiresNames(t *testing.T) {
+	for want, err := range map[string]error{
+		`allowOut: "x" is no address`:       nacre.Invalidf("AllowOut", "AllowOut: %q is no address", "x"),
+		`envVars: "A=B" is not a name`:      nacre.Invalidf("Env", "%q is not a name", "A=B"),
+		`the value of "A" in envVars`:       nacre.Invalidf("Env", "the value of %q in Env", "A"),
+		"metadata has 65 entries":           nacre.Invalidf("Metadata", "Metadata has 65 entries"),
+		"Timeout cannot be greater":         nacre.Invalidf("Timeout", "Timeout cannot be greater"),
+		"the nextToken is not one":          nacre.Invalidf("cursor", "the cursor is not one"),
+		"templateID: the template's name":   nacre.Invalidf("Template", "the template's name"),
+		"Resources.CPUs: there are so many": nacre.Invalidf("Resources.CPUs", "there are so many"),
+		"what has no field":                 nacre.Errorf(nacre.CodeInvalid, "what has no field"),
+	} {
+		if got := messageOf(err); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

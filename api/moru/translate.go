@@ -27,7 +27,8 @@ const defaultTimeout = 300 * time.Second
 func createRequest(in newSandbox) (nacre.CreateRequest, error) {
 	var out nacre.CreateRequest
 	if err := refuse(
-		refusal{"volumeId", in.VolumeID != "" || len(in.VolumeMounts) > 0, "mounting volumes"},
+		refusal{"volumeId", in.VolumeID != "", "mounting volumes"},
+		refusal{"volumeMounts", len(in.VolumeMounts) > 0, "mounting volumes"},
 		refusal{"iam", isSet(in.IAM), "workload identity"},
 	); err != nil {
 		return out, err
