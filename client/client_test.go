@@ -285,6 +285,7 @@ func TestSettings(t *testing.T) {
 		opts            []Option
 		key, api, guest string
 		err             string
+		answer          string // the domain that the server names
 	}{
 		{name: "nothing", err: "NACRE_API_URL"},
 		{name: "no key", env: map[string]string{"NACRE_API_URL": "http://a"}, err: "nacre key create"},
@@ -298,6 +299,12 @@ func TestSettings(t *testing.T) {
 			key: "n", api: "https://api.d.test:8443", guest: "https://49983-i1.d.test:8443"},
 		{name: "a sandbox URL is taken as it stands", opts: []Option{WithDomain("d.test"), WithSandboxURL("http://127.0.0.1:3000"), WithAPIKey("k")},
 			key: "k", api: "https://api.d.test", guest: "http://127.0.0.1:3000"},
+		{name: "an API's address is enough", opts: []Option{WithAPIURL("http://10.0.0.7:3000"), WithAPIKey("k")}, answer: "d.test:8443",
+			key: "k", api: "http://10.0.0.7:3000", guest: "http://10.0.0.7:3000"},
+		{name: "an API at the server's domain", opts: []Option{WithAPIURL("https://api.d.test:8443"), WithAPIKey("k")}, answer: "d.test:8443",
+			key: "k", api: "https://api.d.test:8443", guest: "https://49983-i1.d.test:8443"},
+		{name: "the server's domain wins", opts: []Option{WithDomain("old.test"), WithAPIKey("k")}, answer: "d.test",
+			key: "k", api: "https://api.old.test", guest: "https://49983-i1.d.test"},
 		{name: "a CA that is missing", opts: []Option{WithCA("/does/not/exist")}, err: "no such file"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -315,7 +322,7 @@ func TestSettings(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			sb, err := c.handle(sandboxAnswer{SandboxID: "i1"})
+			sb, err := c.handle(sandboxAnswer{SandboxID: "i1", Domain: &tc.answer})
 			if err != nil {
 				t.Fatal(err)
 			}

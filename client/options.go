@@ -38,7 +38,8 @@ func WithAPIURL(url string) Option {
 
 // WithSandboxURL sends guest traffic to one address, with routing headers,
 // instead of to a host name for each sandbox. Default: NACRE_SANDBOX_URL and its
-// namesakes; without one, and without a domain, the API's address.
+// namesakes; without one the API's address, but for a client that was told a domain or
+// reaches the API at "api." and the server's.
 func WithSandboxURL(url string) Option {
 	return func(c *config) error { c.sandboxURL = url; return nil }
 }

@@ -52,7 +52,7 @@ func (c *Client) handle(a sandboxAnswer) (*Sandbox, error) {
 	base := c.cfg.sandboxURL
 	switch {
 	case base != "":
-	case sb.domain != "":
+	case c.cfg.domain != "" || c.cfg.apiURL == "https://api."+sb.domain:
 		base = "https://" + sb.Host(nacre.AgentPort)
 	default:
 		base = c.cfg.apiURL
