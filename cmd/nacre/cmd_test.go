@@ -53,6 +53,7 @@ func commandLine() *cobra.Command {
 	root.AddCommand(newKeyCommand(g), newRunCommand(g), newExecCommand(g), newShellCommand(g), newCpCommand(g),
 		newPsCommand(g), newLogsCommand(g), newPauseCommand(g), newResumeCommand(g), newSnapshotCommand(g), newRestoreCommand(g),
 		newForkCommand(g), newSnapshotsCommand(g), newKillCommand(g), newTemplatesCommand(g))
+	sayUsage(root)
 	return root
 }
 
@@ -200,6 +201,9 @@ func TestMistakesSayWhatToDo(t *testing.T) {
 		{[]string{"run", "--template", "no-such", "--", "true"}, "nacre templates"},
 		{[]string{"run", "--rm"}, "--rm -t"},
 		{[]string{"run", "-e", "novalue", "--", "true"}, "NAME=VALUE"},
+		{[]string{"exec", "nonsense"}, "usage: nacre exec [flags] ID -- COMMAND"},
+		{[]string{"key", "revoke"}, "usage: nacre key revoke KEY-ID"},
+		{[]string{"ps", "--bogus"}, "`nacre ps --help`"},
 		{[]string{"kill"}, "--all"},
 		{[]string{"kill", "--all", "i1"}, "--all"},
 		{[]string{"cp", "a", "b"}, "ID:PATH"},
@@ -215,6 +219,10 @@ func TestMistakesSayWhatToDo(t *testing.T) {
 	t.Setenv("NACRE_API_KEY", "e2b_"+strings.Repeat("0", 40))
 	if got := s.fails("ps", "--api-url", s.cloud.URL); !strings.Contains(got, "key create") {
 		t.Errorf("a wrong key: %s", got)
+	}
+	id := strings.TrimSpace(s.ok("run"))
+	if got := s.fails("exec", "-u", "nobody-here", id, "--", "true"); !strings.Contains(got, "invalid username") || strings.Contains(got, "key create") {
+		t.Errorf("an unknown user: %s", got)
 	}
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -254,6 +262,33 @@ func TestWhereTheServerIsFound(t *testing.T) {
 	t.Setenv("NACRE_API_KEY", s.cloud.Key)
 	if err := run("ps"); err != nil {
 		t.Errorf("NACRE_API_URL: %v", err)
+	}
+	// Its sandboxes are there too, and not where another server's would be.
+	t.Setenv("MORU_SANDBOX_URL", "http://192.0.2.1:1")
+	for _, args := range [][]string{{"run", "--rm", "--", "true"}, {"--api-url", s.cloud.URL, "run", "--rm", "--", "true"}} {
+		if err := run(args...); err != nil {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
+
+// TestEnvOfTLSAfterPlain: the address for plain HTTP, which would win, goes.
+func TestEnvOfTLSAfterPlain(t *testing.T) {
+	f := clientfile.File{APIKey: "e2b_0", APIURL: "http://127.0.0.1:3000", TLSDomain: "nacre.localhost:8443"}
+	shell := map[string]string{}
+	for _, tls := range []bool{false, true} {
+		vars, err := environment(f, tls)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range vars {
+			shell[v[0]] = v[1]
+		}
+	}
+	for _, brand := range []string{"MORU", "E2B"} {
+		if got := shell[brand+"_SANDBOX_URL"]; got != "" || shell[brand+"_API_URL"] != "https://api.nacre.localhost:8443" {
+			t.Errorf("%s: sandboxes at %q, %v", brand, got, shell)
+		}
 	}
 }
 

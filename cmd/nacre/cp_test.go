@@ -53,6 +53,7 @@ func TestCopyATreeThereAndBack(t *testing.T) {
 	write(t, filepath.Join(src, "bin", "tool"), "#!/bin/sh\n", 0o755)
 	write(t, filepath.Join(src, "odd 'ü' $name"), "odd", 0o644)
 	write(t, filepath.Join(src, ".hidden"), "", 0o644)
+	write(t, filepath.Join(src, "key"), "secret", 0o600)
 	if err := os.MkdirAll(filepath.Join(src, "empty"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +78,7 @@ func TestCopyATreeThereAndBack(t *testing.T) {
 		t.Errorf("back:\n%s\nwant:\n%s", got, want)
 	}
 	list := decode[[]copiedFile](t, s.ok("cp", "--json", id+":there", filepath.Join(back, "again")))
-	if len(list) != 4 || list[0].Path != filepath.Join(back, "again", ".hidden") {
+	if len(list) != 5 || list[0].Path != filepath.Join(back, "again", ".hidden") {
 		t.Errorf("%+v", list)
 	}
 	if got := tell(t, filepath.Join(back, "again")); got != want {

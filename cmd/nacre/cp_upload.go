@@ -130,15 +130,18 @@ func (j *copyJob) sendFile(ctx context.Context, dst place, u upload) error {
 	return j.send(ctx, dst, u.dst, f)
 }
 
-// finish gives files that are programs their mode and makes the symbolic links:
-// both are beyond the file calls.
+// uploadedMode is what every file has that was written through the file calls.
+const uploadedMode fs.FileMode = 0o644
+
+// finish gives files their modes, such as a program's or a secret's, and makes the
+// symbolic links: both are beyond the file calls.
 func (p place) finish(ctx context.Context, all []upload) error {
 	var lines []string
 	for _, u := range all {
 		switch {
 		case u.link != "":
 			lines = append(lines, client.Quote("ln", "-sfn", "--", u.link, u.dst))
-		case u.mode.IsRegular() && u.mode&0o111 != 0:
+		case u.mode.IsRegular() && u.mode.Perm() != uploadedMode:
 			lines = append(lines, "chmod "+fmt.Sprintf("%o", u.mode.Perm())+" -- "+quotePath(u.dst))
 		}
 	}

@@ -66,6 +66,7 @@ func environment(f clientfile.File, tls bool) ([][2]string, error) {
 			}
 			add(brand+"_DOMAIN", f.TLSDomain)
 			add(brand+"_API_URL", "https://api."+f.TLSDomain)
+			add(brand+"_SANDBOX_URL", "") // of an earlier `nacre env`: it would win over the domain
 			continue
 		}
 		if f.APIURL == "" {

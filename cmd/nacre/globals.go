@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -41,9 +43,12 @@ func (g *globals) client() (*client.Client, error) {
 	agent := client.WithUserAgent("nacre-cli/" + version)
 	switch {
 	case g.apiURL != "":
-		return client.New(agent, client.WithAPIURL(g.apiURL), client.WithSandboxURL(os.Getenv("NACRE_SANDBOX_URL")))
-	case !g.dataDirFlag() && (os.Getenv("NACRE_API_URL") != "" || os.Getenv("NACRE_DOMAIN") != ""):
+		return client.New(agent, client.WithAPIURL(g.apiURL), client.WithSandboxURL(cmp.Or(os.Getenv("NACRE_SANDBOX_URL"), g.apiURL)))
+	case !g.dataDirFlag() && os.Getenv("NACRE_DOMAIN") != "":
 		return client.New(agent)
+	case !g.dataDirFlag() && os.Getenv("NACRE_API_URL") != "":
+		// The sandboxes are behind the same address, whatever a variable of another brand says.
+		return client.New(agent, client.WithSandboxURL(cmp.Or(os.Getenv("NACRE_SANDBOX_URL"), os.Getenv("NACRE_API_URL"))))
 	}
 	f, err := clientfile.Read(g.dataDir)
 	if err != nil {
@@ -108,7 +113,7 @@ func errorText(err error) string {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
-	case errors.Is(err, client.ErrUnauthenticated):
+	case errors.Is(err, client.ErrUnauthenticated) && !strings.HasPrefix(text, "invalid username"): // which the guest says
 		text += "; `nacre key create` makes a key on the server's host, NACRE_API_KEY takes it"
 	case errors.Is(err, client.ErrRateLimited):
 		text += "; end some sandboxes with `nacre kill`, or try again later"

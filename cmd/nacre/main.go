@@ -63,5 +63,24 @@ func newRoot() *cobra.Command {
 		c.GroupID = "sandbox"
 		root.AddCommand(c)
 	}
+	sayUsage(root)
 	return root
+}
+
+// sayUsage has a command that is called wrongly say how it is called.
+func sayUsage(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return fmt.Errorf("%w\nusage: %s", err, cmd.UseLine())
+			}
+			return nil
+		}
+	}
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; `%s --help` lists what there is", err, cmd.CommandPath())
+	})
+	for _, c := range cmd.Commands() {
+		sayUsage(c)
+	}
 }
