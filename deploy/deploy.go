@@ -85,6 +85,9 @@ func (d *Deployer) Run(ctx context.Context) error {
 			<-ctx.Done()
 			return ctx.Err()
 		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		d.Logger.Error("what a crash left of deployments could not be looked at; it is tried again", "err", err)
 		if !sleep(ctx, retryAfter) {
 			return ctx.Err()

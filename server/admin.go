@@ -226,14 +226,14 @@ func answer(w http.ResponseWriter, status int, body any) {
 
 // fail is for the owner of the host: it shows causes too.
 func fail(w http.ResponseWriter, err error) {
-	status := http.StatusInternalServerError
+	status, message := http.StatusInternalServerError, err.Error()
 	switch nacre.ErrorCode(err) {
 	case nacre.CodeInvalid:
-		status = http.StatusBadRequest
+		status, message = http.StatusBadRequest, nacre.ErrorMessage(err)
 	case nacre.CodeNotFound:
-		status = http.StatusNotFound
+		status, message = http.StatusNotFound, nacre.ErrorMessage(err)
 	case nacre.CodeUnavailable:
 		status = http.StatusServiceUnavailable
 	}
-	answer(w, status, map[string]any{"code": status, "message": err.Error()})
+	answer(w, status, map[string]any{"code": status, "message": message})
 }

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,6 +106,30 @@ func TestFault06_SecondDaemonOnOneDataDirIsRefused(t *testing.T) {
 		t.Fatalf("after the first has gone: %v", err)
 	}
 	again.Close()
+}
+
+// TestTakenAddressIsToldFirst: before records, machines and templates are made, of
+// which nothing is left behind.
+func TestTakenAddressIsToldFirst(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for flag, c := range map[string]Config{"--http": {HTTP: l.Addr().String()}, "--https": {HTTPS: l.Addr().String()}} {
+		c.DataDir, c.LogLevel = t.TempDir(), "info"
+		s, err := New(c, Options{Log: io.Discard})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.Run(t.Context(), func(Status) { t.Error("it says that it is ready") })
+		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), "already in use") {
+			t.Errorf("%s: %v", flag, err)
+		}
+		if _, err := os.Stat(filepath.Join(c.DataDir, "nacre.db")); err == nil {
+			t.Errorf("%s: the store was made", flag)
+		}
+	}
 }
 
 func TestSecretsSurviveARestartAndArePrivate(t *testing.T) {

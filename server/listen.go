@@ -50,22 +50,49 @@ type addresses struct{ http, https string }
 func (e *entrance) listen(ctx context.Context, g *errgroup.Group, c Config, t *tlsFiles) (addresses, error) {
 	var at addresses
 	if c.HTTP != "" {
-		l, err := net.Listen("tcp", c.HTTP)
+		l, err := listenAt("--http", c.HTTP)
 		if err != nil {
-			return at, fmt.Errorf("--http: %w; choose another address, or stop what listens there", err)
+			return at, err
 		}
 		at.http = urlOf("http", l.Addr().String())
 		e.serve(ctx, g, bulk.Listener{Listener: l})
 	}
 	if c.HTTPS != "" {
-		l, err := net.Listen("tcp", c.HTTPS)
+		l, err := listenAt("--https", c.HTTPS)
 		if err != nil {
-			return at, fmt.Errorf("--https: %w; choose another address, or stop what listens there", err)
+			return at, err
 		}
 		at.https = urlOf("https", l.Addr().String())
 		e.serve(ctx, g, tls.NewListener(bulk.Listener{Listener: l}, t.config))
 	}
 	return at, nil
+}
+
+func listenAt(flag, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; choose another address, or stop what listens there", flag, err)
+	}
+	return l, nil
+}
+
+// addressesFree tells of an address that is taken before anything is made: a base
+// template takes a minute. Nobody is kept waiting there meanwhile, as who finds a
+// listener would be.
+func (c Config) addressesFree() error {
+	for _, at := range [][2]string{{"--http", c.HTTP}, {"--https", c.HTTPS}} {
+		if at[1] == "" {
+			continue
+		}
+		l, err := listenAt(at[0], at[1])
+		if err != nil {
+			return err
+		}
+		if err := l.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *entrance) serve(ctx context.Context, g *errgroup.Group, l net.Listener) {

@@ -74,6 +74,9 @@ func (s *Server) Run(ctx context.Context, ready func(Status)) error {
 		return err
 	}
 	defer lock.Close()
+	if err := s.cfg.addressesFree(); err != nil {
+		return err
+	}
 	sec, err := loadSecrets(s.cfg.DataDir)
 	if err != nil {
 		return err
