@@ -10,9 +10,20 @@ export CGO_ENABLED = 0
 # One set of flags everywhere, so that gVisor is compiled once.
 export GOFLAGS := $(GOFLAGS) -trimpath
 
-.PHONY: build up test lint unit e2e test-firecracker test-cgroup2 guest-kernel bench fuzz deps clean generate
+.PHONY: build up test lint unit e2e test-firecracker test-cgroup2 guest-kernel bench fuzz deps clean generate help
 
 build: bin/nacre
+
+# help lists what can be made.
+help:
+	@echo "Nacre needs Debian 12 or newer, root and Go 1.26 or newer; what else it needs it installs."
+	@echo
+	@echo "  make up       build bin/nacre, prepare this host, start the server (bin/nacre up --help: its settings)"
+	@echo "  make build    build bin/nacre alone"
+	@echo "  make test     every test; lint, unit, e2e, test-firecracker and test-cgroup2 are parts of it"
+	@echo "  make bench    measure the figures of the README"
+	@echo "  make fuzz     half a minute for each parser of strangers' bytes"
+	@echo "  make clean    delete what was built"
 
 # Go's build cache knows better than make what is out of date.
 .PHONY: bin/nacre $(AGENT) $(INIT)
