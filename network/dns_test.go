@@ -116,7 +116,7 @@ func TestFault42_Tunnel(t *testing.T) {
 func TestFault42_Flood(t *testing.T) {
 	n := start(t, nil)
 	noisy, quiet := acquire(t, n, nacre.EgressPolicy{}), acquire(t, n, nacre.EgressPolicy{})
-	c := must(noisy.dial("udp4", noisy.Gateway.String(), 53))(t)
+	c := must(noisy.connect("udp4", noisy.Gateway.String(), 53))(t)
 	const asked = 3000
 	var answered int
 	var wg sync.WaitGroup

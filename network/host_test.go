@@ -84,7 +84,7 @@ func TestPoolOfABusyHost(t *testing.T) {
 	if got := g.Guest.Masked(); got != netip.MustParsePrefix("10.254.0.0/16") {
 		t.Errorf("the pool is %s", got)
 	}
-	if err := g.tcp(fakenet.Example); err != nil {
+	if err := g.reaches(fakenet.Example); err != nil {
 		t.Errorf("no way out: %v", err)
 	}
 	if err := n.Release(t.Context(), g.id); err != nil {
@@ -150,7 +150,7 @@ func TestDockerFirewall(t *testing.T) {
 // adviceHelps: with what it says in force the guest reaches the internet, and no more.
 func adviceHelps(t *testing.T, g guest) {
 	t.Helper()
-	if err := g.tcp(fakenet.Example); err != nil {
+	if err := g.reaches(fakenet.Example); err != nil {
 		t.Errorf("the advice does not help: %v", err)
 	}
 	if err := g.tcp(fakenet.Metadata); err == nil {
@@ -300,9 +300,9 @@ func TestRulesFlushed(t *testing.T) {
 		}
 		await(t, "the rules to come back", func() bool { return len(tables(t)) > 0 })
 		for what, wrong := range map[string]bool{
-			"the open guest has no internet":           open.tcp(fakenet.Example) != nil,
+			"the open guest has no internet":           open.reaches(fakenet.Example) != nil,
 			"metadata is open":                         open.tcp(fakenet.Metadata) == nil,
-			"the allow-list is closed":                 list.tcp(fakenet.CloudFlare) != nil,
+			"the allow-list is closed":                 list.reaches(fakenet.CloudFlare) != nil,
 			"the allow-list is no longer one":          list.tcp(fakenet.Example) == nil,
 			"the guest without egress has some":        none.tcp(fakenet.Example) == nil,
 			"the host is open to the guest without it": none.tcp(fakenet.HostAddr) == nil,

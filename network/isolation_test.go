@@ -25,7 +25,7 @@ import (
 func TestFault40_ClosedNetworks(t *testing.T) {
 	n := start(t, nil)
 	g := acquire(t, n, reach.Everywhere())
-	if err := g.tcp(fakenet.Example); err != nil {
+	if err := g.reaches(fakenet.Example); err != nil {
 		t.Fatalf("the policy is open, but the internet is out of reach: %v", err)
 	}
 	for _, c := range reach.Closed() {
@@ -34,12 +34,12 @@ func TestFault40_ClosedNetworks(t *testing.T) {
 				t.Errorf("%s: %s does not even answer the host (%v): the test proves nothing", c.Name, c.Addr, err)
 			}
 		}
-		began := time.Now()
-		if err := g.tcp(c.Addr); err == nil {
-			t.Errorf("%s: %s answers the guest over TCP", c.Name, c.Addr)
-		}
-		if took := time.Since(began); c.Refused && took > patience/2 {
-			t.Errorf("%s: TCP to %s failed only after %v", c.Name, c.Addr, took)
+		if !c.Refused {
+			if err := g.tcp(c.Addr); err == nil {
+				t.Errorf("%s: %s answers the guest over TCP", c.Name, c.Addr)
+			}
+		} else if err := g.refused(c.Addr); err != nil {
+			t.Errorf("%s: %s %v", c.Name, c.Addr, err)
 		}
 	}
 	for _, addr := range reach.ClosedUDP() {
@@ -50,12 +50,12 @@ func TestFault40_ClosedNetworks(t *testing.T) {
 }
 
 func hostTCP(addr string) error {
-	c, err := net.DialTimeout("tcp4", net.JoinHostPort(addr, fmt.Sprint(fakenet.EchoPort)), patience)
+	c, err := net.DialTimeout("tcp4", net.JoinHostPort(addr, fmt.Sprint(fakenet.EchoPort)), enough)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	return echo(c)
+	return echoes(c)
 }
 
 // TestFault39_MetadataForms: every spelling of the metadata address ends at the
@@ -100,7 +100,7 @@ func TestFault40_Host(t *testing.T) {
 	}()
 	for _, addr := range []string{g.Gateway.String(), fakenet.HostAddr, "127.0.0.1", "127.0.0.53"} {
 		if addr[:3] != "127" {
-			c, err := net.DialTimeout("tcp4", addr+":8080", patience)
+			c, err := net.DialTimeout("tcp4", addr+":8080", enough)
 			if err != nil {
 				t.Fatalf("the host's own service does not answer the host at %s: %v", addr, err)
 			}
@@ -115,12 +115,12 @@ func TestFault40_Host(t *testing.T) {
 		c.Close()
 		t.Error("DNS is open at the host's own address; only the gateway's is for guests")
 	}
-	if c, err := g.dial("tcp4", g.Gateway.String(), 53); err != nil {
+	if c, err := g.connect("tcp4", g.Gateway.String(), 53); err != nil {
 		t.Errorf("DNS over TCP at the gateway: %v", err)
 	} else {
 		c.Close()
 	}
-	if c, err := net.DialTimeout("tcp4", fakenet.HostAddr+":8080", patience); err != nil {
+	if c, err := net.DialTimeout("tcp4", fakenet.HostAddr+":8080", enough); err != nil {
 		t.Errorf("the host's service is closed to the host itself: %v", err)
 	} else {
 		c.Close()
@@ -134,7 +134,7 @@ func TestFault40_OtherSlots(t *testing.T) {
 	a, b := acquire(t, n, reach.Everywhere()), acquire(t, n, reach.Everywhere())
 	b.listen(t, 9000)
 	addr := b.Guest.Addr().String()
-	if c, err := net.DialTimeout("tcp4", addr+":9000", patience); err != nil {
+	if c, err := net.DialTimeout("tcp4", addr+":9000", enough); err != nil {
 		t.Fatalf("the host does not reach the guest: %v", err)
 	} else {
 		c.Close()
@@ -264,7 +264,7 @@ func TestAllowPrivate(t *testing.T) {
 	g, closed := acquire(t, n, nacre.EgressPolicy{}), acquire(t, n, nacre.EgressPolicy{DenyAll: true})
 	other := acquire(t, n, nacre.EgressPolicy{})
 	other.listen(t, 9000)
-	if err := g.tcp("10.99.0.1"); err != nil {
+	if err := g.reaches("10.99.0.1"); err != nil {
 		t.Errorf("the opened network is closed: %v", err)
 	}
 	if err := g.tcp("10.99.1.1"); err == nil {
@@ -284,7 +284,7 @@ func TestHostAddressAppears(t *testing.T) {
 	n := start(t, nil)
 	g := acquire(t, n, nacre.EgressPolicy{})
 	const public = "203.0.113.9"
-	if err := g.tcp(public); err != nil {
+	if err := g.reaches(public); err != nil {
 		t.Fatal(err)
 	}
 	addHostAddress(t, "203.0.113.2/24")

@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -118,33 +119,61 @@ func (g guest) do(fn func() error) error { return fakenet.DoPath(g.Path, fn) }
 // come at once; only silent drops take this long.
 const patience = 400 * time.Millisecond
 
-// dial connects from inside; host is an IP address.
-func (g guest) dial(proto, host string, port int) (c net.Conn, err error) {
+// enough is how long what must come is waited for: on a busy host a connection takes
+// longer than patience now and then.
+const enough = 10 * time.Second
+
+// dial connects from inside, or not within patience; host is an IP address.
+func (g guest) dial(proto, host string, port int) (net.Conn, error) {
+	return g.dialWithin(patience, proto, host, port)
+}
+
+// connect is dial for what must come.
+func (g guest) connect(proto, host string, port int) (net.Conn, error) {
+	return g.dialWithin(enough, proto, host, port)
+}
+
+func (g guest) dialWithin(wait time.Duration, proto, host string, port int) (c net.Conn, err error) {
 	err = g.do(func() error {
 		var e error
-		c, e = net.DialTimeout(proto, net.JoinHostPort(host, fmt.Sprint(port)), patience)
+		c, e = net.DialTimeout(proto, net.JoinHostPort(host, fmt.Sprint(port)), wait)
 		return e
 	})
 	return c, err
 }
 
-// tcp tells whether a TCP echo comes back from host.
-func (g guest) tcp(host string) error {
-	c, err := g.dial("tcp4", host, fakenet.EchoPort)
-	if err != nil {
-		return err
+// tcp tells whether an echo over TCP comes back from host, within patience.
+func (g guest) tcp(host string) error { return g.echo(patience, "tcp4", host) }
+
+// udp is tcp over UDP.
+func (g guest) udp(host string) error { return g.echo(patience, "udp4", host) }
+
+// reaches is tcp for what must come.
+func (g guest) reaches(host string) error { return g.echo(enough, "tcp4", host) }
+
+// reachesUDP is udp for what must come.
+func (g guest) reachesUDP(host string) error { return g.echo(enough, "udp4", host) }
+
+// refused tells why TCP to host is not refused by an answer to the first packet.
+func (g guest) refused(host string) error {
+	const second = time.Second // until the kernel sends another one
+	began := time.Now()
+	err := g.echo(enough, "tcp4", host)
+	if took := time.Since(began); err == nil {
+		return errors.New("is open")
+	} else if !errors.Is(err, unix.ECONNREFUSED) || took > second {
+		return fmt.Errorf("is closed by %w after %v, want a refusal at once", err, took)
 	}
-	defer c.Close()
-	return echo(c)
+	return nil
 }
 
-func (g guest) udp(host string) error {
-	c, err := g.dial("udp4", host, fakenet.EchoPort)
+func (g guest) echo(wait time.Duration, proto, host string) error {
+	c, err := g.dialWithin(wait, proto, host, fakenet.EchoPort)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	return echo(c)
+	return echoWithin(wait, c)
 }
 
 // listen answers on a port of the guest until the test ends.
@@ -194,8 +223,14 @@ func (g guest) lookup(name string) ([]string, error) {
 	return out, nil
 }
 
-func echo(c net.Conn) error {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+// echo tells whether an echo comes back, within patience.
+func echo(c net.Conn) error { return echoWithin(patience, c) }
+
+// echoes is echo for what must come.
+func echoes(c net.Conn) error { return echoWithin(enough, c) }
+
+func echoWithin(wait time.Duration, c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(c, "hello"); err != nil {
@@ -208,7 +243,7 @@ func echo(c net.Conn) error {
 
 // get fetches http://host/ and returns the body.
 func (g guest) get(host string) (string, error) {
-	c, err := g.dial("tcp4", host, fakenet.HTTPPort)
+	c, err := g.connect("tcp4", host, fakenet.HTTPPort)
 	if err != nil {
 		return "", err
 	}

@@ -45,7 +45,7 @@ func TestInternet(t *testing.T) {
 	if !strings.HasPrefix(body, fakenet.HostAddr+":") {
 		t.Errorf("the internet saw %q, want the host's address %s", body, fakenet.HostAddr)
 	}
-	if err := g.udp(fakenet.CloudFlare); err != nil {
+	if err := g.reachesUDP(fakenet.CloudFlare); err != nil {
 		t.Errorf("UDP: %v", err)
 	}
 }
@@ -60,7 +60,7 @@ func TestNftList(t *testing.T) {
 	g := acquire(t, n, nacre.EgressPolicy{})
 	acquire(t, n, nacre.EgressPolicy{DenyAll: true})
 	acquire(t, n, nacre.EgressPolicy{Deny: prefixes("8.8.8.8/32", "1.1.1.0/24"), Allow: prefixes("1.1.1.1/32")})
-	if err := g.tcp(fakenet.Example); err != nil { // an element in each dynamic set
+	if err := g.reaches(fakenet.Example); err != nil { // an element in each dynamic set
 		t.Error(err)
 	}
 	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()

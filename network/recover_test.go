@@ -88,10 +88,10 @@ func (ms machines) check(t *testing.T, when string) {
 	t.Helper()
 	for id, m := range ms {
 		g := guest{t, id, m.Slot}
-		if err := g.tcp(fakenet.CloudFlare); err != nil {
+		if err := g.reaches(fakenet.CloudFlare); err != nil {
 			t.Errorf("%s: %s does not reach %s: %v", when, m.Slot.Name, fakenet.CloudFlare, err)
 		}
-		if err := g.tcp(fakenet.Example); (err == nil) == m.Policy.DenyAll {
+		if err := g.reaches(fakenet.Example); (err == nil) == m.Policy.DenyAll {
 			t.Errorf("%s: %s to %s: %v, though DenyAll is %v", when, m.Slot.Name, fakenet.Example, err, m.Policy.DenyAll)
 		}
 	}
@@ -105,7 +105,7 @@ func TestFault01_NetworkOutlivesDaemon(t *testing.T) {
 	ms.check(t, "without a daemon")
 	conns := map[nacre.MachineID]net.Conn{}
 	for id, m := range ms {
-		conns[id] = must(guest{t, id, m.Slot}.dial("tcp4", fakenet.CloudFlare, fakenet.EchoPort))(t)
+		conns[id] = must(guest{t, id, m.Slot}.connect("tcp4", fakenet.CloudFlare, fakenet.EchoPort))(t)
 	}
 
 	n := reopen(t, nil)
@@ -125,7 +125,7 @@ func TestFault01_NetworkOutlivesDaemon(t *testing.T) {
 	}
 	ms.check(t, "after Recover")
 	for id := range ms {
-		if err := echo(conns[id]); err != nil {
+		if err := echoes(conns[id]); err != nil {
 			t.Errorf("a connection from before does not go on: %v", err)
 		}
 		if _, err := (guest{t, id, ms[id].Slot}).lookup("example.com."); err != nil {
@@ -203,7 +203,7 @@ func TestFault08_Leftovers(t *testing.T) {
 	began = time.Now()
 	g := acquire(t, n, nacre.EgressPolicy{})
 	first := time.Since(began)
-	if err := g.tcp(fakenet.Example); err != nil {
+	if err := g.reaches(fakenet.Example); err != nil {
 		t.Errorf("the first new slot while others are reclaimed: %v", err)
 	}
 	if up > 5*time.Second || first > 5*time.Second {
@@ -287,10 +287,10 @@ func TestManySlots(t *testing.T) {
 	}
 	t.Logf("%d slots in %v", count, time.Since(began))
 	for i, g := range guests {
-		if err := g.tcp(fakenet.DNSServer); err != nil {
+		if err := g.reaches(fakenet.DNSServer); err != nil {
 			t.Errorf("guest %d: %v", i, err)
 		}
-		if err := g.tcp(fakenet.Example); (err == nil) != (i%2 == 0) {
+		if err := g.reaches(fakenet.Example); (err == nil) != (i%2 == 0) {
 			t.Errorf("guest %d to %s: %v", i, fakenet.Example, err)
 		}
 	}
@@ -321,7 +321,7 @@ func TestPools(t *testing.T) {
 		if !netip.MustParsePrefix("10.229.0.0/16").Contains(g.Guest.Addr()) {
 			t.Errorf("guest %s", g.Guest)
 		}
-		if err := g.tcp(fakenet.Example); err != nil {
+		if err := g.reaches(fakenet.Example); err != nil {
 			t.Error(err)
 		}
 	})
@@ -397,7 +397,7 @@ func TestTwoInstances(t *testing.T) {
 	if err := network.Destroy("t2"); err != nil {
 		t.Error(err)
 	}
-	if err := ga.tcp(fakenet.Example); err != nil {
+	if err := ga.reaches(fakenet.Example); err != nil {
 		t.Errorf("after the other installation was removed: %v", err)
 	}
 }
