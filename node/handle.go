@@ -30,7 +30,7 @@ type handleFile struct {
 	Exit    *nacre.Exit `json:",omitempty"`
 	Host    string      `json:",omitempty"` // the guest's name; "" is the machine's
 	From    *lineage    `json:",omitempty"`
-	Unmet   bool        `json:",omitempty"` // the guest has not confirmed that it is Spec's
+	Unmet   bool        `json:"-"` // the guest has not confirmed that it is Spec's: the file's name says so
 }
 
 // file describes the unit; u.mu is held.
@@ -58,19 +58,32 @@ func (u *unit) file() handleFile {
 // this process, not the host, for when the host loses power the machine is gone
 // too. A file that a power cut left torn is set aside, and what it told of is
 // swept by name.
+//
+// The file of a machine whose guest has not confirmed whose it is has a name of its
+// own, which outweighs an earlier file: the confirmation, for which a create waits,
+// is a rename.
 type handleStore struct{ dir, bootID string }
 
-func (s handleStore) path(id nacre.MachineID) string {
-	return filepath.Join(s.dir, string(id)+".json")
+const (
+	handleEnd = ".json"
+	unmetEnd  = ".unmet" + handleEnd
+)
+
+func (s handleStore) path(id nacre.MachineID, end string) string {
+	return filepath.Join(s.dir, string(id)+end)
 }
 
+// save writes the handle. One that was unmet before stays so until it is confirmed.
 func (s handleStore) save(h handleFile) error {
 	h.BootID = s.bootID
 	data, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}
-	path := s.path(h.Handle.Machine)
+	path := s.path(h.Handle.Machine, handleEnd)
+	if h.Unmet {
+		path = s.path(h.Handle.Machine, unmetEnd)
+	}
 	tmp := path + ".tmp"
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
 		os.Remove(tmp)
@@ -79,12 +92,21 @@ func (s handleStore) save(h handleFile) error {
 	return os.Rename(tmp, path)
 }
 
-func (s handleStore) remove(id nacre.MachineID) error {
-	err := os.Remove(s.path(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// confirm makes the unmet handle one of a guest that knows whose it is.
+func (s handleStore) confirm(id nacre.MachineID) error {
+	if err := os.Rename(s.path(id, unmetEnd), s.path(id, handleEnd)); err != nil {
+		return hostError(err, "the machine's handle could not be renamed")
 	}
-	return err
+	return nil
+}
+
+func (s handleStore) remove(id nacre.MachineID) error {
+	for _, end := range []string{handleEnd, unmetEnd} { // the earlier first
+		if err := os.Remove(s.path(id, end)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // load reads every handle. Files that cannot be understood are renamed to *.bad
@@ -101,9 +123,15 @@ func (s handleStore) load() (good []handleFile, bad []string, err error) {
 			os.Remove(path)
 			continue
 		}
-		id, ok := strings.CutSuffix(name, ".json")
-		if !ok {
+		if !strings.HasSuffix(name, handleEnd) {
 			continue
+		}
+		id, unmet := strings.CutSuffix(name, unmetEnd)
+		if !unmet {
+			id = strings.TrimSuffix(name, handleEnd)
+			if _, err := os.Lstat(s.path(nacre.MachineID(id), unmetEnd)); err == nil {
+				continue // of the standby that it was
+			}
 		}
 		h, err := readHandle(path)
 		if err == nil && (h.Handle.Machine != nacre.MachineID(id) || !h.Handle.Machine.Valid()) {
@@ -119,6 +147,7 @@ func (s handleStore) load() (good []handleFile, bad []string, err error) {
 			}
 			continue
 		}
+		h.Unmet = unmet
 		good = append(good, h)
 	}
 	return good, bad, nil

@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -189,4 +190,53 @@ func TestCloseLeavesMachinesRunning(t *testing.T) {
 	}
 	_, err := n.Start(t.Context(), w.spec())
 	wantCode(t, err, nacre.CodeUnavailable)
+}
+
+// TestFault03_KilledInAHandOver: killed at any moment of handing a standby over, the
+// sandbox runs on a guest that knows whose it is, or it has ended as failed.
+func TestFault03_KilledInAHandOver(t *testing.T) {
+	for at, burnt := 1, true; burnt; at++ {
+		w := newWorld(t)
+		w.tweak = func(c *node.Config) { c.Standby = node.Standby{Count: 1, Quiet: time.Hour, Patience: time.Hour} }
+		w.start()
+		w.n.KeepReady(node.Shape{Build: build, Resources: resources})
+		w.eventually("a standby is ready", func() bool { return w.standbys() == 1 })
+		spec := w.spec()
+		spec.Secure = true
+		handles := filepath.Join(w.dir, "node", "handles")
+		then := t.TempDir() // the dead write nothing
+		w.fake.KillAt(at, func() {
+			if err := os.CopyFS(then, os.DirFS(handles)); err != nil {
+				t.Error(err)
+			}
+		})
+		st, err := w.n.Start(t.Context(), spec)
+		burnt = w.fake.Killed()
+		if err == nil && st.BootPath != nacre.BootStandby {
+			t.Fatalf("step %d: it was started %s", at, st.BootPath)
+		}
+		w.fake.Kill()
+		w.stop()
+		if burnt {
+			if err := errors.Join(os.RemoveAll(handles), os.CopyFS(handles, os.DirFS(then))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.start()
+		list, lerr := w.n.Machines(t.Context())
+		if lerr != nil || len(list) > 1 || err == nil && len(list) != 1 {
+			t.Fatalf("step %d: %d machines, %v; the start: %v", at, len(list), lerr, err)
+		}
+		for _, m := range list {
+			in, _ := w.host.Machine(m.Machine).Guest.Init()
+			knows := in.AccessToken == (nacre.TokenKey{}).AccessToken(spec.Sandbox, spec.TokenEpoch)
+			switch {
+			case m.Exit == nil && !knows:
+				t.Fatalf("step %d: a guest that does not know whose it is is handed out", at)
+			case m.Exit != nil && (m.Exit.Reason != nacre.EndFailed || err == nil):
+				t.Fatalf("step %d: it ended: %+v; the start: %v", at, *m.Exit, err)
+			}
+		}
+		w.stop()
+	}
 }

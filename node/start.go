@@ -226,11 +226,15 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.introduce(gctx, agent, u, token, spec.Env) })
 	if !same {
 		g.Go(func() error { return n.cfg.Network.SetEgress(gctx, u.id, policy) })
 	}
-	return g.Wait()
+	// The guest takes longest: what is said to it goes out before the others begin.
+	err = n.introduce(gctx, agent, u, token, spec.Env)
+	if gerr := g.Wait(); gerr != nil {
+		return gerr
+	}
+	return err
 }
 
 // renewer is a client that can change its tokens and keep its connections: a
@@ -278,21 +282,35 @@ func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token 
 	if err != nil {
 		return err
 	}
+	return n.met(u, token)
+}
+
+// met notes that the guest knows who it is.
+func (n *Node) met(u *unit, token string) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.anew = false
-	if u.knows() == u.id && !u.unmet {
-		return nil
-	}
-	u.unmet = false
-	if u.knows() != u.id {
+	copied, unmet := u.knows() != u.id, u.unmet
+	if copied {
 		u.from.Unmet = false
 		u.agent = n.agentFor(u, token)
 	}
 	if u.spec.Sandbox == "" || u.exit != nil {
 		return nil // a standby's handle is written when it is ready
 	}
-	return n.handles.save(u.file())
+	if copied {
+		if err := n.handles.save(u.file()); err != nil {
+			return err
+		}
+	}
+	if !unmet {
+		return nil
+	}
+	if err := n.handles.confirm(u.id); err != nil {
+		return err
+	}
+	u.unmet = false
+	return nil
 }
 
 // publish makes the machine the sandbox's for everybody.
