@@ -216,6 +216,9 @@ func (a *Agent) uploadParts(acc account, mr *multipart.Reader, q url.Values, siz
 	answer := []envd.FileAnswer{}
 	for {
 		part, err := mr.NextRawPart()
+		if errors.Is(err, io.EOF) && len(answer) == 0 {
+			return nil, nacre.Invalidf("body", "the body has no part named \"file\"")
+		}
 		if errors.Is(err, io.EOF) {
 			return answer, nil
 		}

@@ -60,6 +60,9 @@ func (s *filesystemService) MakeDir(_ context.Context, req *connect.Request[pb.M
 
 func (s *filesystemService) Move(_ context.Context, req *connect.Request[pb.MoveRequest]) (*connect.Response[pb.MoveResponse], error) {
 	acc, from, err := s.target(req, req.Msg.GetSource())
+	if err == nil && (req.Msg.GetSource() == "" || req.Msg.GetDestination() == "") {
+		err = rpcError(nacre.Invalidf("source", "source and destination must not be empty"))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +95,10 @@ func (s *filesystemService) Remove(_ context.Context, req *connect.Request[pb.Re
 	if err != nil {
 		return nil, err
 	}
-	if path == "/" {
+	switch {
+	case req.Msg.GetPath() == "": // which means the home elsewhere
+		return nil, rpcError(nacre.Invalidf("path", "path is missing: it says what to remove"))
+	case path == "/":
 		return nil, rpcError(nacre.Invalidf("path", "the root directory cannot be removed"))
 	}
 	if err := os.RemoveAll(path); err != nil && !errors.Is(err, syscall.ENOTDIR) {

@@ -182,12 +182,14 @@ func writeEtc(dir, name, content string) error {
 // addEntropy mixes seed into the kernel's pool and, where that is permitted,
 // credits it, so that two guests of one image never share a random stream.
 func addEntropy(seed []byte) error {
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	// Not an os.File, which would have the device watched for readiness: a create
+	// waits for this.
+	fd, err := unix.Open("/dev/urandom", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }()
-	if _, err := f.Write(seed); err != nil {
+	defer func() { _ = unix.Close(fd) }()
+	if _, err := unix.Write(fd, seed); err != nil {
 		return err
 	}
 	if len(seed) > 512 {
@@ -200,8 +202,8 @@ func addEntropy(seed []byte) error {
 	info.bits, info.size = int32(len(seed)*8), int32(len(seed))
 	copy(info.buf[:], seed)
 	// Best effort: a sandbox may refuse to credit what was mixed in above.
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info)))
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0)
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info)))
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.RNDRESEEDCRNG, 0)
 	return nil
 }
 

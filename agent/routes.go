@@ -47,10 +47,11 @@ func (a *Agent) routes() http.Handler {
 		connect.WithCompression("gzip", nil, nil),
 		connect.WithRecover(a.recovered),
 	}
+	known := knownCalls()
 	path, h := processpbconnect.NewProcessHandler(&processService{a}, opts...)
-	mux.Handle(path, a.rpc(h))
+	mux.Handle(path, a.rpc(known, h))
 	path, h = filesystempbconnect.NewFilesystemHandler(&filesystemService{a}, opts...)
-	mux.Handle(path, a.rpc(h))
+	mux.Handle(path, a.rpc(known, h))
 
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		writeError(w, http.StatusNotFound, "no such route")
@@ -101,7 +102,7 @@ func (a *Agent) hostOnly(next http.HandlerFunc) http.Handler {
 }
 
 // rpc admits the holder of the access token and prepares a call for connect.
-func (a *Agent) rpc(next http.Handler) http.Handler {
+func (a *Agent) rpc(known calls, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := a.id.get()
 		if !id.inited {
@@ -114,6 +115,9 @@ func (a *Agent) rpc(next http.Handler) http.Handler {
 		}
 		if id.hostToken == "" || !sameToken(r.Header.Get(envd.HeaderHostToken), id.hostToken) {
 			r.Header.Del(envd.HeaderUnlogged) // the host's alone
+		}
+		if known.refuse(w, r) {
+			return
 		}
 		a.watchers.sync()
 		next.ServeHTTP(w, withTimeout(r))

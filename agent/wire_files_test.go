@@ -125,6 +125,8 @@ func TestTrap05_UploadAnswer(t *testing.T) {
 		"another type":  {"?path=x", form("x", "file", "x"), "Content-Type: text/plain"},
 		"cut off":       {"?path=cut", strings.NewReader("--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\nabc"), formType},
 		"raw, no path":  {"", strings.NewReader("x"), "Content-Type: application/octet-stream"},
+		"no parts":      {"?path=x", strings.NewReader("junk"), formType},
+		"no file":       {"?path=x", form("x", "other", "x"), formType},
 		"two, one path": {"?path=x", strings.NewReader(b.String() + "--XX--\r\n"), formType},
 	} {
 		if status, body, _ := g.request(t, "POST", "/files"+c.query, c.body, c.ct); status != 400 {

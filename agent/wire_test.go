@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -305,6 +306,51 @@ func TestWire2_2_Auth(t *testing.T) {
 				t.Errorf("%s: body %q", c.path, answer)
 			}
 		}
+	}
+}
+
+// TestTrap01_CallsThatAreNone: what is no call has a body in the form of a call's error.
+func TestTrap01_CallsThatAreNone(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	for _, c := range []struct {
+		method, path, media string
+		status              int
+		code                string
+	}{
+		{"GET", "/process.Process/List", "", 405, "unimplemented"},
+		{"DELETE", "/filesystem.Filesystem/Stat", "application/json", 405, "unimplemented"},
+		{"POST", "/process.Process/Nope", "application/json", 404, "unimplemented"},
+		{"POST", "/filesystem.Filesystem/", "application/json", 404, "unimplemented"},
+		{"POST", "/process.Process/List", "text/plain", 415, "invalid_argument"},
+		{"POST", "/process.Process/List", "", 415, "invalid_argument"},
+		{"POST", "/process.Process/List", "application/connect+json", 415, "invalid_argument"},
+		{"POST", "/process.Process/Start", "application/json", 415, "invalid_argument"},
+		{"POST", "/process.Process/List", "Application/JSON; charset=utf-8", 200, ""},
+	} {
+		status, body, _ := g.request(t, c.method, c.path, strings.NewReader("{}"), "Content-Type: "+c.media)
+		var e struct{ Code, Message string }
+		if status != c.status || json.Unmarshal([]byte(body), &e) != nil || e.Code != c.code || (e.Message == "") != (c.code == "") {
+			t.Errorf("%s %s %q: %d %q, want %d %s", c.method, c.path, c.media, status, body, c.status, c.code)
+		}
+	}
+}
+
+// TestEmptyPathLosesNothing: an empty path means the home where something is read; to
+// remove or move that by a name left out would lose everything in it.
+func TestEmptyPathLosesNothing(t *testing.T) {
+	g := newGuest(t)
+	g.initialised(t, "")
+	for _, c := range []struct{ method, body string }{
+		{"Remove", `{}`}, {"Remove", `{"path":""}`}, {"Move", `{"destination":"x"}`}, {"Move", `{"source":"x"}`},
+	} {
+		status, body := g.unary(t, "/filesystem.Filesystem/"+c.method, c.body)
+		if status != 400 || !strings.Contains(body, "invalid_argument") {
+			t.Errorf("%s %s: %d %s", c.method, c.body, status, body)
+		}
+	}
+	if _, err := os.Stat(g.home); err != nil {
+		t.Error(err)
 	}
 }
 
