@@ -49,10 +49,13 @@ type Config struct {
 	Timeout time.Duration
 }
 
-// Where the emulated host has what assets.sh collected.
+// Where the emulated host has the release to be tested (see Release), and the one that
+// assets.sh pins, which may be the same.
 const (
-	Firecracker = "/assets/firecracker"
-	Jailer      = "/assets/jailer"
+	Firecracker       = "/assets/firecracker"
+	Jailer            = "/assets/jailer"
+	PinnedFirecracker = "/assets/pinned/firecracker"
+	PinnedJailer      = "/assets/pinned/jailer"
 )
 
 const (
@@ -216,6 +219,16 @@ func without(args []string, skip string) []string {
 // Assets returns the directory that assets.sh makes.
 func Assets() (string, error) { return Script(assets) }
 
+// Release returns the directory with the firecracker and jailer to be tested: what
+// NACRE_FIRECRACKER_DIR names, such as an official release's under these two names, or
+// the release that assets.sh pins.
+func Release() (string, error) {
+	if dir := os.Getenv("NACRE_FIRECRACKER_DIR"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	return Assets()
+}
+
 // Script runs a shell script and returns the last line that it prints.
 func Script(text string, args ...string) (string, error) {
 	c := exec.Command("sh", append([]string{"-s", "--"}, args...)...)
@@ -254,8 +267,13 @@ func pack(path, found string, cfg Config) (int64, error) {
 			return 0, err
 		}
 	}
-	for _, name := range []string{"firecracker", "jailer"} {
-		files["/assets/"+name] = filepath.Join(found, name)
+	release, err := Release()
+	if err != nil {
+		return 0, err
+	}
+	for there, dir := range map[string]string{Firecracker: release, PinnedFirecracker: found} {
+		files[there] = filepath.Join(dir, "firecracker")
+		files[filepath.Join(filepath.Dir(there), "jailer")] = filepath.Join(dir, "jailer")
 	}
 	modules, err := filepath.Glob(filepath.Join(found, "modules", "*.ko"))
 	if err != nil {
