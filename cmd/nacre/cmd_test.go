@@ -127,8 +127,11 @@ func TestSandboxFromMakingToEnd(t *testing.T) {
 	if got := s.fails("kill", id); !strings.Contains(got, "ps -a") {
 		t.Errorf("a second kill: %s", got)
 	}
-	if got := s.fails("exec", id, "--", "true"); !strings.Contains(got, "ps -a") {
+	if got := s.fails("exec", id, "--", "true"); !strings.Contains(got, "has ended (killed)") {
 		t.Errorf("exec of a killed one: %s", got)
+	}
+	if _, errOut, err := s.run("logs", id); err != nil || !strings.HasSuffix(errOut, "# sandbox "+id+" has ended (killed)\n") {
+		t.Errorf("logs of a killed one: %q %v", errOut, err)
 	}
 	if got := s.ok("ps", "-a"); !strings.Contains(got, "killed") {
 		t.Errorf("ps -a: %s", got)

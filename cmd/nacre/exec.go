@@ -143,7 +143,7 @@ func (g *globals) runCommand(cmd *cobra.Command, sb *client.Sandbox, f commandFl
 			return err
 		}
 	}
-	return commandEnd(cmd, err)
+	return commandEnd(cmd, g.lost(ctx, sb.ID, err))
 }
 
 // commandEnd passes a command's exit status through.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -83,6 +84,9 @@ func (g *globals) sandbox(ctx context.Context, id string) (*client.Client, *clie
 		return nil, nil, err
 	}
 	info, err := c.Info(ctx, id)
+	if why := ending(ctx, c, id, err); why != "" {
+		return nil, nil, errors.New(why)
+	}
 	if err != nil {
 		return nil, nil, sandboxError(id, err)
 	}
@@ -100,6 +104,52 @@ func sandboxError(id string, err error) error {
 		return fmt.Errorf("sandbox %s was not found: it has ended or never was; `nacre ps -a` shows why one ended", id)
 	}
 	return err
+}
+
+// recentEnds is how many ended sandboxes are looked through for one.
+const recentEnds = 1000
+
+// ending says why a sandbox ended that err, not nil, was about: "" when it has not, or
+// nobody knows.
+func ending(ctx context.Context, c *client.Client, id string, err error) string {
+	if !errors.Is(err, client.ErrNotFound) && !errors.Is(err, client.ErrNotRunning) {
+		return ""
+	}
+	n := 0
+	for r, err := range c.Runs(ctx, "stopped") {
+		if n++; err != nil || n > recentEnds {
+			break
+		}
+		if r.ID == id {
+			why := fmt.Sprintf("sandbox %s has ended (%s)", id, or(string(r.Reason), r.EndReason))
+			if r.Detail != "" {
+				why += ": " + printable(r.Detail)
+			}
+			return why
+		}
+	}
+	return ""
+}
+
+// lost is ending for a sandbox that went away under a command, whose end the server may
+// not have written down yet.
+func (g *globals) lost(ctx context.Context, id string, err error) error {
+	c, cerr := g.client()
+	if cerr != nil || !errors.Is(err, client.ErrNotRunning) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for {
+		if why := ending(ctx, c, id, err); why != "" {
+			return errors.New(why)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // exitCode is the status that the command ends with, and has nothing to say.

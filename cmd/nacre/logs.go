@@ -19,7 +19,8 @@ func newLogsCommand(g *globals) *cobra.Command {
 		Use:   "logs ID",
 		Short: "Show what a sandbox's commands wrote, also after its end",
 		Long: "logs shows what the commands in a sandbox wrote: their standard output on standard output, their standard\n" +
-			"error, and the start and end of each marked with '#', on standard error. Terminals are not logged.",
+			"error, and the start and end of each marked with '#', on standard error. Terminals are not logged.\n" +
+			"After the log of a sandbox that has ended stands why.",
 		Example: "  nacre logs ID\n  nacre logs -f ID          # go on until the sandbox ends\n  nacre logs --since 5m ID",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -54,6 +55,10 @@ func newLogsCommand(g *globals) *cobra.Command {
 			}
 			if g.json && !follow {
 				return printJSON(cmd.OutOrStdout(), entries)
+			}
+			_, err = c.Info(cmd.Context(), args[0])
+			if why := ending(cmd.Context(), c, args[0], err); why != "" && !g.json {
+				fmt.Fprintln(cmd.ErrOrStderr(), "# "+why)
 			}
 			return nil
 		},
