@@ -69,3 +69,12 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 	}
 	return p.Masked(), true
 }
+
+// ValidHostMask tells whether s may stand in a Host header, "${PORT}" in it for a
+// port, as NetworkPolicy.MaskRequestHost does; "" may.
+func ValidHostMask(s string) bool {
+	host := strings.ReplaceAll(s, "${PORT}", "0")
+	return len(host) <= 253 && !strings.ContainsFunc(host, func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-._:[]", c))
+	})
+}

@@ -174,7 +174,7 @@ func (s *Service) SetDeadline(ctx context.Context, team nacre.TeamID, id nacre.S
 	if err != nil {
 		return nacre.Sandbox{}, err
 	}
-	s.roster.ends(id, d)
+	s.roster.setDeadline(id, d)
 	return rec, nil
 }
 

@@ -53,20 +53,6 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Limits bound what a team may ask for. Zero fields mean the defaults.
-type Limits struct {
-	DefaultTimeout time.Duration // 5 minutes
-	MaxTimeout     time.Duration // 24 hours
-	MaxPerTeam     int           // sandboxes of one team that are alive and not paused; 0 = no limit
-	MaxPaused      int           // paused ones of one team; 0 = no limit
-	// MaxSnapshotBytes is what a team's snapshots and paused sandboxes may occupy on
-	// disk; 0 = no limit. It is compared before one is taken, so the last may exceed
-	// it, as may a sandbox that is paused because its time is over.
-	MaxSnapshotBytes int64
-	Default          nacre.Resources // where neither request nor template says: 2 processors, 1024 MiB, 10 GiB, 4096 tasks
-	Max              nacre.Resources // 32 processors, 64 GiB, 1 TiB, 32768 tasks
-}
-
 // Service implements nacre.Service, SnapshotService, Waker and Activity.
 type Service struct {
 	cfg    Config
@@ -108,27 +94,11 @@ func New(cfg Config) (*Service, error) {
 	}, nil
 }
 
-func (l *Limits) setDefaults() {
-	setDefault(&l.DefaultTimeout, 5*time.Minute)
-	setDefault(&l.MaxTimeout, 24*time.Hour)
-	l.Default = fill(l.Default, nacre.Resources{CPUs: 2, MemoryMiB: 1024, DiskMiB: 10 << 10, MaxPIDs: 4096})
-	l.Max = fill(l.Max, nacre.Resources{CPUs: 32, MemoryMiB: 64 << 10, DiskMiB: 1 << 20, MaxPIDs: 32768})
-}
-
 func setDefault[T comparable](p *T, v T) {
 	var zero T
 	if *p == zero {
 		*p = v
 	}
-}
-
-// fill returns r with its zero fields taken from d.
-func fill(r, d nacre.Resources) nacre.Resources {
-	setDefault(&r.CPUs, d.CPUs)
-	setDefault(&r.MemoryMiB, d.MemoryMiB)
-	setDefault(&r.DiskMiB, d.DiskMiB)
-	setDefault(&r.MaxPIDs, d.MaxPIDs)
-	return r
 }
 
 // place chooses the node of a new sandbox.

@@ -34,13 +34,13 @@ func (s *Service) Edit(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 		return nacre.Sandbox{}, err
 	}
 	if r.IdleTimeout != nil {
-		s.roster.idles(id, rec.IdleTimeout)
+		s.roster.setIdleTimeout(id, rec.IdleTimeout)
 	}
 	switch {
 	case rec.AlwaysOn && !was.AlwaysOn:
-		s.roster.stays(id)
+		s.roster.clearDeadline(id)
 	case !rec.Deadline.Equal(was.Deadline):
-		s.roster.ends(id, rec.Timeout)
+		s.roster.setDeadline(id, rec.Timeout)
 	}
 	return rec, nil
 }

@@ -186,7 +186,7 @@ func (s *Service) pauseDue(ctx context.Context, m member) {
 	if cur, gerr := s.cfg.Store.Get(ctx, m.team, m.id); gerr == nil && cur.State != nacre.StateRunning {
 		return // paused by a request, or the reconciler's
 	}
-	again := s.roster.again(m.id, retryWait)
+	again := s.roster.retryLater(m.id, retryWait)
 	s.log.Error("a sandbox whose time is over could not be paused; it runs on and is tried again", "sandbox", m.id, "in", again, "err", err)
 	_, uerr := s.cfg.Store.Update(ctx, m.team, m.id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 		now := s.now()

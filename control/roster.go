@@ -1,8 +1,6 @@
 package control
 
 import (
-	"container/heap"
-	"slices"
 	"sync"
 	"time"
 
@@ -20,12 +18,6 @@ type roster struct {
 	queue  deadlines
 	wake   chan struct{} // the earliest deadline changed
 	counts map[*census]bool
-}
-
-// census is what is remembered while the store's records are read.
-type census struct {
-	before []nacre.SandboxID        // who was on the roster when it began
-	left   map[nacre.SandboxID]bool // who left since: its record may be an old one
 }
 
 // tally counts a team's sandboxes. Those that are not paused are active.
@@ -47,17 +39,6 @@ type member struct {
 
 	index int       // in the queue; -1 when not
 	at    time.Time // its place there: not after due
-}
-
-// due is when its time is over, as things are; zero for never.
-func (m *member) due() time.Time {
-	at := m.until
-	if m.idle > 0 {
-		if i := m.active.Add(m.idle); at.IsZero() || i.Before(at) {
-			at = i
-		}
-	}
-	return at
 }
 
 func newRoster() *roster {
@@ -184,29 +165,6 @@ func (r *roster) sleeps(m *member, rec nacre.Sandbox) {
 	}
 }
 
-// again gives a sandbox whose time is over, but that could not be ended or paused, the
-// time until the next attempt, and returns it.
-func (r *roster) again(id nacre.SandboxID, wait func(tries int) time.Duration) (d time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	m := r.alive[id]
-	if m == nil {
-		return 0
-	}
-	m.tries++
-	d = wait(m.tries)
-	now := time.Now()
-	if !m.until.IsZero() && !m.until.After(now) {
-		m.until = now.Add(d)
-	}
-	if m.idle > 0 && !m.active.Add(m.idle).After(now) {
-		m.active = now.Add(d - m.idle)
-	}
-	m.running = true
-	r.requeue(m)
-	return d
-}
-
 // wakeRoute is the route of a sandbox that traffic wakes, nil for another.
 func wakeRoute(rec nacre.Sandbox) *nacre.Route {
 	if !rec.AutoResume {
@@ -259,93 +217,6 @@ func (r *roster) lastUse(id nacre.SandboxID) time.Time {
 	return time.Time{}
 }
 
-// ends sets a running sandbox's deadline to d from now.
-func (r *roster) ends(id nacre.SandboxID, d time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m := r.alive[id]; m != nil && m.running {
-		m.until, m.tries = time.Now().Add(d), 0
-		r.requeue(m)
-	}
-}
-
-// idles sets after how long without use a sandbox ends, beginning now.
-func (r *roster) idles(id nacre.SandboxID, d time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m := r.alive[id]; m != nil {
-		m.idle, m.active = d, time.Now()
-		if m.running {
-			r.requeue(m)
-		}
-	}
-}
-
-// stays takes a sandbox's deadline away.
-func (r *roster) stays(id nacre.SandboxID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m := r.alive[id]; m != nil && m.running {
-		m.until = time.Time{}
-		r.requeue(m)
-	}
-}
-
-// back puts one that due took out back into the queue.
-func (r *roster) back(id nacre.SandboxID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m := r.alive[id]; m != nil && m.running && m.index < 0 {
-		r.requeue(m)
-	}
-}
-
-// requeue puts a member where it belongs in the queue; mu is held.
-func (r *roster) requeue(m *member) {
-	if m.at = m.due(); m.at.IsZero() {
-		r.unqueue(m)
-		return
-	}
-	if m.index >= 0 {
-		heap.Fix(&r.queue, m.index)
-	} else {
-		heap.Push(&r.queue, m)
-	}
-	if m.index == 0 {
-		select {
-		case r.wake <- struct{}{}:
-		default:
-		}
-	}
-}
-
-func (r *roster) unqueue(m *member) {
-	if m.index >= 0 {
-		heap.Remove(&r.queue, m.index)
-	}
-}
-
-// due takes those out of the queue whose time is over, and returns when the next is.
-func (r *roster) due() (over []member, next time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	for len(r.queue) > 0 {
-		m := r.queue[0]
-		if m.at.After(now) {
-			return over, m.at
-		}
-		if at := m.due(); at.After(now) { // it was used meanwhile
-			m.at = at
-			heap.Fix(&r.queue, 0)
-			continue
-		}
-		heap.Pop(&r.queue)
-		over = append(over, *m)
-	}
-	return over, time.Time{}
-}
-
 // get returns what is known of a sandbox.
 func (r *roster) get(id nacre.SandboxID) (member, bool) {
 	r.mu.Lock()
@@ -364,96 +235,4 @@ func (r *roster) tally(team nacre.TeamID) tally {
 		return *t
 	}
 	return tally{}
-}
-
-// all returns everything that runs out.
-func (r *roster) all() []member {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := make([]member, 0, len(r.queue))
-	for _, m := range r.queue {
-		out = append(out, *m)
-	}
-	return out
-}
-
-// beginCensus is called before the records are read, endCensus after.
-func (r *roster) beginCensus() *census {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := &census{before: make([]nacre.SandboxID, 0, len(r.alive)), left: map[nacre.SandboxID]bool{}}
-	for id := range r.alive {
-		c.before = append(c.before, id)
-	}
-	r.counts[c] = true
-	return c
-}
-
-func (r *roster) endCensus(c *census) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.counts, c)
-}
-
-// enroll adds a sandbox whose record a census read, with d left of its time, unless it
-// is known already or has left since.
-func (r *roster) enroll(c *census, rec nacre.Sandbox, d time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.alive[rec.ID] != nil || c.left[rec.ID] {
-		return
-	}
-	m := &member{id: rec.ID, team: rec.TeamID, index: -1}
-	r.alive[rec.ID] = m
-	r.count(rec.TeamID).active++
-	switch rec.State {
-	case nacre.StateRunning:
-		r.runs(m, rec, d)
-	case nacre.StatePaused:
-		r.sleeps(m, rec)
-	}
-}
-
-func (r *roster) isLoaded() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.loaded
-}
-
-func (r *roster) setLoaded() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.loaded = true
-}
-
-// beginCensus leaves out of before what this process has in its hands: the place in
-// the order of records of the others no longer changes, so no page of a list misses
-// them.
-func (s *Service) beginCensus() *census {
-	c := s.roster.beginCensus()
-	c.before = slices.DeleteFunc(c.before, s.flight.has)
-	return c
-}
-
-// deadlines is a heap, the earliest first.
-type deadlines []*member
-
-func (q deadlines) Len() int           { return len(q) }
-func (q deadlines) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
-func (q deadlines) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].index, q[j].index = i, j
-}
-func (q *deadlines) Push(x any) {
-	m := x.(*member)
-	m.index = len(*q)
-	*q = append(*q, m)
-}
-func (q *deadlines) Pop() any {
-	old := *q
-	m := old[len(old)-1]
-	old[len(old)-1] = nil
-	*q = old[:len(old)-1]
-	m.index = -1
-	return m
 }

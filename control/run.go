@@ -114,7 +114,7 @@ func (s *Service) expire(ctx context.Context, m member) {
 		return
 	case err != nil:
 		s.log.Error("a sandbox whose time is over could not be ended; it is tried again", "sandbox", m.id, "err", err)
-		s.roster.again(m.id, func(int) time.Duration { return retryAfter })
+		s.roster.retryLater(m.id, func(int) time.Duration { return retryAfter })
 		return
 	}
 	s.roster.leave(m.id)

@@ -4,17 +4,12 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/nacrehq/nacre"
 )
 
-const (
-	maxName    = 128     // bytes, of a sandbox or a snapshot
-	maxComment = 4 << 10 // bytes
-)
+const maxComment = 4 << 10 // bytes
 
 // Snapshot keeps a running sandbox, which goes on, or a paused one; see
 // nacre.SnapshotService. A paused one's own snapshot becomes the user's, and it goes
@@ -60,13 +55,6 @@ func expiry(from time.Time, keep time.Duration) time.Time {
 		return time.Time{}
 	}
 	return from.Add(keep)
-}
-
-func checkName(name string) error {
-	if len(name) > maxName || strings.ContainsFunc(name, unprintable) || !utf8.ValidString(name) {
-		return nacre.Invalidf("Name", "Name is longer than %d bytes or has characters that cannot be printed", maxName)
-	}
-	return nil
 }
 
 // keep takes the snapshot of a running sandbox. The caller has it in hand.

@@ -1,8 +1,6 @@
 package control
 
 import (
-	"fmt"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -11,8 +9,9 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// Bounds of a create's maps and lists.
+// Bounds of what a create says.
 const (
+	maxName          = 128     // bytes, of a sandbox or a snapshot
 	maxMetadata      = 128     // entries
 	maxMetadataKey   = 256     // bytes
 	maxMetadataValue = 8 << 10 // bytes
@@ -67,13 +66,9 @@ func (l *Limits) validate(r *nacre.CreateRequest) error {
 
 func unprintable(c rune) bool { return !unicode.IsPrint(c) }
 
-func (l *Limits) checkTimeout(d time.Duration) error {
-	if d <= 0 {
-		return nacre.Invalidf("Timeout", "Timeout must be greater than 0")
-	}
-	if d > l.MaxTimeout {
-		hours := strconv.FormatFloat(l.MaxTimeout.Hours(), 'f', -1, 64)
-		return nacre.Invalidf("Timeout", "Timeout cannot be greater than %s hours", hours)
+func checkName(name string) error {
+	if len(name) > maxName || strings.ContainsFunc(name, unprintable) || !utf8.ValidString(name) {
+		return nacre.Invalidf("Name", "Name is longer than %d bytes or has characters that cannot be printed", maxName)
 	}
 	return nil
 }
@@ -146,31 +141,8 @@ func checkNetwork(p nacre.NetworkPolicy) error {
 			return nacre.Invalidf("AllowOut", "AllowOut: sandboxes have no IPv6, so %s cannot be allowed", a)
 		}
 	}
-	host := strings.ReplaceAll(p.MaskRequestHost, "${PORT}", "0")
-	if len(host) > 253 || strings.ContainsFunc(host, func(c rune) bool {
-		return c > 127 || !(unicode.IsLetter(c) || unicode.IsDigit(c) || strings.ContainsRune(".-:[]_", c))
-	}) {
+	if !nacre.ValidHostMask(p.MaskRequestHost) {
 		return nacre.Invalidf("MaskRequestHost", "MaskRequestHost must be a host name, with a port if need be; \"${PORT}\" stands for the port")
 	}
 	return nil
-}
-
-// resources fills what the request left open and holds the rest to the limits.
-func (l *Limits) resources(asked, template nacre.Resources) (nacre.Resources, error) {
-	r := fill(fill(asked, template), l.Default)
-	least := nacre.Resources{CPUs: 1, MemoryMiB: 64, DiskMiB: 16, MaxPIDs: 16}
-	for _, f := range []struct {
-		name          string
-		got, min, max int
-	}{
-		{"CPUs", r.CPUs, least.CPUs, l.Max.CPUs},
-		{"MemoryMiB", r.MemoryMiB, least.MemoryMiB, l.Max.MemoryMiB},
-		{"DiskMiB", r.DiskMiB, least.DiskMiB, l.Max.DiskMiB},
-		{"MaxPIDs", r.MaxPIDs, least.MaxPIDs, l.Max.MaxPIDs},
-	} {
-		if f.got < f.min || f.got > f.max {
-			return r, nacre.Invalidf("Resources."+f.name, "%s", fmt.Sprintf("Resources.%s is %d; it must be between %d and %d", f.name, f.got, f.min, f.max))
-		}
-	}
-	return r, nil
 }
