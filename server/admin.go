@@ -105,14 +105,30 @@ func (a *admin) serve(ctx context.Context, dir string) (stop func(), err error) 
 
 func (a *admin) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", a.getStatus)
-	mux.HandleFunc("POST /keys", a.createKey)
-	mux.HandleFunc("GET /keys", a.listKeys)
-	mux.HandleFunc("DELETE /keys/{id}", a.revokeKey)
+	mux.HandleFunc("GET /status", replying(http.StatusOK, a.getStatus))
+	mux.HandleFunc("POST /keys", replying(http.StatusCreated, a.createKey))
+	mux.HandleFunc("GET /keys", replying(http.StatusOK, a.listKeys))
+	mux.HandleFunc("DELETE /keys/{id}", replying(http.StatusNoContent, a.revokeKey))
 	return mux
 }
 
-func (a *admin) getStatus(w http.ResponseWriter, r *http.Request) {
+// replying answers with what do returns, if anything, and the status, or with its error.
+func replying(status int, do func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, 1<<16)
+		body, err := do(r)
+		switch {
+		case err != nil:
+			fail(w, err)
+		case body == nil:
+			w.WriteHeader(status)
+		default:
+			answer(w, status, body)
+		}
+	}
+}
+
+func (a *admin) getStatus(r *http.Request) (any, error) {
 	a.mu.Lock()
 	s, node, told := a.status, a.node, a.told
 	a.mu.Unlock()
@@ -124,43 +140,33 @@ func (a *admin) getStatus(w http.ResponseWriter, r *http.Request) {
 			s.Capacity = &c
 		}
 	}
-	answer(w, http.StatusOK, s)
+	return s, nil
 }
 
-func (a *admin) createKey(w http.ResponseWriter, r *http.Request) {
+func (a *admin) createKey(r *http.Request) (any, error) {
 	var in struct{ Team, Name string }
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16)).Decode(&in); err != nil {
-		fail(w, nacre.Invalidf("body", "the body is not a JSON object: %v", err))
-		return
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		return nil, nacre.Invalidf("body", "the body is not a JSON object: %v", err)
 	}
 	teams, err := a.teamStore()
 	if err != nil {
-		fail(w, err)
-		return
+		return nil, err
 	}
 	team, err := teams.EnsureTeam(r.Context(), in.Team)
 	if err != nil {
-		fail(w, err)
-		return
+		return nil, err
 	}
 	secret, key := nacre.NewKey(team.ID, in.Name, a.clock())
 	if err := teams.InsertKey(r.Context(), key); err != nil {
-		fail(w, err)
-		return
+		return nil, err
 	}
-	answer(w, http.StatusCreated, adminKey{ID: key.ID, Team: team.Name, Name: key.Name, Key: secret, CreatedAt: key.CreatedAt})
+	return adminKey{ID: key.ID, Team: team.Name, Name: key.Name, Key: secret, CreatedAt: key.CreatedAt}, nil
 }
 
-func (a *admin) listKeys(w http.ResponseWriter, r *http.Request) {
-	teams, err := a.teamStore()
+func (a *admin) listKeys(r *http.Request) (any, error) {
+	teams, all, err := a.allTeams(r)
 	if err != nil {
-		fail(w, err)
-		return
-	}
-	all, err := teams.Teams(r.Context())
-	if err != nil {
-		fail(w, err)
-		return
+		return nil, err
 	}
 	out := []adminKey{}
 	want := r.URL.Query().Get("team")
@@ -170,8 +176,7 @@ func (a *admin) listKeys(w http.ResponseWriter, r *http.Request) {
 		}
 		keys, err := teams.Keys(r.Context(), t.ID)
 		if err != nil {
-			fail(w, err)
-			return
+			return nil, err
 		}
 		for _, k := range keys {
 			ak := adminKey{ID: k.ID, Team: t.Name, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt}
@@ -181,32 +186,30 @@ func (a *admin) listKeys(w http.ResponseWriter, r *http.Request) {
 			out = append(out, ak)
 		}
 	}
-	answer(w, http.StatusOK, out)
+	return out, nil
 }
 
-func (a *admin) revokeKey(w http.ResponseWriter, r *http.Request) {
+func (a *admin) revokeKey(r *http.Request) (any, error) {
+	teams, all, err := a.allTeams(r)
+	if err != nil {
+		return nil, err
+	}
+	name := r.URL.Query().Get("team")
+	for _, t := range all {
+		if t.Name == name {
+			return nil, teams.RevokeKey(r.Context(), t.ID, r.PathValue("id"))
+		}
+	}
+	return nil, nacre.Errorf(nacre.CodeNotFound, "there is no team %q; `nacre key list` shows them", name)
+}
+
+func (a *admin) allTeams(r *http.Request) (nacre.TeamStore, []nacre.Team, error) {
 	teams, err := a.teamStore()
 	if err != nil {
-		fail(w, err)
-		return
+		return nil, nil, err
 	}
 	all, err := teams.Teams(r.Context())
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	for _, t := range all {
-		if t.Name != r.URL.Query().Get("team") {
-			continue
-		}
-		if err := teams.RevokeKey(r.Context(), t.ID, r.PathValue("id")); err != nil {
-			fail(w, err)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
-		return
-	}
-	fail(w, nacre.Errorf(nacre.CodeNotFound, "there is no team %q; `nacre key list` shows them", r.URL.Query().Get("team")))
+	return teams, all, err
 }
 
 func (a *admin) teamStore() (nacre.TeamStore, error) {
