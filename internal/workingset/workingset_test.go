@@ -113,6 +113,20 @@ func TestWorkingSet(t *testing.T) {
 	}
 }
 
+// TestPrefetchOfLongPieces: a piece is read to its end, however little the device takes
+// in one go.
+func TestPrefetchOfLongPieces(t *testing.T) {
+	f := file(t)
+	drop(t, f)
+	const long = 24 * mib
+	check(t, Prefetch(f, Set{{mib, long}}))
+	for end := time.Now().Add(30 * time.Second); cached(t, f, mib, long) != long; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("of %d bytes %d are in the cache", long, cached(t, f, mib, long))
+		}
+	}
+}
+
 // TestSet: what is near is fetched together.
 func TestSet(t *testing.T) {
 	var s Set
