@@ -5,7 +5,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/pflag"
@@ -150,5 +152,35 @@ func TestSecretsSurviveARestartAndArePrivate(t *testing.T) {
 	}
 	if a.tokens == [32]byte(a.env) {
 		t.Error("two secrets are equal")
+	}
+}
+
+// TestWhatNobodyMay: who is not root, or not the server's user, is told so.
+func TestWhatNobodyMay(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be somebody else")
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, AdminSocket), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	type answer struct{ start, wait error }
+	told := make(chan answer)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with this goroutine
+		const nobody = 65534
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+			told <- answer{errno, errno}
+			return
+		}
+		_, err := WaitReady(t.Context(), dir)
+		told <- answer{mayRun(), err}
+	}()
+	a := <-told
+	if a.start == nil || !strings.Contains(a.start.Error(), "sudo") || a.wait == nil || !strings.Contains(a.wait.Error(), "another user") {
+		t.Errorf("start: %v; wait: %v", a.start, a.wait)
+	}
+	if err := mayRun(); err != nil {
+		t.Errorf("root: %v", err)
 	}
 }

@@ -164,6 +164,9 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 	if err := provide(ctx, needs(s.baseMissing()), s.cfg.Install, func(t string) { step(t); s.opts.Progress(t, 0, 0) }); err != nil {
 		return p, err
 	}
+	if err := mayRun(); err != nil {
+		return p, err
+	}
 	step("taking back the machines that run")
 	if err := s.buildHost(ctx, p, sec); err != nil {
 		return p, err
@@ -191,6 +194,14 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 		return p, fmt.Errorf("usage: %w", err)
 	}
 	return p, s.buildEntrance(p, sec)
+}
+
+// mayRun tells what only root may do, after what the host lacks was told.
+func mayRun() error {
+	if os.Geteuid() != 0 {
+		return errors.New("the server makes network namespaces and control groups, for which it must be root; start it with sudo")
+	}
+	return nil
 }
 
 // buildHost makes the parts of this host and recovers what runs on it.

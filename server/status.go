@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // AdminClient returns an HTTP client whose every request goes to the admin
@@ -39,6 +42,9 @@ func statusOf(dataDir string) *Status {
 // WaitReady returns when the server on the data directory is ready, or an error
 // that says what it is doing instead when ctx ends first.
 func WaitReady(ctx context.Context, dataDir string) (Status, error) {
+	if errors.Is(unix.Access(filepath.Join(dataDir, AdminSocket), unix.W_OK), fs.ErrPermission) {
+		return Status{}, fmt.Errorf("the server on %s belongs to another user; run the command as that user, such as with sudo", dataDir)
+	}
 	for {
 		s := statusOf(dataDir)
 		if s != nil && s.Ready {
