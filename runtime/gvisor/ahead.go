@@ -254,10 +254,10 @@ func (r *Runtime) spawn(g *cgroup.Group, orders *os.File) (*pidfd.Process, error
 		Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
 		UidMappings: one,
 		GidMappings: one,
-		// To make an empty root for itself; the verb drops every capability before
-		// the guest exists. Without CAP_SETPCAP it leaves the bounding set alone, for
-		// which it would stop all its threads forty times (30 ms): the set bounds what
-		// a program gains when it is executed, and here none ever gains anything.
+		// To make an empty root for itself; it drops every capability before it waits.
+		// Without CAP_SETPCAP it leaves the bounding set alone, for which it would stop
+		// all its threads forty times (30 ms): the set bounds what a program gains when
+		// it is executed, and here none ever gains anything.
 		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT},
 		PidFD:       &held,
 	}

@@ -3,12 +3,15 @@ package gvisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
@@ -69,6 +72,34 @@ func TestAheadBecomesMachine(t *testing.T) {
 		t.Errorf("a second machine of that name: %v", err)
 	}
 	nacretest.DialGuest(t, m).Do("ping")
+}
+
+// TestAheadHasNoCapability: a sandbox that waits has done with what needs one, in each
+// of its threads.
+func TestAheadHasNoCapability(t *testing.T) {
+	for _, s := range waiting(t, newRuntime(t)) {
+		eventually(t, "a sandbox that waits has capabilities", func() bool { return powerless(t, s.proc.PID) })
+	}
+}
+
+// powerless tells whether no thread of the process has a capability, nor may get one.
+func powerless(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/status")
+	check(t, err)
+	for _, path := range threads {
+		b, err := os.ReadFile(path)
+		if os.IsNotExist(err) || errors.Is(err, unix.ESRCH) { // it ended meanwhile
+			continue
+		}
+		check(t, err)
+		for _, set := range []string{"CapPrm", "CapEff", "CapInh", "CapAmb"} {
+			if !strings.Contains(string(b), set+":\t0000000000000000\n") {
+				return false
+			}
+		}
+	}
+	return len(threads) > 0
 }
 
 // TestAheadGrows: a pool that restores found empty is larger afterwards, and as

@@ -218,7 +218,7 @@ func (l *launch) prepare() error {
 		l.give("debug-log-fd", debug)
 	}
 	// From here on they are the verb's flags.
-	o.add("boot", "--bundle=/", "--apply-caps",
+	o.add("boot", "--bundle=/",
 		"--gofer-mount-confs="+mountConf(s.Root),
 		"--cpu-num="+strconv.Itoa(s.Resources.CPUs),
 		"--cpu-quota="+strconv.Itoa(s.Resources.CPUs*cgroup.CPUPeriod),

@@ -67,6 +67,9 @@ func TestConfined(t *testing.T) {
 			t.Errorf("the sandbox has no %q:\n%s", want, status)
 		}
 	}
+	if !powerless(t, m.Proc.PID) {
+		t.Error("a thread of the sandbox has capabilities")
+	}
 	for _, ns := range []string{"user", "mnt", "pid", "ipc", "uts", "net"} {
 		a, _ := os.Readlink(proc + "/ns/" + ns)
 		b, _ := os.Readlink("/proc/self/ns/" + ns)
