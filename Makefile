@@ -65,6 +65,7 @@ FIRECRACKER_V1 := TestMachine|TestRuntime/^(Boot|Usage|RecoverEnded|Sweep|Fault1
 test-firecracker: deps build
 	$(GO) test -v -p 1 -timeout 60m -count 1 -run '$(FIRECRACKER)' ./runtime/firecracker/... ./e2e/microvm
 	NACRE_CGROUP_V1=1 $(GO) test -v -timeout 60m -count 1 -run '$(FIRECRACKER_V1)' ./runtime/firecracker
+	$(GO) test -v -count 1 ./guest/kernel
 
 # test-cgroup2 runs the tests of cgroups and the gVisor driver's, and the life of a
 # sandbox on a server, on Debian's kernel with version 2 of cgroups alone, as a fresh

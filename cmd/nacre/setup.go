@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,55 +25,77 @@ func newSetupCommand() *cobra.Command {
 
 func newSetupFirecrackerCommand() *cobra.Command {
 	var (
-		c    server.Config
-		from firecracker.Release
+		c     server.Config
+		from  firecracker.Release
+		build bool
 	)
 	cmd := &cobra.Command{
 		Use:   "firecracker",
 		Short: "Install a Firecracker release and the guest kernel, which --runtime auto then uses",
-		Long: "setup firecracker checks a release of Firecracker and puts it, with a guest kernel, into the data directory.\n" +
-			"It downloads the release that this version of nacre was made for, and compares its sum. Where the network is\n" +
-			"closed --from names another source: an archive by path or https URL (then with --sha256, which Firecracker\n" +
-			"publishes beside each release), or a directory with the programs firecracker and jailer. Releases with known\n" +
-			"holes are refused.\n\n" +
-			"Without --kernel the guest kernel is built here from Debian's kernel source; that takes a quarter of an hour\n" +
-			"of one processor, once.",
+		Long: "setup firecracker puts a release of Firecracker and a guest kernel into the data directory. It downloads those\n" +
+			"that this version of nacre was made for, and compares their sums. A repeat replaces what was there.\n\n" +
+			"Where the network is closed --from and --kernel name other sources, by path or by https URL, which demands the\n" +
+			"sum: Firecracker publishes one beside each release. --from may be a directory with the programs firecracker and\n" +
+			"jailer, too. Releases with known holes are refused. --build-kernel has the kernel built here, from Debian's\n" +
+			"kernel source: that takes a quarter of an hour of one processor, once.\n\n" +
+			"What no flag says is read from NACRE_FIRECRACKER_FROM, _SHA256, _KERNEL and _KERNEL_SHA256.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.Load(cmd.Flags(), os.Getenv); err != nil {
 				return err
 			}
-			var err error
-			if from.Kernel == "" {
+			if build {
+				if from.Kernel != "" {
+					return errors.New("--build-kernel and --kernel: want one of them")
+				}
+				var err error
 				if from.Kernel, err = kernel.Build(cmd.Context(), c.CacheDir, cmd.ErrOrStderr()); err != nil {
 					return err
 				}
 			}
-			bar := progress.New(os.Stderr)
-			from.Progress = func(done, total int64) { bar.Set("downloading Firecracker", done, total) }
-			version, err := firecracker.Install(cmd.Context(), server.FirecrackerDir(c.DataDir), from)
-			bar.Done()
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "Firecracker %s and a guest kernel are in %s.\n", version, filepath.Clean(server.FirecrackerDir(c.DataDir)))
-			self, err := os.Executable()
-			if err != nil {
-				return err
-			}
-			if err := firecracker.Probe(cmd.Context(), self); err != nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "This host cannot use them: %s\n", errorText(err))
-				return nil
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), "This host runs microVMs: a server with --runtime auto makes new sandboxes of them from its next start on.")
-			return nil
+			fromEnvironment(&from, os.Getenv)
+			return setupFirecracker(cmd, server.FirecrackerDir(c.DataDir), from)
 		},
 	}
 	cmd.Flags().StringVar(&from.Source, "from", "", "a release: archive or directory by path, or archive by https URL (default: the one that nacre was made for)")
 	cmd.Flags().StringVar(&from.SHA256, "sha256", "", "the archive's SHA-256")
-	cmd.Flags().StringVar(&from.Kernel, "kernel", "", "a guest kernel (vmlinux) instead of building one")
+	cmd.Flags().StringVar(&from.Kernel, "kernel", "", "a guest kernel (vmlinux) by path or https URL (default: the one that nacre was made for)")
+	cmd.Flags().StringVar(&from.KernelSHA256, "kernel-sha256", "", "the kernel's SHA-256")
+	cmd.Flags().BoolVar(&build, "build-kernel", false, "build the guest kernel here instead of downloading it")
 	cmd.Flags().BoolVar(&from.AllowHoles, "allow-known-holes", false, "take a release with known security holes; for tests")
 	cmd.Flags().SortFlags = false
 	c.Flags(cmd.Flags())
 	return cmd
+}
+
+// fromEnvironment fills in what no flag said. A sum belongs to its source: where a flag
+// names one of them the variables of both are not looked at.
+func fromEnvironment(from *firecracker.Release, getenv func(string) string) {
+	if from.Source == "" && from.SHA256 == "" {
+		from.Source, from.SHA256 = getenv("NACRE_FIRECRACKER_FROM"), getenv("NACRE_FIRECRACKER_SHA256")
+	}
+	if from.Kernel == "" && from.KernelSHA256 == "" {
+		from.Kernel, from.KernelSHA256 = getenv("NACRE_FIRECRACKER_KERNEL"), getenv("NACRE_FIRECRACKER_KERNEL_SHA256")
+	}
+}
+
+func setupFirecracker(cmd *cobra.Command, dir string, from firecracker.Release) error {
+	bar := progress.New(os.Stderr)
+	from.Progress = func(what string, done, total int64) { bar.Set("downloading "+what, done, total) }
+	version, err := firecracker.Install(cmd.Context(), dir, from)
+	bar.Done()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "Firecracker %s and a guest kernel are in %s.\n", version, filepath.Clean(dir))
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := firecracker.Probe(cmd.Context(), self); err != nil {
+		fmt.Fprintf(cmd.OutOrStdout(), "This host cannot use them: %s\n", errorText(err))
+		return nil
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), "This host runs microVMs: a server with --runtime auto makes new sandboxes of them from its next start on.")
+	return nil
 }

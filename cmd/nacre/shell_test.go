@@ -12,11 +12,16 @@ import (
 	"time"
 
 	"github.com/creack/pty"
+
+	"github.com/nacrehq/nacre/runtime/firecracker"
 )
 
 // TestMain lets the test binary be the command, for what needs a terminal of
 // its own.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == firecracker.ProbeArg {
+		os.Exit(firecracker.ProbeMain())
+	}
 	if os.Getenv("NACRE_TEST_COMMAND") == "" {
 		os.Exit(m.Run())
 	}

@@ -4,6 +4,9 @@
 # its inputs' hash: a second call costs nothing. Debian's package is the source
 # because its security updates come by themselves, with a signature.
 #
+# The same package, compiler and linker give the same bytes, wherever and whenever
+# they are put together. The kernel's first message names all three.
+#
 #   NACRE_CACHE   where it is kept, default /var/cache/nacre
 #   JOBS          default: one a processor
 set -eu
@@ -44,6 +47,7 @@ if [ -n "$missing" ]; then
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >&2
 fi
 
+rm -rf "$cache"/guest-kernel.tmp.* # of one that was killed
 work=$(mktemp -d "$cache/guest-kernel.tmp.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
@@ -52,10 +56,15 @@ echo "guest kernel: building $package $pin, about five minutes of two processors
 tar -C "$work" --strip-components 1 -xf "/usr/src/$package.tar.xz" \
 	--exclude='*/drivers/gpu/drm/amd/include' --exclude='*/tools/testing' --exclude='*/arch/*/boot/dts/*' --exclude='*/sound/*.[ch]'
 cd "$work"
-export KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=nacre KBUILD_BUILD_HOST=nacre
-make -s tinyconfig >/dev/null
-./scripts/kconfig/merge_config.sh -m .config "$here/config" >/dev/null
-make -s olddefconfig >/dev/null
+umask 022
+# Nothing of the caller's: neither flags nor time zone nor language nor the date.
+plain() {
+	env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$work" LC_ALL=C TZ=UTC \
+		KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=nacre KBUILD_BUILD_HOST=nacre KBUILD_BUILD_VERSION="$pin" "$@"
+}
+plain make -s tinyconfig >/dev/null
+plain ./scripts/kconfig/merge_config.sh -m .config "$here/config" >/dev/null
+plain make -s olddefconfig >/dev/null
 # Kconfig drops what it does not like without a word.
 bad=$(grep -E '^CONFIG_|^# CONFIG_.* is not set' "$here/config" | while read -r line; do
 	case $line in
@@ -67,7 +76,7 @@ if [ -n "$bad" ]; then
 	echo "guest kernel: $bad" >&2
 	exit 1
 fi
-nice -n 15 make -s -j"${JOBS:-$(nproc)}" vmlinux >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; exit 1; }
+plain nice -n 15 make -s -j"${JOBS:-$(nproc)}" vmlinux >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; exit 1; }
 strip -o vmlinux.stripped vmlinux
 mkdir -p "$out.tmp"
 cp .config "$out.tmp/config"

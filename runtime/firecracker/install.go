@@ -2,23 +2,20 @@ package firecracker
 
 import (
 	"archive/tar"
-	"cmp"
 	"compress/gzip"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
-	"strings"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/internal/fetch"
 	"github.com/nacrehq/nacre/internal/sparse"
 )
 
@@ -29,17 +26,18 @@ const (
 	KernelName = "vmlinux"
 )
 
-// Release says where a release of Firecracker comes from.
+// Release says where what Install brings comes from: a path, or an https URL, which
+// demands a sum. "" is what this driver was made for, from the pages in release.go.
 type Release struct {
-	// Source is the release's archive (.tgz), by path or https URL, or a directory that
-	// holds the unpacked programs. "" is the release that this driver was made for, from
-	// Firecracker's own page (see release.go).
+	// Source is Firecracker's archive (.tgz), or a directory that holds the unpacked
+	// programs.
 	Source string
-	// SHA256 of the archive, in hex. A URL demands one.
-	SHA256 string
-	Kernel string // path of the guest's kernel
+	SHA256 string // of the archive, in hex
+	// Kernel is the guest's, an uncompressed vmlinux.
+	Kernel       string
+	KernelSHA256 string // in hex
 	// Progress is told how much of a download is there; total is -1 when nobody knows.
-	Progress func(done, total int64)
+	Progress func(what string, done, total int64)
 	// Client downloads; default http.DefaultClient, which goes by HTTPS_PROXY.
 	Client *http.Client
 	// AllowHoles takes a release with known holes.
@@ -58,32 +56,38 @@ func Installed(dir string) (c Config, ok bool) {
 	return c, true
 }
 
-// Install checks a release and puts it, with the kernel, into dir. A release that the
+// What is said where something cannot be downloaded.
+const (
+	releaseAdvice = "Get it another way and give its path with --from"
+	kernelAdvice  = "Have it built on this host, which takes a quarter of an hour, with --build-kernel; or get it another way, such as by `make guest-kernel` in nacre's source, and give its path with --kernel"
+)
+
+// Install checks a release and a kernel and puts them into dir. A release that the
 // driver would refuse is refused here. What was there before is replaced file by
-// file, and kept when anything fails; running machines keep theirs.
+// file once all is there, and kept when anything fails; running machines keep theirs.
+// Who is killed in it leaves what the next call takes away.
 func Install(ctx context.Context, dir string, from Release) (string, error) {
-	if from.Source == "" {
-		if from.SHA256 != "" {
-			return "", nacre.Invalidf("sha256", "it is of an archive: say which, by --from")
-		}
-		from.Source, from.SHA256 = pinnedURL, pinnedSHA256
-	}
-	if err := checkKernel(from.Kernel); err != nil {
+	if err := from.complete(); err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	tmp, err := os.MkdirTemp(dir, ".tmp-")
+	unlock, err := alone(dir)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	tmp, err := os.MkdirTemp(dir, unfinished)
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	if err := gather(ctx, tmp, from); err != nil {
+	if err := from.bringKernel(ctx, filepath.Join(tmp, KernelName)); err != nil {
 		return "", err
 	}
-	if err := sparse.Clone(from.Kernel, filepath.Join(tmp, KernelName), 0o444); err != nil {
-		return "", fmt.Errorf("guest kernel: %w", err)
+	if err := from.bringPrograms(ctx, tmp); err != nil {
+		return "", err
 	}
 	c, _ := Installed(tmp)
 	r := &Runtime{cfg: c}
@@ -91,43 +95,124 @@ func Install(ctx context.Context, dir string, from Release) (string, error) {
 	if err := r.checkPrograms(); err != nil {
 		return "", err
 	}
-	for _, name := range []string{KernelName, JailerName, VMMName} {
-		if err := os.Rename(filepath.Join(tmp, name), filepath.Join(dir, name)); err != nil {
-			return "", err
-		}
-	}
-	return r.version.String(), nil
+	return r.version.String(), replace(dir, tmp)
 }
 
-// gather puts the two programs into dir.
-func gather(ctx context.Context, dir string, from Release) error {
-	if st, err := os.Stat(from.Source); err == nil && st.IsDir() {
-		entries, err := os.ReadDir(from.Source)
-		if err != nil {
+// complete fills in what is brought when nobody says.
+func (from *Release) complete() error {
+	for _, f := range []struct {
+		field, flag          string
+		source, sum          *string
+		pinned, pinnedSHA256 string
+	}{
+		{"sha256", "--from", &from.Source, &from.SHA256, pinnedURL, pinnedSHA256},
+		{"kernel-sha256", "--kernel", &from.Kernel, &from.KernelSHA256, PinnedKernelURL, PinnedKernelSHA256},
+	} {
+		if *f.source != "" {
+			continue
+		}
+		if *f.sum != "" {
+			return nacre.Invalidf(f.field, "it is of a file: say which, by %s", f.flag)
+		}
+		*f.source, *f.sum = f.pinned, f.pinnedSHA256
+	}
+	return nil
+}
+
+// unfinished begins the names of what an Install has in hand.
+const unfinished = ".tmp-"
+
+// alone waits for no other Install into dir, and takes away what killed ones left.
+func alone(dir string) (unlock func(), err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		d.Close()
+		return nil, nacre.Wrap(nacre.CodeConflict, err, "another `nacre setup firecracker` is at work in "+dir)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, unfinished+"*"))
+	for _, l := range left {
+		err = errors.Join(err, os.RemoveAll(l))
+	}
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	return func() { d.Close() }, nil
+}
+
+// replace puts what is in tmp into dir, for good.
+func replace(dir, tmp string) error {
+	names := []string{KernelName, JailerName, VMMName}
+	for _, name := range names {
+		if err := persist(filepath.Join(tmp, name)); err != nil {
 			return err
 		}
-		found := 0
-		for _, e := range entries {
-			if name := programName(e.Name()); name != "" && e.Type().IsRegular() {
-				if err := sparse.Clone(filepath.Join(from.Source, e.Name()), filepath.Join(dir, name), 0o755); err != nil {
-					return err
-				}
-				found++
+	}
+	for _, name := range names {
+		if err := os.Rename(filepath.Join(tmp, name), filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return persist(dir)
+}
+
+func persist(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func (from Release) source(what, source, sum, advice string) fetch.Source {
+	return fetch.Source{What: what, From: source, SHA256: sum, Advice: advice, Max: maxRelease, Client: from.Client,
+		Progress: func(done, total int64) {
+			if from.Progress != nil {
+				from.Progress(what, done, total)
 			}
-		}
-		return foundBoth(found)
+		}}
+}
+
+func (from Release) bringKernel(ctx context.Context, path string) error {
+	if err := from.source("the guest's kernel", from.Kernel, from.KernelSHA256, kernelAdvice).File(ctx, path); err != nil {
+		return err
 	}
-	archive := from.Source
-	if strings.Contains(from.Source, "://") {
-		archive = filepath.Join(dir, "archive")
-		if err := download(ctx, from, archive); err != nil {
-			return err
-		}
+	if err := checkKernel(path); err != nil {
+		return err
 	}
-	if err := checkArchive(archive, from); err != nil {
+	return os.Chmod(path, 0o444)
+}
+
+// bringPrograms puts the two programs into dir.
+func (from Release) bringPrograms(ctx context.Context, dir string) error {
+	if st, err := os.Stat(from.Source); err == nil && st.IsDir() {
+		return copyPrograms(from.Source, dir)
+	}
+	archive := filepath.Join(dir, "archive")
+	if err := from.source("the release", from.Source, from.SHA256, releaseAdvice).File(ctx, archive); err != nil {
 		return err
 	}
 	return unpack(archive, dir)
+}
+
+func copyPrograms(from, dir string) error {
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	found := 0
+	for _, e := range entries {
+		if name := programName(e.Name()); name != "" && e.Type().IsRegular() {
+			if err := sparse.Clone(filepath.Join(from, e.Name()), filepath.Join(dir, name), 0o755); err != nil {
+				return err
+			}
+			found++
+		}
+	}
+	return foundBoth(found)
 }
 
 func foundBoth(n int) error {
@@ -137,82 +222,8 @@ func foundBoth(n int) error {
 	return nil
 }
 
-func checkArchive(path string, from Release) error {
-	if from.SHA256 == "" {
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return err
-	}
-	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, from.SHA256) {
-		return nacre.Errorf(nacre.CodeConflict, "the archive's SHA-256 is %s, want %s; it is not the release that was meant", got, from.SHA256)
-	}
-	return nil
-}
-
 // maxRelease bounds a download and each program in it, in bytes.
 const maxRelease = 256 << 20
-
-func download(ctx context.Context, from Release, path string) (err error) {
-	if !strings.HasPrefix(from.Source, "https://") {
-		return nacre.Invalidf("from", "%q: want a path or an https URL", from.Source)
-	}
-	if from.SHA256 == "" {
-		return nacre.Invalidf("sha256", "give the SHA-256 of what is downloaded; Firecracker publishes it beside each release")
-	}
-	defer func() {
-		if err != nil {
-			err = nacre.Wrap(nacre.CodeUnavailable, err, "the release could not be downloaded from "+from.Source+"; get it another way and give its path with --from")
-		}
-	}()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from.Source, nil)
-	if err != nil {
-		return err
-	}
-	client := cmp.Or(from.Client, http.DefaultClient)
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the server says %s", resp.Status)
-	}
-	if resp.ContentLength > maxRelease {
-		return fmt.Errorf("it has %d bytes, which no release has", resp.ContentLength)
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	body := &counted{r: io.LimitReader(resp.Body, maxRelease), total: resp.ContentLength, tell: from.Progress}
-	_, err = io.Copy(f, body)
-	return errors.Join(err, f.Close())
-}
-
-// counted tells how much was read.
-type counted struct {
-	r           io.Reader
-	done, total int64
-	tell        func(done, total int64)
-}
-
-func (c *counted) Read(b []byte) (int, error) {
-	n, err := c.r.Read(b)
-	c.done += int64(n)
-	if c.tell != nil {
-		c.tell(c.done, c.total)
-	}
-	return n, err
-}
 
 // Firecracker's archives hold release-v1.16.0-x86_64/firecracker-v1.16.0-x86_64 and
 // jailer-v1.16.0-x86_64 beside others with longer names.

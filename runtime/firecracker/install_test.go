@@ -37,15 +37,23 @@ func releaseArchive(t *testing.T, files map[string]string) (archive []byte, sum 
 	return b.Bytes(), hex.EncodeToString(h[:])
 }
 
+func kernelSum(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	check(t, err)
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:])
+}
+
 // TestInstall: a release by address, by path and unpacked; what is wrong with one is
 // said, and what was there before stays.
 func TestInstall(t *testing.T) {
 	const kernel = "/assets/vmlinux"
 	whole, sum := releaseArchive(t, map[string]string{
-		"firecracker-v1.12.1-x86_64": kvmhost.Firecracker, "jailer-v1.12.1-x86_64": kvmhost.Jailer,
+		"firecracker-v1.12.1-x86_64": kvmhost.PinnedFirecracker, "jailer-v1.12.1-x86_64": kvmhost.PinnedJailer,
 		"snapshot-editor-v1.12.1-x86_64": "/etc/hosts", "LICENSE": "/etc/hosts",
 	})
-	half, halfSum := releaseArchive(t, map[string]string{"firecracker-v1.12.1-x86_64": kvmhost.Firecracker})
+	half, halfSum := releaseArchive(t, map[string]string{"firecracker-v1.12.1-x86_64": kvmhost.PinnedFirecracker})
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/whole.tgz":
@@ -56,6 +64,8 @@ func TestInstall(t *testing.T) {
 		case "/cut.tgz":
 			w.Header().Set("Content-Length", "100000")
 			_, _ = w.Write(whole[:1000])
+		case "/vmlinux":
+			http.ServeFile(w, r, kernel)
 		default:
 			http.NotFound(w, r)
 		}
@@ -72,14 +82,18 @@ func TestInstall(t *testing.T) {
 		"address":            {Release{Source: s.URL + "/whole.tgz", SHA256: sum, Kernel: kernel}, ""},
 		"path":               {Release{Source: file, Kernel: kernel}, ""},
 		"path and sum":       {Release{Source: file, SHA256: strings.ToUpper(sum), Kernel: kernel}, ""},
-		"directory":          {Release{Source: filepath.Dir(kvmhost.Firecracker), Kernel: kernel}, ""},
-		"another sum":        {Release{Source: s.URL + "/whole.tgz", SHA256: halfSum, Kernel: kernel}, "not the release that was meant"},
+		"directory":          {Release{Source: filepath.Dir(kvmhost.PinnedFirecracker), Kernel: kernel}, ""},
+		"another sum":        {Release{Source: s.URL + "/whole.tgz", SHA256: halfSum, Kernel: kernel}, "not the one that was meant"},
 		"address, no sum":    {Release{Source: s.URL + "/whole.tgz", Kernel: kernel}, "SHA-256"},
 		"no such file there": {Release{Source: s.URL + "/none.tgz", SHA256: sum, Kernel: kernel}, "--from"},
 		"connection breaks":  {Release{Source: s.URL + "/cut.tgz", SHA256: sum, Kernel: kernel}, "--from"},
 		"not https":          {Release{Source: "http://127.0.0.1/whole.tgz", SHA256: sum, Kernel: kernel}, "https"},
 		"no such path":       {Release{Source: "/nowhere/release.tgz", Kernel: kernel}, "cannot be read"},
 		"torn":               {Release{Source: torn, Kernel: kernel}, "damaged"},
+		"kernel's address":   {Release{Source: file, Kernel: s.URL + "/vmlinux", KernelSHA256: kernelSum(t, kernel)}, ""},
+		"kernel, no sum":     {Release{Source: file, Kernel: s.URL + "/vmlinux"}, "SHA-256"},
+		"another kernel":     {Release{Source: file, Kernel: s.URL + "/vmlinux", KernelSHA256: sum}, "not the one that was meant"},
+		"kernel unpublished": {Release{Source: file, Kernel: s.URL + "/none", KernelSHA256: sum}, "--build-kernel"},
 		"no archive":         {Release{Source: "/etc/hosts", Kernel: kernel}, "no gzip archive"},
 		"one program":        {Release{Source: s.URL + "/half.tgz", SHA256: halfSum, Kernel: kernel}, "1 of the two programs"},
 		"no kernel":          {Release{Source: file, Kernel: "/etc/hosts"}, "vmlinux"},
@@ -90,7 +104,7 @@ func TestInstall(t *testing.T) {
 			check(t, os.WriteFile(filepath.Join(dir, VMMName), []byte("before"), 0o755))
 			c.from.Client, c.from.AllowHoles = s.Client(), true
 			var done, total int64
-			c.from.Progress = func(d, n int64) { done, total = d, n }
+			c.from.Progress = func(_ string, d, n int64) { done, total = d, n }
 			v, err := Install(t.Context(), dir, c.from)
 			if c.want != "" {
 				if err == nil || !strings.Contains(nacre.ErrorMessage(err), c.want) {

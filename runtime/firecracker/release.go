@@ -1,9 +1,19 @@
 package firecracker
 
-// The release that Install brings when it is told no other: the newest one without a
-// known hole that this driver speaks to. The address and the sum are Firecracker's own,
-// from its page of releases, and stand nowhere else in the project.
+// What Install brings when it is told no other. Addresses and sums stand nowhere else
+// in the project.
 const (
+	// The newest release of Firecracker without a known hole that this driver speaks to,
+	// from its own page of releases, with the sum that is published there.
 	pinnedURL    = "https://github.com/firecracker-microvm/firecracker/releases/download/v1.16.1/firecracker-v1.16.1-x86_64.tgz"
 	pinnedSHA256 = "382a02a869e4d6d5cb14c40577f9545e8458021ea8b0b2d3fc10ec14d9c242e6"
+
+	// PinnedKernelURL is the guest's kernel, as `make guest-kernel` makes it.
+	PinnedKernelURL    = "https://github.com/nacrehq/nacre/releases/download/guest-kernel-6.12.117-1/vmlinux"
+	PinnedKernelSHA256 = "1c15c41de765083d256b966fee782f5abe3a9be52d3b42bcd41768e8337aba72"
+	// PinnedKernelBanner is its first message: the source package, compiler and linker
+	// that give exactly these bytes.
+	PinnedKernelBanner = "Linux version 6.12.117-nacre (nacre@nacre) (gcc (Debian 12.2.0-14+deb12u1) 12.2.0, GNU ld (GNU Binutils for Debian) 2.40) #6.12.117-1~deb12u1 SMP 1970-01-01"
+	// PinnedKernelOptions is the sum of guest/kernel/config that it was made with.
+	PinnedKernelOptions = "f90b1bcff629bb687ec2a44a6efa99f1eac472a3bf89d01173dcf7c90a3a53de"
 )

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nacrehq/nacre/runtime/firecracker"
+)
+
+const testKernel = "\x7fELF, which a kernel begins with"
+
+// programs makes a directory with what is asked for its version only.
+func programs(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{firecracker.VMMName, firecracker.JailerName} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho Firecracker v1.16.1\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func hexSum(text string) string {
+	h := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(h[:])
+}
+
+func setup(t *testing.T, data string, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	root := newRoot()
+	root.SetArgs(append([]string{"setup", "firecracker", "--data-dir", data}, args...))
+	root.SetOut(&out)
+	root.SetErr(&out)
+	root.SilenceErrors, root.SilenceUsage = true, true
+	err := root.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+// TestSetupWhereTheNetworkIsClosed: paths by flag or by variable do, and who gives none
+// is told what to do.
+func TestSetupWhereTheNetworkIsClosed(t *testing.T) {
+	kernel := filepath.Join(t.TempDir(), "vmlinux")
+	if err := os.WriteFile(kernel, []byte(testKernel), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const nobody = "https://127.0.0.1:1/file"
+	for name, c := range map[string]struct {
+		args []string
+		env  map[string]string
+		want []string // in the error; none when it is to succeed
+	}{
+		"flags":              {args: []string{"--from", programs(t), "--kernel", kernel}},
+		"variables":          {env: map[string]string{"NACRE_FIRECRACKER_FROM": programs(t), "NACRE_FIRECRACKER_KERNEL": kernel}},
+		"flags win":          {args: []string{"--kernel", kernel}, env: map[string]string{"NACRE_FIRECRACKER_FROM": programs(t), "NACRE_FIRECRACKER_KERNEL": "/nowhere", "NACRE_FIRECRACKER_KERNEL_SHA256": "x"}},
+		"kernel's sum":       {args: []string{"--from", programs(t), "--kernel", kernel, "--kernel-sha256", hexSum(testKernel)}},
+		"kernel's wrong sum": {args: []string{"--from", programs(t), "--kernel", kernel, "--kernel-sha256", hexSum("")}, want: []string{"not the one that was meant", kernel}},
+		"no kernel there": {args: []string{"--from", programs(t), "--kernel", nobody, "--kernel-sha256", hexSum("")},
+			want: []string{nobody, "connection refused", "--build-kernel", "make guest-kernel", "--kernel"}},
+		"no release there": {args: []string{"--from", nobody, "--sha256", hexSum(""), "--kernel", kernel}, want: []string{nobody, "--from"}},
+		"sum of no file":   {args: []string{"--from", programs(t), "--kernel-sha256", hexSum("")}, want: []string{"--kernel"}},
+		"two kernels":      {args: []string{"--from", programs(t), "--kernel", kernel, "--build-kernel"}, want: []string{"--build-kernel"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for k, v := range c.env {
+				t.Setenv(k, v)
+			}
+			data := t.TempDir()
+			out, err := setup(t, data, c.args...)
+			if len(c.want) == 0 {
+				if _, ok := firecracker.Installed(filepath.Join(data, "firecracker")); err != nil || !ok || !strings.Contains(out, "Firecracker 1.16.1") {
+					t.Errorf("%v, installed %t: %s", err, ok, out)
+				}
+				return
+			}
+			for _, w := range c.want {
+				if err == nil || !strings.Contains(errorText(err), w) {
+					t.Errorf("%v; want an error that says %q", err, w)
+				}
+			}
+		})
+	}
+}
+
+// TestSetupAgain: who was killed in a setup, or ends one in the middle, keeps what was
+// there and sets up again; two at once do not meet.
+func TestSetupAgain(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		first := ctx.Err() == nil
+		_, _ = w.Write([]byte(testKernel)[:8])
+		w.(http.Flusher).Flush()
+		if first {
+			<-r.Context().Done()
+			return
+		}
+		_, _ = w.Write([]byte(testKernel)[8:])
+	}))
+	defer s.Close()
+	dir := t.TempDir()
+	before := filepath.Join(dir, firecracker.KernelName)
+	if err := os.WriteFile(before, []byte("before"), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, ".tmp-of-one-that-was-killed"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	from := firecracker.Release{Source: programs(t), Kernel: s.URL + "/vmlinux", KernelSHA256: hexSum(testKernel), Client: s.Client(),
+		Progress: func(string, int64, int64) { cancel() }}
+	if _, err := firecracker.Install(ctx, dir, from); err == nil || errorText(err) != "interrupted" {
+		t.Errorf("interrupted: %v", err)
+	}
+	if b, err := os.ReadFile(before); string(b) != "before" {
+		t.Errorf("what was there is gone: %q, %v", b, err)
+	}
+
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := firecracker.Install(t.Context(), dir, from); err == nil || !strings.Contains(err.Error(), "another") {
+		t.Errorf("while another one is at work: %v", err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+
+	for range 2 {
+		if v, err := firecracker.Install(t.Context(), dir, from); v != "1.16.1" || err != nil {
+			t.Errorf("again: %q, %v", v, err)
+		}
+		if b, err := os.ReadFile(before); string(b) != testKernel {
+			t.Errorf("the kernel is %q, %v", b, err)
+		}
+		entries, err := os.ReadDir(dir)
+		if len(entries) != 3 || err != nil {
+			t.Errorf("it holds %v, %v; want the kernel and two programs", entries, err)
+		}
+	}
+}
