@@ -141,7 +141,8 @@ type Resources struct {
 type NetworkPolicy struct {
 	// DenyInternet closes egress altogether unless AllowOut opens a part.
 	DenyInternet bool
-	// AllowOut wins over DenyOut. Entries are IP addresses and CIDRs.
+	// AllowOut wins over DenyOut. Entries are IP addresses and CIDRs; Egress says where
+	// AllowOut may have a domain name.
 	AllowOut []string
 	DenyOut  []string
 	// PrivateTraffic makes previews demand the traffic access token.

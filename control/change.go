@@ -194,10 +194,7 @@ func (s *Service) SetNetwork(ctx context.Context, team nacre.TeamID, id nacre.Sa
 	if !id.Valid() || team == "" {
 		return errUnknown()
 	}
-	if err := checkNetwork(p); err != nil {
-		return err
-	}
-	egress, err := p.Egress()
+	egress, err := checkNetwork(p)
 	if err != nil {
 		return err
 	}

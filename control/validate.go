@@ -61,7 +61,8 @@ func (l *Limits) validate(r *nacre.CreateRequest) error {
 	if err := checkEnv(r.Env); err != nil {
 		return err
 	}
-	return checkNetwork(r.Network)
+	_, err := checkNetwork(r.Network)
+	return err
 }
 
 func unprintable(c rune) bool { return !unicode.IsPrint(c) }
@@ -126,23 +127,24 @@ func checkEnv(m map[string]string) error {
 
 func badText(s string) bool { return !utf8.ValidString(s) || strings.ContainsRune(s, 0) }
 
-func checkNetwork(p nacre.NetworkPolicy) error {
+// checkNetwork returns the outbound half as what is enforced.
+func checkNetwork(p nacre.NetworkPolicy) (nacre.EgressPolicy, error) {
 	for field, n := range map[string]int{"AllowOut": len(p.AllowOut), "DenyOut": len(p.DenyOut)} {
 		if n > maxRules {
-			return nacre.Invalidf(field, "%s has %d entries; at most %d are allowed", field, n, maxRules)
+			return nacre.EgressPolicy{}, nacre.Invalidf(field, "%s has %d entries; at most %d are allowed", field, n, maxRules)
 		}
 	}
 	e, err := p.Egress()
 	if err != nil {
-		return err
+		return nacre.EgressPolicy{}, err
 	}
 	for _, a := range e.Allow {
 		if !a.Addr().Is4() {
-			return nacre.Invalidf("AllowOut", "AllowOut: sandboxes have no IPv6, so %s cannot be allowed", a)
+			return nacre.EgressPolicy{}, nacre.Invalidf("AllowOut", "AllowOut: sandboxes have no IPv6, so %s cannot be allowed", a)
 		}
 	}
 	if !nacre.ValidHostMask(p.MaskRequestHost) {
-		return nacre.Invalidf("MaskRequestHost", "MaskRequestHost must be a host name, with a port if need be; \"${PORT}\" stands for the port")
+		return nacre.EgressPolicy{}, nacre.Invalidf("MaskRequestHost", "MaskRequestHost must be a host name, with a port if need be; \"${PORT}\" stands for the port")
 	}
-	return nil
+	return e, nil
 }
