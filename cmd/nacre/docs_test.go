@@ -116,7 +116,7 @@ func writeCommand(b *strings.Builder, c *cobra.Command, heading string) {
 	}
 	fmt.Fprintf(b, "    %s\n\n%s\n", c.UseLine(), text)
 	if c.Example != "" {
-		fmt.Fprintf(b, "\n    %s\n", strings.ReplaceAll(strings.TrimSpace(c.Example), "\n", "\n    "))
+		fmt.Fprintf(b, "\n    %s\n", strings.ReplaceAll(strings.TrimSpace(c.Example), "\n  ", "\n    "))
 	}
 	if c.Name() == "up" || c.Name() == "doctor" {
 		b.WriteString("\nIts flags are the settings of [configuration.md](configuration.md).\n")
