@@ -22,6 +22,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/client"
 )
 
 // js runs a command with --json and decodes what it prints.
@@ -102,7 +103,7 @@ func cliLifecycle(d *daemon) {
 	if out := d.cli("kill", made.ID); out != made.ID+"\n" {
 		t.Errorf("kill: %q", out)
 	}
-	if _, err := d.try("exec", made.ID, "--", "true"); err == nil || !strings.Contains(err.Error(), "ps -a") {
+	if _, err := d.try("exec", made.ID, "--", "true"); err == nil || !strings.Contains(err.Error(), "has ended (killed): it was killed by a request") {
 		t.Errorf("exec of a killed one: %v", err)
 	}
 	runs := js[[]struct {
@@ -338,6 +339,12 @@ func TestStandbyAnswer(t *testing.T) {
 		}
 		if a := d.call(d.note().APIKey, http.MethodGet, "/sandboxes/"+string(sb.ID), nil); !strings.Contains(a.Body, `"bootPath":"standby"`) {
 			t.Errorf("the answer does not say how it was made: %s", a)
+		}
+		for e, err := range c.Logs(t.Context(), sb.ID, client.Follow()) { // of what the host ran before it tells nothing
+			if err != nil || !strings.Contains(e.Fields["command"], "hostname;") {
+				t.Errorf("its log begins with %+v, %v", e, err)
+			}
+			break
 		}
 		seen = append(seen, res.Stdout)
 	}

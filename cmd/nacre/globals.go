@@ -33,7 +33,7 @@ func (g *globals) flags(root *cobra.Command) {
 	}
 	fs := root.PersistentFlags()
 	fs.StringVar(&g.dataDir, "data-dir", dir, "the server's directory, where its address and a key are found")
-	fs.StringVar(&g.apiURL, "api-url", "", "a server elsewhere; its key is in NACRE_API_KEY")
+	fs.StringVar(&g.apiURL, "api-url", "", "a server elsewhere (default NACRE_API_URL); its key is in NACRE_API_KEY")
 	fs.BoolVar(&g.json, "json", false, "print JSON")
 	g.dataDirFlag = func() bool { return fs.Changed("data-dir") }
 }

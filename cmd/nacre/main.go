@@ -46,7 +46,9 @@ func newRoot() *cobra.Command {
 		Use:   "nacre",
 		Short: "Sandboxes for AI agents, notebooks and back ends, on your own host",
 		Long: "Nacre gives isolated Linux machines in milliseconds and serves the Moru and E2B SDKs.\n" +
-			"Start a server with `nacre up`, then in another shell: eval \"$(nacre env)\"",
+			"Start a server with `nacre up`, then in another shell: eval \"$(nacre env)\"\n\n" +
+			"On the server's own host commands find its address and a key in the data directory. Elsewhere they read\n" +
+			"NACRE_API_URL and NACRE_API_KEY; `nacre key create` makes a key on the server's host.",
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
