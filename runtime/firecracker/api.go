@@ -155,8 +155,23 @@ type snapshotCreate struct {
 type snapshotLoad struct {
 	State  string     `json:"snapshot_path"`
 	Mem    memBackend `json:"mem_backend"`
-	Track  bool       `json:"enable_diff_snapshots"` // later releases say track_dirty_pages, too
+	Track  bool       `json:"track_dirty_pages,omitempty"`
+	Diffs  bool       `json:"enable_diff_snapshots,omitempty"` // Track's name before 1.13
 	Resume bool       `json:"resume_vm"`
+}
+
+// newSnapshotLoad is what a release is told to restore a machine. It is not told
+// clock_realtime, which 1.16 offers: with it the guest's monotonic clock would jump by
+// the age of the snapshot, and every time-out in the guest with it. What the time is
+// the guest's first program is told.
+func newSnapshotLoad(v version) snapshotLoad {
+	l := snapshotLoad{State: "/" + stateName, Mem: memBackend{"File", "/" + memName}, Resume: true}
+	if v.compare(version{1, 13, 0}) < 0 {
+		l.Diffs = true
+	} else {
+		l.Track = true
+	}
+	return l
 }
 
 type memBackend struct {

@@ -118,38 +118,6 @@ func written(t *testing.T, pid int) (n int64) {
 	return n
 }
 
-// TestWorkingSet: the first restore remembers what the guest touched, which is a part
-// of its memory, and the second reads that ahead.
-func TestWorkingSet(t *testing.T) {
-	r := newRuntime(t)
-	m, err := r.Start(t.Context(), newSpec(t))
-	check(t, err)
-	nacretest.DialGuest(t, m).Do("keep", 16)
-	dir := t.TempDir()
-	_, err = m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{})
-	check(t, err)
-	check(t, m.Stop(t.Context()))
-	f, err := os.Open(filepath.Join(dir, memFile))
-	check(t, err)
-	defer f.Close()
-	for i, want := range []bool{false, true} {
-		set, known := r.sets.Recall(f)
-		if n := set.Bytes(); known != want || known && (n == 0 || n > memorySize(128)/2) {
-			t.Errorf("before restore %d: %d bytes are known (%t)", i+1, n, known)
-		}
-		l := &launch{r: r, spec: newSpec(t)}
-		l.snap, err = r.openSnapshot(dir)
-		check(t, err)
-		m, err := r.launch(t.Context(), l)
-		check(t, err)
-		nacretest.DialGuest(t, m).Do("kept")
-		if l.prefetched != set.Bytes() {
-			t.Errorf("restore %d read %d bytes ahead, want %d", i+1, l.prefetched, set.Bytes())
-		}
-		check(t, m.Stop(t.Context()))
-	}
-}
-
 // TestSweepRemovesOldInitDrives: those that no machine has, and not a moment after they
 // were made.
 func TestSweepRemovesOldInitDrives(t *testing.T) {

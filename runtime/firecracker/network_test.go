@@ -11,9 +11,9 @@ import (
 	"github.com/nacrehq/nacre/network"
 )
 
-// TestNetwork: what a microVM reaches is what a gVisor sandbox does. Its kernel is the
+// TestFault39_40_WhatAMicroVMReaches: what a microVM reaches is what a gVisor sandbox does. Its kernel is the
 // guest's own, so it sends whatever packets it likes.
-func TestNetwork(t *testing.T) {
+func TestFault39_40_WhatAMicroVMReaches(t *testing.T) {
 	inet := fakenet.Start(t)
 	n, err := network.New(network.Config{Instance: "fct", Ready: 2})
 	check(t, err)

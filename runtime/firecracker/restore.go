@@ -71,7 +71,7 @@ func (r *Runtime) Restore(ctx context.Context, spec nacre.MachineSpec, dir strin
 // restore has the VMM load the snapshot, and tells the guest who and when it is
 // before anybody else may reach it.
 func (l *launch) restore(ctx context.Context, a *api) error {
-	err := a.put(ctx, "/snapshot/load", snapshotLoad{State: "/" + stateName, Mem: memBackend{"File", "/" + memName}, Track: true, Resume: true})
+	err := a.put(ctx, "/snapshot/load", newSnapshotLoad(l.r.version))
 	if err != nil {
 		return err
 	}
