@@ -143,7 +143,8 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, t target) {
 		t.notFound(w, r)
 		return
 	}
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+	duplex := r.ProtoMajor == 1 && r.ContentLength != 0
+	if duplex {
 		// An answer may begin before the request's end; the server would wait for
 		// that. A writer that cannot do this waits, which is all there is to lose.
 		_ = http.NewResponseController(w).EnableFullDuplex()
@@ -152,6 +153,13 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, t target) {
 		e.serveAgent(w, r, t, route)
 	} else {
 		e.servePort(w, r, t, route)
+	}
+	if duplex && upgradeOf(r) == "" {
+		// What is left of a request that was answered before its end: the server reads it
+		// too, but in full duplex so late (Go 1.26) that the connection's next request
+		// finds that under way and is cut off. The client may wait for the answer first.
+		_ = http.NewResponseController(w).Flush()
+		_ = r.Body.Close()
 	}
 }
 
