@@ -124,11 +124,13 @@ func (l loader) OpenRead(name string) (stateio.AsyncReader, error) {
 		return nil, fs.ErrNotExist
 	}
 	delete(l, name)
-	parallel := 1
-	if name == checkpointfiles.PagesFileName {
-		parallel = loadParallel
+	switch {
+	case name != checkpointfiles.PagesFileName:
+		return stateio.NewPagesFileFDReader(int32(fd), loadBytes, 1), nil
+	case inCache(fd):
+		return &cacheReader{fd: fd}, nil
 	}
-	return stateio.NewPagesFileFDReader(int32(fd), loadBytes, parallel), nil
+	return stateio.NewPagesFileFDReader(int32(fd), loadBytes, loadParallel), nil
 }
 
 // OpenWrite implements stateipc.AsyncFileServerImpl.

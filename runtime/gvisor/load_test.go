@@ -103,7 +103,7 @@ func TestLargePagesPassTheCache(t *testing.T) {
 		if file.Size < mib<<20 || file.Disk > file.Size+1<<20 {
 			t.Errorf("%d bytes of pages occupy %d", file.Size, file.Disk)
 		}
-		if isCached(f, file.Size) {
+		if isCached(int(f.Fd()), file.Size) {
 			t.Error("the pages are in the host's memory a second time")
 		}
 	}

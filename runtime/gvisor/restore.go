@@ -110,7 +110,7 @@ func openForLoad(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err == nil && st.Size() >= uncachedSize && !isCached(f, st.Size()) {
+	if st, err := f.Stat(); err == nil && st.Size() >= uncachedSize && !isCached(int(f.Fd()), st.Size()) {
 		// A file system without O_DIRECT is read through its cache.
 		if direct, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0); err == nil {
 			f.Close()
@@ -123,8 +123,8 @@ func openForLoad(path string) (*os.File, error) {
 // isCached tells whether most of the file is in the host's cache, as a snapshot is
 // that was just taken, or restored before: it is faster from there, and what is not
 // on the disk yet need not go there first. Kernels before 6.5 cannot tell.
-func isCached(f *os.File, size int64) bool {
+func isCached(fd int, size int64) bool {
 	var c unix.Cachestat_t
-	err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Len: uint64(size)}, &c, 0)
+	err := unix.Cachestat(uint(fd), &unix.CachestatRange{Len: uint64(size)}, &c, 0)
 	return err == nil && int64(c.Cache)*int64(os.Getpagesize()) > size/2
 }
