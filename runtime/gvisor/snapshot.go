@@ -246,22 +246,29 @@ func (s *saving) save(ctx context.Context) error {
 		return err
 	}
 	s.begin = time.Now()
-	if err := call(c, boot.ContMgrPause, nil, nil); err != nil {
-		return err // the sandbox is gone
+	byItself := s.opt.KeepRunning && !s.opt.FilesOnly // gVisor stops it for as long as it must
+	if !byItself {
+		if err := call(c, boot.ContMgrPause, nil, nil); err != nil {
+			return err // the sandbox is gone
+		}
+		m.Hold.Stopped()
 	}
-	m.Hold.Stopped()
 	if s.opt.FilesOnly {
 		err = s.checkpointFiles(c)
 	} else {
 		err = s.checkpoint(c)
 	}
+	s.info.Stopped = time.Since(s.begin)
+	if byItself {
+		err = errors.Join(err, m.Hold.Ended())
+	}
 	if err == nil {
 		err = ctx.Err()
 	}
-	if s.opt.KeepRunning && err == nil {
+	if m.Hold.Held() && s.opt.KeepRunning && err == nil {
 		err = m.letGo(c)
+		s.info.Stopped = time.Since(s.begin)
 	}
-	s.info.Stopped = time.Since(s.begin)
 	if err == nil {
 		err = s.finish()
 	}
@@ -272,9 +279,9 @@ func (s *saving) save(ctx context.Context) error {
 }
 
 // checkpoint has gVisor write the guest. It is asked for a copy of a guest that
-// goes on, never for the last one: that would end the guest even when it fails. The
-// guest is held beside that, so that it does not go on before it is known whether
-// it may.
+// goes on, never for the last one: that would end the guest even when it fails. A
+// guest that is to stand still is held beside that, so that it does not go on before
+// it is known whether it may.
 func (s *saving) checkpoint(c *urpc.Client) error {
 	opt := control.SaveOpts{
 		Metadata:                       statefile.CompressionLevelNone.ToMetadata(),

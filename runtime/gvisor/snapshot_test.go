@@ -55,6 +55,9 @@ func TestFault03_DaemonKilledDuringSnapshot(t *testing.T) {
 			if m.(*machine).Hold.Marked() {
 				held++
 			}
+			if keep { // it goes on by itself, whoever is there to let it
+				nacretest.DialGuest(t, m).Do("kept")
+			}
 			for range 2 {
 				check(t, m.Resume(t.Context()))
 			}
