@@ -140,7 +140,7 @@ func (s *Service) mayRestore(ctx context.Context, rec nacre.Sandbox, n nacre.Sna
 }
 
 // mayStart tells whether a snapshot can be gone on from, as far as that can be known
-// without trying.
+// without trying. One that was deleted meanwhile is CodeNotFound.
 func (s *Service) mayStart(ctx context.Context, n nacre.Snapshot) error {
 	if n.State != nacre.SnapshotReady {
 		return nacre.Errorf(nacre.CodeConflict, "snapshot %s is %s; it must be ready", n.ID, n.State)
@@ -164,6 +164,12 @@ func (s *Service) mayStart(ctx context.Context, n nacre.Snapshot) error {
 		if m.ID == n.ID {
 			return nil
 		}
+	}
+	// It may have been deleted since it was looked up, and its files with it.
+	if now, err := s.cfg.Snapshots.GetSnapshot(ctx, n.TeamID, n.ID); err != nil {
+		return err
+	} else if now.State == nacre.SnapshotDeleting {
+		return errNoSnapshot()
 	}
 	return nacre.Errorf(nacre.CodeUnavailable, "the files of snapshot %s are not on its host", n.ID)
 }

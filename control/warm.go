@@ -141,7 +141,7 @@ func (s *Service) warmFits(ctx context.Context, t nacre.Template, res nacre.Reso
 		return false, nil
 	}
 	switch err := s.mayStart(ctx, n); nacre.ErrorCode(err) {
-	case nacre.CodeConflict, nacre.CodeMismatch, nacre.CodeUnavailable:
+	case nacre.CodeConflict, nacre.CodeMismatch, nacre.CodeUnavailable, nacre.CodeNotFound:
 		return false, nil
 	default:
 		return err == nil, err
