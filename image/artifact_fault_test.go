@@ -12,9 +12,31 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/image"
 )
+
+// recoded changes what a chunk holds; as a file of zstd it is whole.
+func recoded(t *testing.T, packed []byte, change func([]byte)) []byte {
+	dec, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dec.Close()
+	content, err := dec.DecodeAll(packed, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(content)
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = enc.Close() }()
+	return enc.EncodeAll(content, nil)
+}
 
 // TestFault25_DamagedChunks: what is not as it was written is refused with the
 // reason, and nothing of it becomes a plain copy.
@@ -45,14 +67,15 @@ func TestFault25_DamagedChunks(t *testing.T) {
 		}
 	}
 	for name, spoil := range map[string]func(*artifacts, nacre.SnapshotID){
-		"bit flip in a chunk":     spoilBlob(func(b []byte) []byte { b[len(b)/2] ^= 4; return b }),
-		"truncated chunk":         spoilBlob(func(b []byte) []byte { return b[:len(b)-7] }),
-		"chunk of something else": spoilBlob(func([]byte) []byte { return []byte("(\xb5/\xfd\x04\x00\x09\x00\x00x\xd7\xe3\x2f\x5c") }),
-		"missing chunk":           spoilBlob(func([]byte) []byte { return nil }),
-		"bit flip in the index":   spoilIndex(func(b []byte) []byte { b[len(b)/2] ^= 4; return b }),
-		"truncated index":         spoilIndex(func(b []byte) []byte { return b[:len(b)/2] }),
-		"empty index":             spoilIndex(func([]byte) []byte { return nil }),
-		"another's index":         spoilIndex(func([]byte) []byte { return []byte("x\n{}") }),
+		"bit flip in a chunk":        spoilBlob(func(b []byte) []byte { b[len(b)/2] ^= 4; return b }),
+		"truncated chunk":            spoilBlob(func(b []byte) []byte { return b[:len(b)-7] }),
+		"chunk of something else":    spoilBlob(func([]byte) []byte { return []byte("(\xb5/\xfd\x04\x00\x09\x00\x00x\xd7\xe3\x2f\x5c") }),
+		"chunk with another content": spoilBlob(func(b []byte) []byte { return recoded(t, b, func(c []byte) { c[len(c)/2] ^= 4 }) }),
+		"missing chunk":              spoilBlob(func([]byte) []byte { return nil }),
+		"bit flip in the index":      spoilIndex(func(b []byte) []byte { b[len(b)/2] ^= 4; return b }),
+		"truncated index":            spoilIndex(func(b []byte) []byte { return b[:len(b)/2] }),
+		"empty index":                spoilIndex(func([]byte) []byte { return nil }),
+		"another's index":            spoilIndex(func([]byte) []byte { return []byte("x\n{}") }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newArtifacts(t, nil)
