@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/state/statefile"
@@ -74,6 +75,7 @@ func (l *launch) birth(agent string) (b birth, err error) {
 	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
 	guest := guestSpec(s)
 	if !l.fresh() {
+		guest = &specs.Spec{} // not over ours, whose lists are everybody's
 		if err = json.Unmarshal(l.snap.birth.Spec, guest); err != nil {
 			return b, err
 		}

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
@@ -318,4 +320,34 @@ func TestAgentIsSummedOnce(t *testing.T) {
 		t.Errorf("the agent was read again: %v", err)
 	}
 	check(t, r.VerifySnapshot(t.Context(), first))
+}
+
+// TestSnapshotsSpecIsItsOwn: what a snapshot's guest may do, as an older server wrote
+// it, is not what the next new guest may.
+func TestSnapshotsSpecIsItsOwn(t *testing.T) {
+	dir := t.TempDir()
+	image := filepath.Join(dir, "image")
+	if err := os.WriteFile(image, make([]byte, 8<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec := nacre.MachineSpec{ID: "m1", StateDir: dir, Root: nacre.RootFS{Image: image}}
+	before, err := json.Marshal(guestSpec(spec))
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := guestSpec(spec)
+	older.Process.Capabilities.Bounding = []string{"CAP_OF_THE_PAST"}
+	older.Mounts = []specs.Mount{{Destination: "/x", Type: "tmpfs"}, {Destination: "/y", Type: "tmpfs"}}
+	raw, err := json.Marshal(older)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &launch{r: &Runtime{}, spec: spec, snap: &snapshot{Snapshot: &snapfile.Snapshot{}, birth: birth{Spec: raw}}}
+	b, _ := l.birth("") // what it says of the image is not the subject
+	if string(b.Spec) != string(raw) {
+		t.Errorf("the guest of the snapshot became\n%s, want\n%s", b.Spec, raw)
+	}
+	if after, err := json.Marshal(guestSpec(spec)); err != nil || string(after) != string(before) {
+		t.Errorf("a new guest became\n%s, want\n%s", after, before)
+	}
 }
