@@ -56,8 +56,9 @@ e2e: deps build
 	$(GO) test -timeout 45m -count 1 ./e2e
 
 # test-firecracker runs Firecracker, its jailer and the driver, what its machines reach
-# of the network, and the server with a published SDK, inside QEMU machines with
-# emulated virtualization (nacretest/kvmhost), which it makes of Debian's packages.
+# of the network, and the server with a published SDK: natively where this host's KVM
+# runs guests, or else inside QEMU machines with emulated virtualization, which it
+# makes of Debian's packages (nacretest/kvmhost). It says which, and why.
 # FIRECRACKER is a pattern of tests. What concerns cgroups runs on an emulated host with
 # those of version 1 too.
 FIRECRACKER := .

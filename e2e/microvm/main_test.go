@@ -29,12 +29,21 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == firecracker.ProbeArg {
 		os.Exit(firecracker.ProbeMain())
 	}
-	code := kvmhost.Main(m, kvmhost.Config{Files: files, Check: []string{firecracker.ProbeArg},
+	code := kvmhost.Main(m, kvmhost.Config{Files: files, Fit: fit, Check: []string{firecracker.ProbeArg},
 		Ports: []int{httpPort}, Outer: map[string]func(context.Context, kvmhost.Request) (string, error){"sdk": sdk}})
 	if scratch != "" {
 		_ = os.RemoveAll(scratch)
 	}
 	os.Exit(code)
+}
+
+// fit decides as the product does.
+func fit(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return firecracker.Probe(ctx, self)
 }
 
 // files brings an installation, as `nacre setup firecracker` leaves it, but for the

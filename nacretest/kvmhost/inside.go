@@ -47,24 +47,33 @@ func work() (int, error) {
 	if err := errors.Join(loopback(), card()); err != nil {
 		return 0, fmt.Errorf("network: %w", err)
 	}
-	b, err := os.ReadFile(planFile)
+	p, err := readPlan()
 	if err != nil {
-		return 0, err
-	}
-	var p plan
-	if err := json.Unmarshal(b, &p); err != nil {
 		return 0, err
 	}
 	if !runsGuests(p.Check) {
 		return unfit, nil
 	}
+	return p.run("/proc/self/exe")
+}
+
+func readPlan() (p plan, err error) {
+	b, err := os.ReadFile(planFile)
+	if err == nil {
+		err = json.Unmarshal(b, &p)
+	}
+	return p, err
+}
+
+// run runs the tests, as the first process of where they are.
+func (p plan) run(program string) (int, error) {
 	// The tests' own directory, empty: what they need is brought by Config.Files.
 	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
 		return 0, err
 	}
-	c := exec.Command("/proc/self/exe", p.Args...)
+	c := exec.Command(program, p.Args...)
 	c.Dir = p.Dir
-	c.Env = append(p.Env, workerEnv+"=1", "PATH=/bin:/sbin", "HOME=/root", "TMPDIR=/tmp")
+	c.Env = append(p.Env, workerEnv+"="+p.Worker, "PATH=/bin:/sbin", "HOME=/root", "TMPDIR=/tmp")
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
 	if err := c.Start(); err != nil {
 		return 0, err
@@ -95,7 +104,7 @@ func runsGuests(check []string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, "/proc/self/exe", check...)
-	c.Env = []string{workerEnv + "=1"}
+	c.Env = []string{workerEnv + "=" + emulatedWorker}
 	c.WaitDelay = time.Second
 	out, err := c.CombinedOutput()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,8 +40,9 @@ type Config struct {
 	// Outer are functions of the host around the emulated one, for Outside. Their context
 	// ends with the emulated host.
 	Outer map[string]func(context.Context, Request) (string, error)
-	// Native tells that this host can run the tests itself.
-	Native func() bool
+	// Fit says what keeps this host from running the tests itself, nil if nothing does.
+	// They run natively then. Where it is nil they are tests of the emulated host.
+	Fit func(context.Context) error
 	// MemoryMiB of the emulated host, 3072 when it is 0.
 	MemoryMiB int
 	// Timeout is how long all may take, on however many emulated hosts; 20 minutes when
@@ -59,42 +61,78 @@ const (
 )
 
 const (
-	workerEnv = "NACRE_KVMHOST" // set inside, for the process that runs the tests
-	planFile  = "/kvmhost.json"
-	maxAgain  = 2   // how many hosts are started again
-	unfit     = 175 // the exit code of an emulated host that runs no guests
-	exitMark  = "KVMHOST-EXIT "
+	workerEnv  = "NACRE_KVMHOST"      // set inside, for the process that runs the tests
+	rootEnv    = "NACRE_KVMHOST_ROOT" // of the first process of a native run
+	emulateEnv = "NACRE_EMULATE"      // wants an emulated host where the tests could run natively
+	planFile   = "/kvmhost.json"
+	maxAgain   = 2   // how many hosts are started again
+	unfit      = 175 // the exit code of an emulated host that runs no guests
+	exitMark   = "KVMHOST-EXIT "
 )
 
 // plan is what the outer process tells the inner one.
 type plan struct {
-	Args  []string
-	Check []string
-	Env   []string
-	Dir   string
+	Args   []string
+	Check  []string
+	Env    []string
+	Dir    string
+	Files  []string // that Config.files brought
+	Worker string   // what the process that runs the tests is
 }
 
-// Emulated tells whether this process runs inside.
-func Emulated() bool { return os.Getenv(workerEnv) != "" }
+// What workerEnv says.
+const (
+	emulatedWorker = "emulated"
+	nativeInit     = "native, first process"
+	nativeWorker   = "native"
+	// Where nestedEnv asks for it the tests run natively inside an emulated host, which
+	// runs guests: how they would on a real one is tried so.
+	emulatedAround = "emulated, around native"
+	nestedWorker   = "emulated, native"
+)
 
-// Main runs the tests of a package and returns the exit code.
+const nestedEnv = "NACRE_NATIVE_INSIDE"
+
+// Emulated tells whether this process runs inside an emulated host.
+func Emulated() bool { return strings.HasPrefix(os.Getenv(workerEnv), "emulated") }
+
+// Main runs the tests of a package and returns the exit code: natively where this host
+// is fit, or else on an emulated one. It says which, and why.
 func Main(m *testing.M, cfg Config) int {
-	switch {
-	case os.Getpid() == 1:
-		inside() // does not return
-	case Emulated() || cfg.Native != nil && cfg.Native():
+	worker := os.Getenv(workerEnv)
+	switch worker {
+	case nativeInit:
+		nativeFirst() // does not return
+	case emulatedWorker, nativeWorker, nestedWorker:
 		if cfg.Run != nil {
 			return cfg.Run(m)
 		}
 		return m.Run()
 	}
+	if os.Getpid() == 1 {
+		inside() // does not return
+	}
 	if os.Getuid() != 0 {
-		fmt.Println("SKIP: the emulated host needs root (it installs QEMU)")
+		fmt.Println("SKIP: the tests' host needs root (it installs QEMU, and makes namespaces)")
 		return 0
 	}
-	code, err := outside(cfg)
+	if cfg.MemoryMiB == 0 {
+		cfg.MemoryMiB = 3072
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 20 * time.Minute
+	}
+	run, where := native, "natively, on this host: it runs guests"
+	if why := cfg.why(); why != "" && worker == emulatedAround {
+		fmt.Println("the tests do not run natively:", why)
+		return 1
+	} else if why != "" {
+		run, where = outside, "on an emulated host: "+why
+	}
+	fmt.Println("the tests run", where)
+	code, err := run(cfg)
 	if err != nil {
-		fmt.Println("the emulated host failed:", err)
+		fmt.Println("the tests' host failed:", err)
 		return 1
 	}
 	return code
@@ -111,27 +149,37 @@ func outside(cfg Config) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if cfg.MemoryMiB == 0 {
-		cfg.MemoryMiB = 3072
-	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = 20 * time.Minute
-	}
 	m := &machine{cfg: cfg, until: time.Now().Add(cfg.Timeout), dir: dir, kernel: filepath.Join(found, "vmlinuz"), initrd: filepath.Join(dir, "initrd")}
-	if m.base, err = pack(m.initrd, found, cfg); err != nil {
+	files, err := cfg.files()
+	if err != nil {
+		return 0, err
+	}
+	if m.base, err = pack(m.initrd, found, files); err != nil {
 		return 0, err
 	}
 	wd, err := os.Getwd()
 	if err != nil {
 		return 0, err
 	}
-	p := plan{Args: verbose(os.Args[1:]), Check: cfg.Check, Dir: wd}
+	return m.all(plan{Args: verbose(os.Args[1:]), Check: cfg.Check, Env: ours(), Dir: wd, Files: slices.Collect(maps.Keys(files)), Worker: worker()})
+}
+
+// worker is what runs the tests on an emulated host.
+func worker() string {
+	if os.Getenv(nestedEnv) != "" {
+		return emulatedAround
+	}
+	return emulatedWorker
+}
+
+// ours are the variables that tests go by.
+func ours() (env []string) {
 	for _, e := range os.Environ() {
 		if strings.HasPrefix(e, "NACRE_") {
-			p.Env = append(p.Env, e)
+			env = append(env, e)
 		}
 	}
-	return m.all(p)
+	return env
 }
 
 // all runs the tests to their end, on another host where one stands still.
@@ -167,6 +215,7 @@ func (m *machine) all(p plan) (int, error) {
 			if still+unable > 0 {
 				fmt.Printf("emulated hosts that stood still: %d; that ran no guests: %d\n", still, unable)
 			}
+			fmt.Println(seen.count("an emulated host"))
 			if code == 0 && len(seen.failed) > 0 { // on a host that stood still later
 				fmt.Printf("failed: %s\n", strings.Join(seen.failed, " "))
 				code = 1
@@ -242,8 +291,46 @@ func Script(text string, args ...string) (string, error) {
 	return lines[len(lines)-1], nil
 }
 
+// rootDirs and rootFiles are what every root of tests has.
+var rootDirs = [...]string{"dev", "proc", "sys", "tmp", "run", "etc", "root"}
+
+func rootFiles() map[string]string {
+	return map[string]string{"etc/hosts": "127.0.0.1 localhost\n", "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"}
+}
+
+// files are all that tests need: path there, path here.
+func (cfg Config) files() (map[string]string, error) {
+	files := map[string]string{}
+	if os.Getenv(workerEnv) == emulatedAround { // they have been brought
+		p, err := readPlan()
+		for _, f := range p.Files {
+			files[f] = f
+		}
+		return files, err
+	}
+	if cfg.Files != nil {
+		var err error
+		if files, err = cfg.Files(); err != nil {
+			return nil, err
+		}
+	}
+	found, err := Assets()
+	if err != nil {
+		return nil, err
+	}
+	release, err := Release()
+	if err != nil {
+		return nil, err
+	}
+	for there, dir := range map[string]string{Firecracker: release, PinnedFirecracker: found} {
+		files[there] = filepath.Join(dir, "firecracker")
+		files[filepath.Join(filepath.Dir(there), "jailer")] = filepath.Join(dir, "jailer")
+	}
+	return files, nil
+}
+
 // pack writes the emulated host's file system, all but the plan, and returns its size.
-func pack(path, found string, cfg Config) (int64, error) {
+func pack(path, found string, files map[string]string) (int64, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
@@ -254,27 +341,15 @@ func pack(path, found string, cfg Config) (int64, error) {
 	}
 	defer f.Close()
 	a := newArchive(f)
-	for _, d := range []string{"dev", "proc", "sys", "tmp", "run", "etc", "root"} {
+	for _, d := range rootDirs {
 		a.dir(d)
 	}
 	a.console()
-	a.bytes("etc/hosts", []byte("127.0.0.1 localhost\n"))
-	a.bytes("etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\n"))
+	for name, text := range rootFiles() {
+		a.bytes(name, []byte(text))
+	}
 	a.file("init", self)
-	files := map[string]string{}
-	if cfg.Files != nil {
-		if files, err = cfg.Files(); err != nil {
-			return 0, err
-		}
-	}
-	release, err := Release()
-	if err != nil {
-		return 0, err
-	}
-	for there, dir := range map[string]string{Firecracker: release, PinnedFirecracker: found} {
-		files[there] = filepath.Join(dir, "firecracker")
-		files[filepath.Join(filepath.Dir(there), "jailer")] = filepath.Join(dir, "jailer")
-	}
+	files = maps.Clone(files)
 	modules, err := filepath.Glob(filepath.Join(found, "modules", "*.ko"))
 	if err != nil {
 		return 0, err

@@ -29,9 +29,10 @@ func Report(t testing.TB) {
 
 // progress is what the lines of `go test -v` tell.
 type progress struct {
-	ended  []string // tests, and their own first parts, in the order of their ends
-	failed []string
-	now    string // the one that began last
+	ended   []string // tests, and their own first parts, in the order of their ends
+	failed  []string
+	skipped []string
+	now     string // the one that began last
 }
 
 var resultLine = regexp.MustCompile(`^(?:--- |` + resultMark + `)(PASS|FAIL|SKIP):? ([^ \n]+)`)
@@ -52,7 +53,19 @@ func (p *progress) see(line string) bool {
 	if r[1] == "FAIL" && !slices.Contains(p.failed, r[2]) {
 		p.failed = append(p.failed, r[2])
 	}
+	if r[1] == "SKIP" && !slices.Contains(p.skipped, r[2]) {
+		p.skipped = append(p.skipped, r[2])
+	}
 	return !strings.HasPrefix(line, resultMark)
+}
+
+// count says what has become of the tests. Why one was skipped it has said itself.
+func (p *progress) count(where string) string {
+	text := fmt.Sprintf("on %s: %d ended, %d failed, %d skipped", where, len(p.ended), len(p.failed), len(p.skipped))
+	if len(p.skipped) > 0 {
+		text += ": " + strings.Join(p.skipped, " ")
+	}
+	return text
 }
 
 // skip is a pattern, for -test.skip, of what has ended.

@@ -56,11 +56,20 @@ func TestMain(m *testing.M) {
 	if os.Getenv(daemonEnv) != "" {
 		daemon()
 	}
-	code := kvmhost.Main(m, kvmhost.Config{Files: files, Run: run, Check: []string{ProbeArg}, Timeout: 40 * time.Minute})
+	code := kvmhost.Main(m, kvmhost.Config{Files: files, Fit: fit, Run: run, Check: []string{ProbeArg}, Timeout: 40 * time.Minute})
 	if host.dir != "" {
 		_ = os.RemoveAll(host.dir)
 	}
 	os.Exit(code)
+}
+
+// fit decides as the product does.
+func fit(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return Probe(ctx, self)
 }
 
 // files brings the guest's kernel, its programs and a root image.
