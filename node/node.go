@@ -42,7 +42,8 @@ type Config struct {
 	// It must not block. A client with Close() is closed when it is no longer
 	// needed; one with Tunnel(ctx, port) (net.Conn, error) serves the guest's loopback;
 	// one with WithTokens(hostToken, accessToken) nacre.Agent keeps its connections
-	// when the guest gets others.
+	// when the guest gets others; one with Greet(ctx, net.Conn) error makes a first
+	// request on a new connection.
 	NewAgent  func(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent
 	AgentPath string
 	TokenKey  nacre.TokenKey

@@ -85,8 +85,7 @@ func (n *Node) Dial(ctx context.Context, id nacre.SandboxID, port int) (net.Conn
 	return nil, err
 }
 
-// aheadFor is how long a connection that was made ahead waits for its use. The agent
-// hangs up on one that says nothing for 15 seconds.
+// aheadFor is how long a connection that was made ahead waits for its use.
 const aheadFor = 5 * time.Second
 
 // connectAhead has dialAhead run now, and not when the sandbox is published.
@@ -94,14 +93,26 @@ func (n *Node) connectAhead(u *unit) {
 	u.dialed.Do(func() { n.spawn(func() { n.dialAhead(u) }) })
 }
 
+// greeter is a client that can make a first request on a new connection.
+type greeter interface {
+	Greet(ctx context.Context, conn net.Conn) error
+}
+
 // dialAhead connects to the agent of a sandbox that starts, or has just started, while
-// its client still learns of it: the first request need not wait for that.
+// its client still learns of it, and exchanges a word with it: the first request need
+// not wait for that, and finds a guest that is awake.
 func (n *Node) dialAhead(u *unit) {
 	ctx, cancel := context.WithTimeout(u.life, aheadFor)
 	defer cancel()
 	conn, err := u.dial(ctx, nacre.AgentPort)
 	if err != nil {
 		return // whoever asks is told
+	}
+	if g, ok := u.client().(greeter); ok {
+		if err := g.Greet(ctx, conn); err != nil {
+			_ = conn.Close()
+			return
+		}
 	}
 	select {
 	case u.ahead <- conn:
@@ -110,6 +121,13 @@ func (n *Node) dialAhead(u *unit) {
 	case <-ctx.Done():
 	}
 	_ = conn.Close()
+}
+
+// client is of the unit's guest as it is known now.
+func (u *unit) client() nacre.Agent {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.agent
 }
 
 // Agent returns the agent of a running sandbox.

@@ -212,6 +212,40 @@ func (c *Client) Healthy(ctx context.Context) error {
 	return resp.Body.Close()
 }
 
+// Greet makes a first request on a new connection to the agent, which is then as an
+// idle one that was used before: the first answer on one takes longer than the next.
+// The connection stays the caller's, and is of no use after an error.
+func (c *Client) Greet(ctx context.Context, conn net.Conn) error {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	err := c.greet(ctx, conn)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return transportError(ctx, err)
+	}
+	return nil
+}
+
+func (c *Client) greet(ctx context.Context, conn net.Conn) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+PathHealth, nil)
+	if err != nil {
+		return err
+	}
+	if err := req.Write(conn); err != nil {
+		return err
+	}
+	br := bufio.NewReader(&io.LimitedReader{R: conn, N: maxHeaders})
+	resp, err := http.ReadResponse(br, req)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusNoContent || resp.Close || br.Buffered() > 0 {
+		return errors.New("the agent's first answer is not one of an agent")
+	}
+	return nil
+}
+
 // Stats reads what only the guest knows.
 func (c *Client) Stats(ctx context.Context) (nacre.GuestStats, error) {
 	resp, err := c.do(ctx, http.MethodGet, PathMetrics, nil, nil)

@@ -1,6 +1,7 @@
 package envd
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -241,5 +242,54 @@ func TestWithTokens(t *testing.T) {
 	}
 	if want := []string{"first/host", "second/new", "first/host"}; !slices.Equal(tokens, want) || dials != 1 {
 		t.Errorf("tokens %q over %d connections, want %q over one", tokens, dials, want)
+	}
+}
+
+// TestGreet: a greeted connection takes the next request, and one whose other end is
+// no agent, or says nothing, is of no use.
+func TestGreet(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer string
+		good   bool
+	}{
+		"an agent":      {"HTTP/1.1 204 No Content\r\nCache-Control: no-store\r\n\r\n", true},
+		"it hangs up":   {"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n", false},
+		"something":     {"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", false},
+		"more than one": {"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", false},
+		"no HTTP":       {"220 hello\r\n\r\n", false},
+		"nothing":       {"", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer func() { _ = ours.Close() }()
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				defer func() { _ = theirs.Close() }()
+				br := bufio.NewReader(theirs)
+				for {
+					if _, err := http.ReadRequest(br); err != nil {
+						return
+					}
+					if c.answer != "" {
+						_, _ = io.WriteString(theirs, c.answer)
+					}
+				}
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			client := New(Options{Dial: func(context.Context, int) (net.Conn, error) { return ours, nil }})
+			defer client.Close()
+			if err := client.Greet(ctx, ours); (err == nil) != c.good {
+				t.Fatalf("greet: %v", err)
+			}
+			if c.good {
+				cancel() // which no longer matters to the connection
+				if err := client.Healthy(t.Context()); err != nil {
+					t.Errorf("the next request: %v", err)
+				}
+			}
+			_ = ours.Close()
+			wg.Wait()
+		})
 	}
 }
