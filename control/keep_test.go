@@ -131,6 +131,9 @@ func TestPauseAndResume(t *testing.T) {
 	if r.Deadline.Before(s.Deadline) {
 		t.Fatalf("the resume moved the deadline from %s to %s", s.Deadline, r.Deadline)
 	}
+	if r.Timeout != time.Hour {
+		t.Fatalf("a time-out that is shorter than what is left became that of the sandbox, and of its forks: %s", r.Timeout)
+	}
 	if got := w.read(s.ID, "/home/user/f"); got != "the last instant" {
 		t.Fatalf("the file holds %q", got)
 	}

@@ -128,11 +128,12 @@ func (s *Service) goOn(ctx context.Context, rec nacre.Sandbox, how comeback) (na
 		}
 		now := s.now()
 		setDefault(&r.Timeout, s.cfg.Limits.DefaultTimeout)
+		timeout := r.Timeout
 		if how.timeout != 0 {
-			r.Timeout = how.timeout
+			timeout = how.timeout
 		}
-		if until := now.Add(r.Timeout); !r.AlwaysOn && !how.keepEnd && r.Deadline.Before(until) {
-			r.Deadline = until
+		if until := now.Add(timeout); !r.AlwaysOn && !how.keepEnd && r.Deadline.Before(until) {
+			r.Deadline, r.Timeout = until, timeout // a shorter one than is left says nothing
 		}
 		d = r.Deadline.Sub(now)
 		r.Machine, r.Runtime, r.BootPath, r.BootTime = started.Machine, started.Runtime, started.BootPath, started.BootTime

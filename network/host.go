@@ -199,7 +199,8 @@ func (n *Network) currentPool() (netip.Prefix, error) {
 	return netip.Prefix{}, nil
 }
 
-// poolUser names an address or a route of the host that overlaps p.
+// poolUser names what of the host's is in p: an address, a route, its router or a DNS
+// server, which it would reach no longer.
 func (n *Network) poolUser(p netip.Prefix) (string, error) {
 	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {
@@ -215,10 +216,19 @@ func (n *Network) poolUser(p netip.Prefix) (string, error) {
 		return "", fmt.Errorf("network: list routes: %w", err)
 	}
 	for _, r := range routes {
+		if p.Contains(addrOf(r.Gw)) {
+			return "the router " + r.Gw.String(), nil
+		}
 		// A network as wide as 10.0.0.0/8 behind a router is no collision: ours is
 		// more specific. A link that is in it is.
 		if q, ok := prefixOf(r.Dst); ok && q.Bits() > 0 && q.Overlaps(p) && (r.Gw == nil || q.Bits() >= p.Bits()) {
 			return "the route to " + q.String(), nil
+		}
+	}
+	servers := newUpstreams(nil, n.cfg.ResolvConf, netip.Addr{}).list()
+	for _, s := range append(servers, newUpstreams(n.cfg.Upstreams, "", netip.Addr{}).list()...) {
+		if a, err := netip.ParseAddrPort(s); err == nil && p.Contains(a.Addr()) {
+			return "the DNS server " + a.Addr().String(), nil
 		}
 	}
 	return "", nil

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -97,6 +98,31 @@ func TestPoolOfABusyHost(t *testing.T) {
 	_, err := network.New(network.Config{Instance: instance})
 	if !nacre.IsCode(err, nacre.CodeInvalid) || !strings.Contains(err.Error(), "--network-pool") {
 		t.Errorf("without a free network: %v", err)
+	}
+}
+
+// TestPoolBesideTheHostsServers: a DNS server of the host stays reachable, though it
+// is behind a router whose route covers everything.
+func TestPoolBesideTheHostsServers(t *testing.T) {
+	_ = prepare(t)
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(conf, []byte("nameserver 10.231.255.53\nnameserver 2001:db8::53\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := reopen(t, func(c *network.Config) { c.ResolvConf = conf })
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	g := acquire(t, n, nacre.EgressPolicy{})
+	if got := g.Guest.Masked(); got != netip.MustParsePrefix("10.229.0.0/16") {
+		t.Errorf("the pool is %s", got)
+	}
+	if err := errors.Join(n.Close(t.Context()), network.Destroy(instance)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := network.New(network.Config{Instance: instance, ResolvConf: conf, Pool: netip.MustParsePrefix("10.231.0.0/16")})
+	if !nacre.IsCode(err, nacre.CodeInvalid) || !strings.Contains(err.Error(), "DNS server 10.231.255.53") {
+		t.Errorf("with a pool that the DNS server is in: %v", err)
 	}
 }
 
