@@ -101,6 +101,8 @@ done
 ! ls usr/lib/python3*/EXTERNALLY-MANAGED >/dev/null 2>&1 || fail pip is locked
 ! grep -rqi proxy etc/apt etc/environment etc/profile.d || fail a proxy
 ! grep -rq '://[^/ ]*@' etc/apt || fail a credential
+chroot . localedef --list-archive | grep -qx C.utf8 || fail no archive of locales
+[ "$(LANG=C.UTF-8 chroot . python3 -c 'import locale; print(locale.setlocale(locale.LC_ALL, ""), locale.strxfrm("ä") > "z")')" = "C.UTF-8 True" ] || fail the locale
 chroot . python3 -c 'import ssl, venv, sqlite3, zoneinfo; print("python ok")'
 chroot . node -e 'console.log("node", process.version)'
 chroot . setpriv --reuid 1000 --regid 1000 --clear-groups /bin/sh -c 'test "$(id -un)" = user'

@@ -115,6 +115,11 @@ find /opt/venv -name __pycache__ -prune -exec rm -rf {} + &&
 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib &&
 chown -R 1000:1000 /opt/venv`
 
+// localeArchive puts the locale that every shell sets into the archive that the C
+// library looks in first: otherwise each program that sets it opens two dozen files,
+// which is a quarter of all that a login shell asks the kernel for.
+const localeArchive = `[ ! -d /usr/lib/locale/C.utf8 ] || localedef --add-to-archive --quiet /usr/lib/locale/C.utf8`
+
 // venvProfile puts that environment first on the PATH of "sandbox", unless the PATH
 // was chosen. A shell that is no login shell reads it when BASH_ENV says so.
 const venvProfile = `if [ "$HOME" = /home/sandbox ] && [ -d /opt/venv/bin ]; then
@@ -149,7 +154,7 @@ func newRecipe(h host) (recipe, error) {
 	// One user with two names and homes: the clients of one service expect the one,
 	// those of another the other, and what either makes is both's.
 	r.Users = []account{{Name: "user", ID: 1000, Home: "/home/user"}, {Name: "sandbox", ID: 1000, Home: "/home/sandbox"}}
-	r.Commands = []string{virtualEnv, "mkdir -p /workspace && chown 1000:1000 /workspace"}
+	r.Commands = []string{virtualEnv, localeArchive, "mkdir -p /workspace && chown 1000:1000 /workspace"}
 	r.Files = guestFiles(r)
 	return r, nil
 }
