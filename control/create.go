@@ -54,10 +54,9 @@ func (s *Service) launch(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox,
 	if rec.TeamID == nacre.SystemTeam {
 		max = 0
 	}
-	if !s.roster.enter(rec.TeamID, rec.ID, max) {
+	if !s.expect(rec, max) {
 		return nacre.Sandbox{}, s.errFull()
 	}
-	s.flight.begin(rec.ID)
 	out, err := s.make(ctx, rec)
 	exit := s.flight.end(rec.ID)
 	if err != nil {
@@ -68,6 +67,18 @@ func (s *Service) launch(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox,
 		s.exited(context.WithoutCancel(ctx), rec.TeamID, rec.ID, *exit)
 	}
 	return out, nil
+}
+
+// expect takes a sandbox that has no record yet in hand and counts it; false when its
+// team has max of them. In hand comes first: a census that found it on the roster alone
+// would miss its record, and strike it off for good.
+func (s *Service) expect(rec nacre.Sandbox, max int) bool {
+	s.flight.begin(rec.ID)
+	ok := s.roster.enter(rec.TeamID, rec.ID, max)
+	if !ok {
+		s.flight.end(rec.ID)
+	}
+	return ok
 }
 
 // draft checks the request and makes the record of it. warm tells that the sandbox

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,4 +32,38 @@ func TestOldRecordDoesNotBringBack(t *testing.T) {
 			t.Fatalf("a later reading does not count: %v, %d open", ok, len(r.counts))
 		}
 	}
+}
+
+// TestCensusSparesWhatHasNoRecordYet: a sandbox that is being created while the records
+// are read stays on the roster, or nobody would hear of its end.
+func TestCensusSparesWhatHasNoRecordYet(t *testing.T) {
+	s := &Service{roster: newRoster(), flight: newFlight()}
+	var recorded sync.Map
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			id := nacre.NewSandboxID()
+			if !s.expect(nacre.Sandbox{ID: id, TeamID: "team_aaaaaaaaaaaaaaaa"}, 0) {
+				t.Error("it is refused")
+			}
+			recorded.Store(id, true)
+			s.flight.end(id)
+			s.roster.leave(id)
+		}
+	})
+	for range 100_000 {
+		c := s.beginCensus()
+		for _, id := range c.before {
+			if _, ok := recorded.Load(id); !ok {
+				t.Errorf("the census expects a record of %s, which has none yet", id)
+			}
+		}
+		s.roster.endCensus(c)
+		if t.Failed() {
+			break
+		}
+	}
+	cancel()
+	wg.Wait()
 }
