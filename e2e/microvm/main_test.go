@@ -20,6 +20,8 @@ import (
 const (
 	dataDir   = "/data"
 	baseImage = "/assets/base.erofs"
+	release   = "/assets/release" // the release at hand, which is for tests only
+	vmlinux   = "/assets/vmlinux"
 	httpPort  = 3000
 )
 
@@ -46,8 +48,7 @@ func fit(ctx context.Context) error {
 	return firecracker.Probe(ctx, self)
 }
 
-// files brings an installation, as `nacre setup firecracker` leaves it, but for the
-// release: the one at hand is for tests only and would be refused.
+// files brings the program and what a user would have it download.
 func files() (map[string]string, error) {
 	bin, err := filepath.Abs("../../bin/nacre")
 	if err == nil {
@@ -60,7 +61,7 @@ func files() (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the guest's kernel: %w", err)
 	}
-	release, err := kvmhost.Release()
+	from, err := kvmhost.Release()
 	if err != nil {
 		return nil, err
 	}
@@ -71,11 +72,9 @@ func files() (map[string]string, error) {
 	if err := kvmhost.Image(base); err != nil {
 		return nil, fmt.Errorf("base image: %w", err)
 	}
-	m := map[string]string{"/bin/nacre": bin, baseImage: base}
-	for name, file := range map[string]string{
-		firecracker.VMMName: filepath.Join(release, "firecracker"), firecracker.JailerName: filepath.Join(release, "jailer"), firecracker.KernelName: kernel,
-	} {
-		m[filepath.Join(dataDir, "firecracker", name)] = file
+	m := map[string]string{"/bin/nacre": bin, baseImage: base, vmlinux: kernel}
+	for _, name := range []string{"firecracker", "jailer"} {
+		m[filepath.Join(release, name)] = filepath.Join(from, name)
 	}
 	for _, program := range []string{"mkfs.ext4", "mkfs.erofs", "nft"} {
 		if err := kvmhost.WithLibraries(m, program); err != nil {

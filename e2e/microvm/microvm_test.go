@@ -17,7 +17,7 @@ import (
 // up starts the server and waits until it is ready. It returns what ends it.
 func up(t *testing.T) (kill func()) {
 	t.Helper()
-	c := exec.Command("/bin/nacre", "up", "--data-dir", dataDir, "--runtime", "firecracker,gvisor", "--base-image", baseImage,
+	c := exec.Command("/bin/nacre", "up", "--data-dir", dataDir, "--runtime", "auto", "--base-image", baseImage,
 		"--http", fmt.Sprintf("0.0.0.0:%d", httpPort), "--https", "", "--install=false", "--warm=false", "--standby", "0",
 		"--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn")
 	c.Env = append(os.Environ(), "NACRE_FIRECRACKER_ALLOW_HOLES=1")
@@ -42,6 +42,28 @@ func up(t *testing.T) (kill func()) {
 	}
 }
 
+// setUp installs the release and the kernel as a user does who has them as files, and
+// has the host looked at.
+func setUp(t *testing.T) {
+	t.Helper()
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"setup", "firecracker", "--from", release, "--kernel", vmlinux}, "CVE-"},
+		{[]string{"setup", "firecracker", "--from", release, "--kernel", vmlinux, "--allow-known-holes"}, "This host runs microVMs"},
+		{[]string{"doctor"}, "firecracker"},
+	} {
+		cmd := exec.Command("/bin/nacre", append(c.args, "--data-dir", dataDir)...)
+		cmd.Env = append(os.Environ(), "NACRE_FIRECRACKER_ALLOW_HOLES=1")
+		out, err := cmd.CombinedOutput() // the doctor finds other things, too
+		t.Logf("nacre %v: %v\n%s", c.args, err, out)
+		if !strings.Contains(string(out), c.says) {
+			t.Fatalf("nacre %v does not say %q", c.args, c.says)
+		}
+	}
+}
+
 // environment is what the SDKs are told.
 func environment(t *testing.T) (env []string) {
 	t.Helper()
@@ -61,10 +83,12 @@ func environment(t *testing.T) (env []string) {
 	return env
 }
 
-// TestSDKs walks the path of the published Python packages into a sandbox of
+// TestSDKs installs what microVMs need, lets the server choose, and walks the path of the
+// published Python packages into a sandbox of
 // Firecracker's and one of gVisor's beside it, with a kill -9 of the server in the
 // middle: the sandboxes do not notice.
 func TestSDKs(t *testing.T) {
+	setUp(t)
 	kill := up(t)
 	env := environment(t)
 	part := func(sdk, name string, vars ...string) string {
@@ -77,8 +101,8 @@ func TestSDKs(t *testing.T) {
 		}
 		return strings.TrimSpace(out)
 	}
-	micro := "NACRE_SANDBOX=" + part("e2b", "begin", "NACRE_RUNTIME=firecracker")
-	process := "NACRE_SANDBOX=" + part("e2b", "begin", "NACRE_RUNTIME=gvisor")
+	micro := "NACRE_SANDBOX=" + part("e2b", "begin", "NACRE_RUNTIME=firecracker") // which is what auto chose
+	process := "NACRE_SANDBOX=" + part("e2b", "begin", "NACRE_RUNTIME=gvisor", "NACRE_ASKED=gvisor")
 	part("e2b", "use", micro)
 	part("e2b", "use", process)
 	kill()

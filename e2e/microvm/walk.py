@@ -1,6 +1,6 @@
 """One part of a sandbox's life with a published SDK. NACRE_SDK names the package,
-NACRE_SANDBOX the sandbox of the first part, NACRE_RUNTIME what that one is to run on,
-NACRE_URL the server."""
+NACRE_SANDBOX the sandbox of the first part, NACRE_RUNTIME what that one comes to run on,
+NACRE_ASKED what it asks for, if anything, NACRE_URL the server."""
 import hashlib
 import importlib
 import os
@@ -41,7 +41,9 @@ def preview(sandbox):
 
 
 def begin():
-    metadata = {"suite": "microvm", "nacre:runtime": os.environ["NACRE_RUNTIME"]}
+    metadata = {"suite": "microvm"}
+    if "NACRE_ASKED" in os.environ:
+        metadata["nacre:runtime"] = os.environ["NACRE_ASKED"]
     sandbox = sdk.Sandbox.create(timeout=3000, envs={"WHO": "the create"}, metadata=metadata, **PATIENT)
     r = sandbox.commands.run("cat /proc/version; id -un; echo $WHO", timeout=240, **PATIENT)
     own = "Linux version 6.12" in r.stdout and "-nacre" in r.stdout  # the microVM's own kernel
