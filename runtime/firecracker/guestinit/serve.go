@@ -17,36 +17,38 @@ import (
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
-// serve listens for the host.
+// serve listens for the host: on the network first, for the host begins with vsock and
+// takes an answer there for a guest that can be reached.
 func serve() error {
 	conns := &carried{open: map[*os.File]bool{}}
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	dials, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: wire.Port})
-	}
-	if err == nil {
-		err = unix.Listen(fd, 1024)
-	}
-	if err != nil {
-		return fmt.Errorf("control port: %w", err)
-	}
-	go accept(fd, conns, func(from unix.Sockaddr) bool {
-		vm, ok := from.(*unix.SockaddrVM)
-		return ok && vm.CID == unix.VMADDR_CID_HOST
-	})
-	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-		err = unix.Bind(fd, &unix.SockaddrInet4{Port: wire.DialPort, Addr: [4]byte(addr4(wire.GuestAddr))})
+		_ = unix.SetsockoptInt(dials, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		err = unix.Bind(dials, &unix.SockaddrInet4{Port: wire.DialPort, Addr: [4]byte(addr4(wire.GuestAddr))})
 	}
 	if err == nil {
-		err = unix.Listen(fd, 1024)
+		err = unix.Listen(dials, 1024)
 	}
 	if err != nil {
 		return fmt.Errorf("dial port: %w", err)
 	}
-	go accept(fd, conns, func(from unix.Sockaddr) bool {
+	go accept(dials, conns, func(from unix.Sockaddr) bool {
 		in, ok := from.(*unix.SockaddrInet4)
 		return ok && in.Addr == [4]byte(addr4(wire.HostAddr))
+	})
+	control, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(control, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: wire.Port})
+	}
+	if err == nil {
+		err = unix.Listen(control, 1024)
+	}
+	if err != nil {
+		return fmt.Errorf("control port: %w", err)
+	}
+	go accept(control, conns, func(from unix.Sockaddr) bool {
+		vm, ok := from.(*unix.SockaddrVM)
+		return ok && vm.CID == unix.VMADDR_CID_HOST
 	})
 	return nil
 }
