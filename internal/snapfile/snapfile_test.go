@@ -136,3 +136,31 @@ func change(path string) error {
 	_, err = f.WriteAt([]byte("C"), 0)
 	return err
 }
+
+// TestWholeOrAbsent: a manifest is never seen half-written, as one was that a killed
+// process had begun.
+func TestWholeOrAbsent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), Manifest)
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; i < 3000 && err == nil; i++ {
+			err = WriteJSON(path, strings.Repeat("x", 64<<10))
+		}
+		done <- err
+	}()
+	for {
+		select {
+		case err := <-done:
+			check(t, err)
+			if left, _ := filepath.Glob(path + "?*"); len(left) > 0 {
+				t.Errorf("left %v", left)
+			}
+			return
+		default:
+		}
+		if b, err := os.ReadFile(path); err == nil && len(b) != 64<<10+2 {
+			t.Fatalf("a reader saw %d bytes of %d", len(b), 64<<10+2)
+		}
+	}
+}
