@@ -25,6 +25,7 @@ type Key struct {
 	Hint      string   // the first characters, to recognise it by
 	CreatedAt time.Time
 	RevokedAt time.Time // zero while it is good
+	UsedAt    time.Time // a minute coarse; zero for never
 }
 
 // KeySecret is the part of an API key that counts: 40 hexadecimal digits. The
@@ -76,4 +77,7 @@ type TeamStore interface {
 	Keys(ctx context.Context, team TeamID) ([]Key, error)
 	// RevokeKey makes a key worthless from now on. A repeat changes nothing.
 	RevokeKey(ctx context.Context, team TeamID, id string) error
+	// KeysUsed notes when keys were used last, by their ids. An earlier time than the
+	// one noted changes nothing, and unknown ids are passed over.
+	KeysUsed(ctx context.Context, at map[string]time.Time) error
 }

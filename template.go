@@ -21,6 +21,22 @@ type Template struct {
 	Warm         SnapshotID
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
+	Use          TemplateUse // the asking team's; only Service.Templates fills it in
+}
+
+// TemplateUse is how often a team made sandboxes of a template, forks of them among
+// these, and when last. It is a second or two behind.
+type TemplateUse struct {
+	Count int
+	Last  time.Time // zero for never
+}
+
+// Add adds what v counts.
+func (u *TemplateUse) Add(v TemplateUse) {
+	u.Count += v.Count
+	if v.Last.After(u.Last) {
+		u.Last = v.Last
+	}
 }
 
 // TemplateStore keeps templates. Errors and concurrency as in SandboxStore.
@@ -33,4 +49,7 @@ type TemplateStore interface {
 	ResolveTemplate(ctx context.Context, team TeamID, nameOrID string) (Template, error)
 	// Templates lists what the team owns, or what is public when team is "".
 	Templates(ctx context.Context, team TeamID) ([]Template, error)
+	// TemplateUse returns what the team made sandboxes of, by the name or id that it
+	// asked for, as far as UsageStore has folded the events that tell of it.
+	TemplateUse(ctx context.Context, team TeamID) (map[string]TemplateUse, error)
 }

@@ -81,7 +81,8 @@ type UsageStore interface {
 	OpenUsage(ctx context.Context, ids []SandboxID) ([]UsageSpan, error)
 	// FoldUsage writes the spans, each over one of the same Seq, and moves the mark, in
 	// one transaction. Unless the mark is still from it is CodeConflict and nothing is
-	// written: somebody else folded.
+	// written: somebody else folded. What EventCreated tells between the two marks is
+	// counted for TemplateStore.TemplateUse with it.
 	FoldUsage(ctx context.Context, from, to UsageMark, spans []UsageSpan) error
 	// SumUsage sums the spans that the filter selects, grouped by a label; by sandbox
 	// when group is "". Spans without the label are group "".

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -161,6 +163,47 @@ func TestAuth(t *testing.T) {
 	if _, err := w.auth.Key(ctx, fresh); err != nil {
 		t.Errorf("a failed look-up was remembered: %v", err)
 	}
+}
+
+// TestAuthNotesUse: that a key was used is written behind the request, once a minute.
+func TestAuthNotesUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		teams := &fakeservice.Teams{}
+		team, key := teams.NewTeam("a")
+		auth := api.NewAuth(teams, time.Now)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = auth.Run(ctx) })
+		used := func() time.Time {
+			keys, _ := teams.Keys(ctx, team)
+			return keys[0].UsedAt
+		}
+		start := time.Now()
+		for range 600 { // a minute of ten a second
+			if _, err := auth.Key(ctx, key); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if at := used(); !at.Equal(start) || teams.Noted() != 1 {
+			t.Errorf("in a minute it was written %d times, as of %s", teams.Noted(), at.Sub(start))
+		}
+		if _, err := auth.Key(ctx, key); err != nil {
+			t.Fatal(err)
+		}
+		if n := teams.Noted(); n != 1 {
+			t.Errorf("the request waited for the write (%d)", n)
+		}
+		time.Sleep(time.Second)
+		if at := used(); at.Sub(start) != time.Minute || teams.Noted() != 2 {
+			t.Errorf("after it, %d times, as of %s", teams.Noted(), at.Sub(start))
+		}
+		if _, err := auth.Key(ctx, "e2b_"+strings.Repeat("0", 40)); err == nil {
+			t.Error("a key that nobody has was let in")
+		}
+		cancel()
+		wg.Wait()
+	})
 }
 
 // TestAuthClockSteps: a clock that went back does not make a key immortal.

@@ -10,9 +10,10 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// KeyFinder is the part of nacre.TeamStore that a request needs.
-type KeyFinder interface {
+// KeyStore is the part of nacre.TeamStore that requests need.
+type KeyStore interface {
 	KeyByHash(ctx context.Context, hash [32]byte) (nacre.Key, error)
+	KeysUsed(ctx context.Context, at map[string]time.Time) error
 }
 
 // A key found is believed for keyTTL, so a revoked one is worthless within a
@@ -23,14 +24,24 @@ const (
 	keyEntries = 4096
 )
 
+// That a key was used is written once in useEvery, and useAfter behind the request:
+// whoever was let in does something now that is written too.
+const (
+	useEvery = time.Minute
+	useAfter = 250 * time.Millisecond
+)
+
 // Auth turns API keys into teams. Keys are looked up by the hash of their 160
 // random bits, so how long a look-up takes tells nothing about them.
 type Auth struct {
-	keys  KeyFinder
+	keys  KeyStore
 	clock nacre.Clock
+	wake  chan struct{} // of Run: there is something in used
 
 	mu    sync.Mutex
 	known map[[32]byte]knownKey
+	told  map[string]time.Time // when a key's use was put into used
+	used  map[string]time.Time // what Run is to write
 }
 
 type knownKey struct {
@@ -39,11 +50,51 @@ type knownKey struct {
 }
 
 // NewAuth returns an Auth over the store. All dialects may share one.
-func NewAuth(keys KeyFinder, clock nacre.Clock) *Auth {
+// Run it as well, or nothing is kept of when keys were used.
+func NewAuth(keys KeyStore, clock nacre.Clock) *Auth {
 	if clock == nil {
 		clock = time.Now
 	}
-	return &Auth{keys: keys, clock: clock, known: map[[32]byte]knownKey{}}
+	return &Auth{keys: keys, clock: clock, wake: make(chan struct{}, 1),
+		known: map[[32]byte]knownKey{}, told: map[string]time.Time{}, used: map[string]time.Time{}}
+}
+
+// Run writes when keys were used until ctx ends. A write that fails is not repeated:
+// the key's next minute is written again.
+func (a *Auth) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.wake:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(useAfter):
+		}
+		a.mu.Lock()
+		used := a.used
+		a.used = map[string]time.Time{}
+		a.mu.Unlock()
+		_ = a.keys.KeysUsed(ctx, used)
+	}
+}
+
+// use remembers for Run that a key was used. The caller holds mu.
+func (a *Auth) use(id string) {
+	now := a.clock()
+	if age := now.Sub(a.told[id]); age >= 0 && age < useEvery {
+		return
+	}
+	if len(a.told) >= keyEntries {
+		clear(a.told)
+	}
+	a.told[id], a.used[id] = now, now
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Key returns the record of a good key. None, an unknown and a revoked one are
@@ -74,6 +125,7 @@ func (a *Auth) Key(ctx context.Context, key string) (nacre.Key, error) {
 		clear(a.known)
 	}
 	a.known[hash] = knownKey{k, asked}
+	a.use(k.ID)
 	return k, nil
 }
 
@@ -94,6 +146,7 @@ func (a *Auth) cached(hash [32]byte) (nacre.Key, bool) {
 		delete(a.known, hash)
 		return nacre.Key{}, false
 	}
+	a.use(k.key.ID)
 	return k.key, true
 }
 

@@ -152,6 +152,10 @@ func (s *Service) Logs(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 
 // Templates lists the team's own templates, then the public ones.
 func (s *Service) Templates(ctx context.Context, team nacre.TeamID) ([]nacre.Template, error) {
+	used, err := s.cfg.Templates.TemplateUse(ctx, team)
+	if err != nil {
+		return nil, err
+	}
 	var out []nacre.Template
 	seen := map[nacre.TemplateID]bool{}
 	for _, owner := range []nacre.TeamID{team, ""} {
@@ -162,6 +166,9 @@ func (s *Service) Templates(ctx context.Context, team nacre.TeamID) ([]nacre.Tem
 		for _, t := range list {
 			if !seen[t.ID] {
 				seen[t.ID] = true
+				for _, name := range append([]string{string(t.ID)}, t.Names...) {
+					t.Use.Add(used[name])
+				}
 				out = append(out, t)
 			}
 		}

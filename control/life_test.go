@@ -367,9 +367,26 @@ func TestTemplates(t *testing.T) {
 	if err := w.db.PutTemplate(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{"base", "t0000000000000000001", "base"} {
+		w.create(nacre.CreateRequest{Template: name})
+	}
+	last, err := w.db.LastEvent(t.Context())
+	if err == nil {
+		err = w.db.FoldUsage(t.Context(), nacre.UsageMark{}, nacre.UsageMark{Seq: last}, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	list, err := w.svc.Templates(t.Context(), team)
 	if err != nil || len(list) != 2 || list[0].ID != mine.ID {
 		t.Fatalf("templates: %+v, %v", list, err)
+	}
+	// By whichever of its names, and nobody else's.
+	if n := list[1].Use; list[0].Use != (nacre.TemplateUse{}) || n.Count != 3 || n.Last.IsZero() {
+		t.Errorf("used: %+v", list)
+	}
+	if list, err = w.svc.Templates(t.Context(), "another"); err != nil || len(list) != 2 || list[1].Use != (nacre.TemplateUse{}) {
+		t.Errorf("another team: %+v, %v", list, err)
 	}
 }
 

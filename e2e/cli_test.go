@@ -93,6 +93,22 @@ func cliLifecycle(d *daemon) {
 		Metadata            map[string]string
 		EndAt               time.Time `json:"end_at"`
 	}
+	d.eventually(10*time.Second, func() error { // what was made of the template and by which key is written behind the deed
+		keys := js[[]struct {
+			UsedAt time.Time `json:"used_at"`
+		}](d, "key", "list")
+		var made []struct {
+			SpawnCount    int
+			LastSpawnedAt time.Time
+		}
+		if err := d.call(d.note().APIKey, http.MethodGet, "/templates", nil).decode(&made); err != nil {
+			return err
+		}
+		if len(keys) != 1 || time.Since(keys[0].UsedAt) > 2*time.Minute || made[0].SpawnCount != 3 || time.Since(made[0].LastSpawnedAt) > time.Minute {
+			return fmt.Errorf("keys %+v, templates %+v", keys, made)
+		}
+		return nil
+	})
 	if list := js[[]listed](d, "ps", "--metadata", "user=7"); len(list) != 1 || list[0].ID != made.ID || list[0].State != "running" ||
 		list[0].Template != "base" || list[0].Metadata["user"] != "7" || time.Until(list[0].EndAt) < 9*time.Minute {
 		t.Errorf("ps --json: %+v", list)

@@ -97,6 +97,18 @@ func teamKeys(t *testing.T, store nacre.TeamStore) {
 	_, orphan := nacre.NewKey(nacre.NewTeamID(), "k", storeEpoch)
 	expectCode(t, "a key of no team", store.InsertKey(t.Context(), orphan), nacre.CodeNotFound)
 
+	young.UsedAt = storeEpoch.Add(time.Hour)
+	for _, at := range []time.Time{storeEpoch, young.UsedAt, storeEpoch.Add(time.Minute)} { // an earlier one changes nothing
+		if err := store.KeysUsed(t.Context(), map[string]time.Time{young.ID: at, "key_unknown": at, "\x00": at}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := store.KeyByHash(t.Context(), young.Hash); err != nil {
+		t.Fatal(err)
+	} else {
+		expectSame(t, "a key that was used", got, young)
+	}
+
 	if err := store.RevokeKey(t.Context(), team.ID, old.ID); err != nil {
 		t.Fatal(err)
 	}

@@ -215,3 +215,71 @@ func usagePurge(t *testing.T, store nacre.UsageStore) {
 		t.Errorf("an open span was purged")
 	}
 }
+
+// UseStore is what TestTemplateUse needs.
+type UseStore interface {
+	nacre.SandboxStore
+	nacre.UsageStore
+	nacre.TemplateStore
+}
+
+// TestTemplateUse is the contract of what a store counts of templates. open returns
+// an empty one.
+func TestTemplateUse(t *testing.T, open func(t *testing.T) UseStore) {
+	store := open(t)
+	ann, bob := nacre.NewTeamID(), nacre.NewTeamID()
+	made := func(team nacre.TeamID, template string, at time.Time, failed bool) {
+		t.Helper()
+		events := []nacre.Event{{Kind: nacre.EventCreated, Time: at, Data: map[string]string{"template": template}}}
+		if !failed {
+			events = append(events, nacre.Event{Kind: nacre.EventRunning, Time: at})
+		}
+		mustInsert(t, store, SampleSandbox(team, nacre.StateRunning), events...)
+	}
+	last := int64(0)
+	counts := func(step string, want map[nacre.TeamID]map[string]nacre.TemplateUse) {
+		t.Helper()
+		mark, err := store.UsageMark(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := mark
+		to.Seq, to.Wall, to.Boot = last, storeEpoch, "boot"
+		if err := store.FoldUsage(t.Context(), mark, to, nil); err != nil {
+			t.Fatal(err)
+		}
+		for team, uses := range want {
+			got, err := store.TemplateUse(t.Context(), team)
+			if err != nil {
+				t.Fatal(err)
+			}
+			expectSame(t, step+": templates of "+string(team), got, uses)
+		}
+	}
+	all := func() int64 {
+		t.Helper()
+		seq, err := store.(nacre.EventSignal).LastEvent(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seq
+	}
+	none := map[string]nacre.TemplateUse{}
+	hour := storeEpoch.Add(time.Hour)
+	made(ann, "base", storeEpoch, false)
+	made(ann, "base", hour, false)
+	made(ann, "base", storeEpoch.Add(time.Minute), false)
+	made(ann, "my own é", storeEpoch, true)
+	made(bob, "base", storeEpoch, false)
+	counts("before they are folded", map[nacre.TeamID]map[string]nacre.TemplateUse{ann: none, bob: none, "": none, "\x00": none})
+	last = all()
+	first := map[nacre.TeamID]map[string]nacre.TemplateUse{
+		ann: {"base": {Count: 3, Last: hour}, "my own é": {Count: 1, Last: storeEpoch}}, bob: {"base": {Count: 1, Last: storeEpoch}}}
+	counts("folded", first)
+	counts("folded again", first)
+	made(ann, "base", storeEpoch, false)
+	counts("one more that is not folded", first)
+	last = all()
+	first[ann]["base"] = nacre.TemplateUse{Count: 4, Last: hour}
+	counts("one more", first)
+}

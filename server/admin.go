@@ -40,6 +40,7 @@ type adminKey struct {
 	Key       string     `json:"key,omitempty"` // only in the answer that made it
 	Hint      string     `json:"hint,omitempty"`
 	CreatedAt time.Time  `json:"created_at"`
+	UsedAt    *time.Time `json:"used_at,omitempty"` // a minute coarse
 	RevokedAt *time.Time `json:"revoked_at,omitempty"`
 }
 
@@ -180,6 +181,9 @@ func (a *admin) listKeys(r *http.Request) (any, error) {
 		}
 		for _, k := range keys {
 			ak := adminKey{ID: k.ID, Team: t.Name, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt}
+			if !k.UsedAt.IsZero() {
+				ak.UsedAt = &k.UsedAt
+			}
 			if !k.RevokedAt.IsZero() {
 				ak.RevokedAt = &k.RevokedAt
 			}

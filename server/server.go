@@ -110,6 +110,7 @@ type parts struct {
 	handler   *entrance
 	nouns     nouns
 	tls       *tlsFiles
+	auth      *api.Auth
 
 	key     string // of the default team
 	closers []func() error
@@ -293,6 +294,7 @@ func (s *Server) serve(ctx context.Context, p *parts, adm *admin, ready func(Sta
 	g.Go(func() error { return s.loop("node", p.node.Run(ctx)) })
 	g.Go(func() error { return s.loop("snapshots", p.artifacts.Run(ctx)) })
 	g.Go(func() error { return s.loop("control", p.control.Run(ctx)) })
+	g.Go(func() error { return s.loop("keys", p.auth.Run(ctx)) })
 	for name, run := range p.nouns.loops() {
 		g.Go(func() error { return s.loop(name, run(ctx)) })
 	}
@@ -331,6 +333,7 @@ func (s *Server) buildEntrance(p *parts, sec secrets) error {
 	}
 	p.tls = tls
 	auth := api.NewAuth(p.db, time.Now)
+	p.auth = auth
 	dialect := moru.New(moru.Config{
 		Service: p.control, Snapshots: p.control, Auth: auth, Teams: p.db, TokenKey: sec.tokens,
 		Domain: s.publicDomain(), EnvdVersion: envd.Version, Once: p.nouns.once, Logger: s.log, Clock: time.Now,

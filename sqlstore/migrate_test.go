@@ -336,3 +336,68 @@ func FuzzCursor(f *testing.F) {
 		}
 	})
 }
+
+// TestUseFromBefore: what was made of templates before it was counted is counted
+// when the tables come, and nothing twice.
+func TestUseFromBefore(t *testing.T) {
+	urls(t, func(t *testing.T, url string) {
+		db := reopen(t, url, Options{})
+		s := sample()
+		insert := func(events ...nacre.Event) {
+			t.Helper()
+			one := sample()
+			one.ID, one.TeamID = nacre.NewSandboxID(), s.TeamID
+			if err := db.Insert(t.Context(), one, events...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range []string{"base", "é \" \\ x", "base"} {
+			insert(nacre.Event{Kind: nacre.EventCreated, Time: s.CreatedAt, Data: map[string]string{"template": name}}, nacre.Event{Kind: nacre.EventRunning})
+		}
+		insert(nacre.Event{Kind: nacre.EventCreated})
+		last, err := db.LastEvent(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		mark := nacre.UsageMark{Seq: last}
+		if err := db.FoldUsage(t.Context(), nacre.UsageMark{}, mark, nil); err != nil {
+			t.Fatal(err)
+		}
+		insert(nacre.Event{Kind: nacre.EventCreated, Time: s.CreatedAt, Data: map[string]string{"template": "base"}}) // not folded yet
+
+		pool := db.pool
+		if !db.d.postgres {
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if pool, err = sql.Open("sqlite", sqliteDSN(url, 0, false)); err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+		}
+		p, err := provider(db.d, pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.DownTo(t.Context(), 3); err != nil {
+			t.Fatal(err)
+		}
+		db = reopen(t, url, Options{})
+		want := map[string]nacre.TemplateUse{"base": {Count: 2, Last: s.CreatedAt}, "é \" \\ x": {Count: 1, Last: s.CreatedAt}}
+		for range 2 {
+			got, err := db.TemplateUse(t.Context(), s.TeamID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Error(d)
+			}
+			next := mark
+			next.Seq += 1 << 40 // whatever came since
+			if err := db.FoldUsage(t.Context(), mark, next, nil); err != nil {
+				t.Fatal(err)
+			}
+			mark, want["base"] = next, nacre.TemplateUse{Count: 3, Last: s.CreatedAt}
+		}
+	})
+}

@@ -109,6 +109,12 @@ func TestTeamStore(t *testing.T) {
 	})
 }
 
+func TestTemplateUse(t *testing.T) {
+	engines(t, func(t *testing.T, open func(testing.TB, Options) *DB) {
+		nacretest.TestTemplateUse(t, func(t *testing.T) nacretest.UseStore { return open(t, withKey) })
+	})
+}
+
 func TestTemplateStore(t *testing.T) {
 	engines(t, func(t *testing.T, open func(testing.TB, Options) *DB) {
 		nacretest.TestTemplateStore(t, func(t *testing.T) nacre.TemplateStore { return open(t, Options{}) })

@@ -4,6 +4,9 @@ import (
 	"context"
 	"crypto/subtle"
 	"database/sql"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/nacrehq/nacre"
 )
@@ -89,7 +92,7 @@ func (db *DB) InsertKey(ctx context.Context, k nacre.Key) error {
 	if !plain(k.Name) || len(k.Name) > maxKeyName {
 		return nacre.Invalidf("name", "a key's name is text of up to %d bytes", maxKeyName)
 	}
-	revoked := sql.NullInt64{Int64: k.RevokedAt.UnixMicro(), Valid: !k.RevokedAt.IsZero()}
+	revoked, used := microOrNull(k.RevokedAt), microOrNull(k.UsedAt)
 	return db.write(ctx, func(ctx context.Context, c conn) error {
 		known, err := c.one(ctx, func(*sql.Rows) error { return nil }, `SELECT 1 FROM teams WHERE id = ?`, string(k.TeamID))
 		if err != nil {
@@ -98,9 +101,9 @@ func (db *DB) InsertKey(ctx context.Context, k nacre.Key) error {
 		if !known {
 			return nacre.Errorf(nacre.CodeNotFound, "no team has this id")
 		}
-		n, err := c.exec(ctx, `INSERT INTO api_keys (id, team_id, name, hash, hint, created_at, revoked_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			k.ID, string(k.TeamID), k.Name, k.Hash[:], k.Hint, k.CreatedAt.UnixMicro(), revoked)
+		n, err := c.exec(ctx, `INSERT INTO api_keys (id, team_id, name, hash, hint, created_at, revoked_at, used_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			k.ID, string(k.TeamID), k.Name, k.Hash[:], k.Hint, k.CreatedAt.UnixMicro(), revoked, used)
 		if err == nil && n == 0 {
 			return nacre.Errorf(nacre.CodeConflict, "this key exists")
 		}
@@ -108,19 +111,22 @@ func (db *DB) InsertKey(ctx context.Context, k nacre.Key) error {
 	})
 }
 
-const keyColumns = `id, team_id, name, hash, hint, created_at, revoked_at`
+const keyColumns = `id, team_id, name, hash, hint, created_at, revoked_at, used_at`
 
 func scanKey(r *sql.Rows, k *nacre.Key) error {
 	var hash []byte
 	var created int64
-	var revoked sql.NullInt64
-	if err := r.Scan(&k.ID, (*string)(&k.TeamID), &k.Name, &hash, &k.Hint, &created, &revoked); err != nil {
+	var revoked, used sql.NullInt64
+	if err := r.Scan(&k.ID, (*string)(&k.TeamID), &k.Name, &hash, &k.Hint, &created, &revoked, &used); err != nil {
 		return err
 	}
 	copy(k.Hash[:], hash)
 	k.CreatedAt = fromMicro(created)
 	if revoked.Valid {
 		k.RevokedAt = fromMicro(revoked.Int64)
+	}
+	if used.Valid {
+		k.UsedAt = fromMicro(used.Int64)
 	}
 	return nil
 }
@@ -172,4 +178,24 @@ func (db *DB) RevokeKey(ctx context.Context, team nacre.TeamID, id string) error
 		}
 		return err
 	})
+}
+
+// KeysUsed implements nacre.TeamStore.
+func (db *DB) KeysUsed(ctx context.Context, at map[string]time.Time) error {
+	return db.write(ctx, func(ctx context.Context, c conn) error {
+		for _, id := range slices.Sorted(maps.Keys(at)) { // one order: two servers that do the same never wait for each other
+			if !plain(id) {
+				continue
+			}
+			used := at[id].UnixMicro()
+			if _, err := c.exec(ctx, `UPDATE api_keys SET used_at = ? WHERE id = ? AND (used_at IS NULL OR used_at < ?)`, used, id, used); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func microOrNull(t time.Time) sql.NullInt64 {
+	return sql.NullInt64{Int64: t.UnixMicro(), Valid: !t.IsZero()}
 }

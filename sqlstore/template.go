@@ -157,3 +157,64 @@ func (db *DB) Templates(ctx context.Context, team nacre.TeamID) ([]nacre.Templat
 	}
 	return out, nil
 }
+
+// templateUser is a row of template_use: who made sandboxes, and of what.
+type templateUser struct{ team, template string }
+
+// countTemplates adds the sandboxes that the events after one Seq, up to another, tell of.
+func countTemplates(ctx context.Context, c conn, after, to int64) error {
+	used := map[templateUser]nacre.TemplateUse{}
+	err := c.each(ctx, func(r *sql.Rows) error {
+		var by templateUser
+		var at int64
+		var text []byte
+		if err := r.Scan(&by.team, &at, &text); err != nil {
+			return err
+		}
+		var data struct{ Template string }
+		if json.Unmarshal(text, &data) != nil || data.Template == "" || !plain(data.Template) {
+			return nil // an event that tells no template is nobody's use
+		}
+		by.template = data.Template
+		sum := used[by]
+		sum.Add(nacre.TemplateUse{Count: 1, Last: fromMicro(at)})
+		used[by] = sum
+		return nil
+	}, `SELECT team_id, at, data FROM events WHERE seq > ? AND seq <= ? AND kind = ?`, after, to, string(nacre.EventCreated))
+	if err != nil {
+		return err
+	}
+	for by, sum := range used {
+		_, err := c.exec(ctx, `INSERT INTO template_use (team_id, template, count, last_at) VALUES (?, ?, ?, ?)
+			ON CONFLICT (team_id, template) DO UPDATE SET count = template_use.count + excluded.count,
+			last_at = CASE WHEN template_use.last_at > excluded.last_at THEN template_use.last_at ELSE excluded.last_at END`,
+			by.team, by.template, sum.Count, sum.Last.UnixMicro())
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TemplateUse implements nacre.TemplateStore.
+func (db *DB) TemplateUse(ctx context.Context, team nacre.TeamID) (map[string]nacre.TemplateUse, error) {
+	out := map[string]nacre.TemplateUse{}
+	if !plain(string(team)) {
+		return out, nil
+	}
+	err := db.reads.each(ctx, func(r *sql.Rows) error {
+		var name string
+		var u nacre.TemplateUse
+		var last int64
+		if err := r.Scan(&name, &u.Count, &last); err != nil {
+			return err
+		}
+		u.Last = fromMicro(last)
+		out[name] = u
+		return nil
+	}, `SELECT template, count, last_at FROM template_use WHERE team_id = ?`, string(team))
+	if err != nil {
+		return nil, db.fail(ctx, err)
+	}
+	return out, nil
+}

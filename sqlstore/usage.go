@@ -123,7 +123,7 @@ func (db *DB) FoldUsage(ctx context.Context, from, to nacre.UsageMark, spans []n
 				return err
 			}
 		}
-		return nil
+		return countTemplates(ctx, c, from.Seq, to.Seq)
 	})
 }
 

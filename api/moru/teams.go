@@ -78,7 +78,7 @@ func (d *dialect) revokeKey(c *api.Call) error {
 func keyOf(k nacre.Key) apiKey {
 	prefix := k.Hint[:strings.LastIndexByte(k.Hint, '_')+1]
 	return apiKey{
-		ID: k.ID, Name: k.Name, CreatedAt: timestamp(k.CreatedAt),
+		ID: k.ID, Name: k.Name, CreatedAt: timestamp(k.CreatedAt), LastUsed: timestampOrNull(k.UsedAt),
 		Mask: keyMask{Prefix: prefix, ValueLength: 40, MaskedValuePrefix: k.Hint[len(prefix):]},
 	}
 }

@@ -74,5 +74,6 @@ func (d *dialect) template(t nacre.Template) template {
 	if t.Build != "" {
 		out.BuildStatus, out.BuildCount = "ready", 1
 	}
+	out.SpawnCount, out.LastSpawnedAt = t.Use.Count, timestampOrNull(t.Use.Last)
 	return out
 }

@@ -132,6 +132,15 @@ func duration(field string, s *float64, def time.Duration) (time.Duration, error
 // timestamp has six fraction digits always: older Pythons read three or six only.
 func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z07:00") }
 
+// timestampOrNull is null for what never was.
+func timestampOrNull(t time.Time) *string {
+	if t.IsZero() {
+		return nil
+	}
+	text := timestamp(t)
+	return &text
+}
+
 // publicState returns the wire's state; ok is false for a sandbox that the
 // clients do not know yet or any more.
 func publicState(s nacre.State) (string, bool) {

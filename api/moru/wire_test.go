@@ -119,6 +119,16 @@ func TestKeys(t *testing.T) {
 	if len(listed) != 2 || listed[0].ID != made.ID || listed[0].Key != "" {
 		t.Fatalf("listed %+v", listed)
 	}
+	if listed[0].LastUsed != nil {
+		t.Errorf("a key that was not used was used at %s", *listed[0].LastUsed)
+	}
+	if err := h.teams.KeysUsed(t.Context(), map[string]time.Time{made.ID: h.clock()}); err != nil {
+		t.Fatal(err)
+	}
+	h.ok(200, "GET", "/api-keys", "").decode(t, &listed)
+	if listed[0].LastUsed == nil || *listed[0].LastUsed != timestamp(h.clock()) || listed[1].LastUsed != nil {
+		t.Errorf("a key that was used: %+v", listed)
+	}
 	h.ok(204, "DELETE", "/api-keys/"+made.ID, "")
 	h.do("GET", "/sandboxes", made.Key, "").isError(t, 401)
 	h.ok(404, "DELETE", "/api-keys/"+made.ID, "")

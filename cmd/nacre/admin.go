@@ -24,6 +24,7 @@ type adminKey struct {
 	Key       string     `json:"key,omitempty"` // only from the call that made it
 	Hint      string     `json:"hint,omitempty"`
 	CreatedAt time.Time  `json:"created_at"`
+	UsedAt    *time.Time `json:"used_at,omitempty"` // a minute coarse
 	RevokedAt *time.Time `json:"revoked_at,omitempty"`
 }
 

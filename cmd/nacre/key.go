@@ -59,13 +59,16 @@ func newKeyListCommand(g *globals) *cobra.Command {
 			now := time.Now()
 			rows := make([][]string, len(keys))
 			for i, k := range keys {
-				revoked := "-"
+				used, revoked := "-", "-"
+				if k.UsedAt != nil {
+					used = ago(*k.UsedAt, now)
+				}
 				if k.RevokedAt != nil {
 					revoked = ago(*k.RevokedAt, now)
 				}
-				rows[i] = []string{k.ID, k.Team, or(k.Name, "-"), k.Hint + "...", ago(k.CreatedAt, now), revoked}
+				rows[i] = []string{k.ID, k.Team, or(k.Name, "-"), k.Hint + "...", ago(k.CreatedAt, now), used, revoked}
 			}
-			return g.printList(cmd, "ID TEAM NAME KEY CREATED REVOKED", rows, keys, false)
+			return g.printList(cmd, "ID TEAM NAME KEY CREATED USED REVOKED", rows, keys, false)
 		},
 	}
 	cmd.Flags().StringVar(&team, "team", "", "only this team's (default all)")

@@ -51,6 +51,7 @@ func New(clock nacre.Clock) *Service {
 			ID: "tbase00000000000000f", Names: []string{"base", "moru-ai/base", "e2bdev/base"}, Public: true,
 			Build: "bbase00000000000000f", Resources: nacre.Resources{CPUs: 2, MemoryMiB: 1024, DiskMiB: 4096},
 			CreatedAt: time.Unix(1700000000, 0), UpdatedAt: time.Unix(1700000000, 0),
+			Use: nacre.TemplateUse{Count: 7, Last: time.Unix(1700000060, 0)},
 		}},
 	}
 }
@@ -345,6 +346,7 @@ type Teams struct {
 	teams   []nacre.Team
 	keys    []nacre.Key
 	lookups int
+	noted   int // calls of KeysUsed
 	down    bool
 }
 
@@ -443,4 +445,24 @@ func (f *Teams) RevokeKey(_ context.Context, team nacre.TeamID, id string) error
 		}
 	}
 	return nil
+}
+
+// KeysUsed as the contract says.
+func (f *Teams) KeysUsed(_ context.Context, at map[string]time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.noted++
+	for i := range f.keys {
+		if t, ok := at[f.keys[i].ID]; ok && t.After(f.keys[i].UsedAt) {
+			f.keys[i].UsedAt = t
+		}
+	}
+	return nil
+}
+
+// Noted is how often KeysUsed was called.
+func (f *Teams) Noted() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.noted
 }
