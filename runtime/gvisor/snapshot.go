@@ -175,6 +175,15 @@ func (s *saving) prepare(ctx context.Context) error {
 	if err != nil {
 		return nacre.Wrap(nacre.CodeUnsupported, err, "the machine was started by a version of nacre that took no snapshots")
 	}
+	if err := s.openFiles(ctx); err != nil || s.opt.FilesOnly {
+		return err
+	}
+	s.files = append(s.files, agentImgFile)
+	return sparse.Share(s.birth.Agent, filepath.Join(s.dir, agentImgFile))
+}
+
+// openFiles makes the files that gVisor writes.
+func (s *saving) openFiles(ctx context.Context) error {
 	for _, name := range append(vital(s.opt.FilesOnly), pagesFile) {
 		f, err := s.create(name)
 		if err != nil {
@@ -185,11 +194,7 @@ func (s *saving) prepare(ctx context.Context) error {
 	if s.opt.FilesOnly {
 		return nil
 	}
-	if err := s.passCache(ctx); err != nil {
-		return err
-	}
-	s.files = append(s.files, agentImgFile)
-	return sparse.Share(s.birth.Agent, filepath.Join(s.dir, agentImgFile))
+	return s.passCache(ctx)
 }
 
 // passCache has many pages written past the host's cache: a copy of them there takes
@@ -258,7 +263,7 @@ func (s *saving) save(ctx context.Context) error {
 	if s.opt.FilesOnly {
 		err = s.checkpointFiles(c)
 	} else {
-		err = s.checkpoint(c)
+		err = s.checkpoint(ctx, c)
 	}
 	s.info.Stopped = time.Since(s.begin)
 	if byItself {
@@ -284,7 +289,18 @@ func (s *saving) save(ctx context.Context) error {
 // goes on, never for the last one: that would end the guest even when it fails. A
 // guest that is to stand still is held beside that, so that it does not go on before
 // it is known whether it may.
-func (s *saving) checkpoint(c *urpc.Client) error {
+func (s *saving) checkpoint(ctx context.Context, c *urpc.Client) error {
+	err := s.writeKernel(c)
+	for tries := 1; tries < checkpointTries && raced(err) && ctx.Err() == nil; tries++ {
+		s.m.r.cfg.Log.Warn("gVisor could not write its kernel; it is asked again", "machine", s.m.ID(), "error", err)
+		if err = s.reopenFiles(ctx); err == nil {
+			err = s.writeKernel(c)
+		}
+	}
+	return err
+}
+
+func (s *saving) writeKernel(c *urpc.Client) error {
 	opt := control.SaveOpts{
 		Metadata:                       statefile.CompressionLevelNone.ToMetadata(),
 		AppMFExcludeCommittedZeroPages: true,
@@ -293,6 +309,30 @@ func (s *saving) checkpoint(c *urpc.Client) error {
 	}
 	opt.Files = s.out
 	return call(c, boot.ContMgrCheckpoint, &opt, nil)
+}
+
+// checkpointTries is how often gVisor is asked for a checkpoint at most.
+const checkpointTries = 5
+
+// raced tells whether gVisor's kernel changed while gVisor walked through it: the
+// goroutine that receives the guest's packets goes on meanwhile (they are taken in
+// after the checkpoint), and moves its buffers. That ends the walk now and then, and
+// does no harm to the guest.
+func raced(err error) bool {
+	var failed callError
+	return errors.As(err, &failed) && failed.answered && strings.Contains(err.Error(), "encoding error: ")
+}
+
+// reopenFiles makes the files anew, for gVisor may hold those that it did not finish.
+func (s *saving) reopenFiles(ctx context.Context) error {
+	for _, f := range s.out {
+		err := errors.Join(f.Truncate(0), os.Remove(f.Name()), f.Close())
+		if err != nil {
+			return err
+		}
+	}
+	s.out, s.ahead = nil, false
+	return s.openFiles(ctx)
 }
 
 // checkpointFiles has gVisor write the writable layer.
