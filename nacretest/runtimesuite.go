@@ -350,15 +350,21 @@ func testUsage(t *testing.T, h RuntimeHost) {
 	if before.MemoryBytes < 1<<20 || before.MemoryBytes > 64<<20 || before.PIDs < 1 || before.PIDs > 256 {
 		t.Errorf("an idle machine uses %+v", before)
 	}
-	g.Do("spin", 300)
-	g.Do("eat", 32)
-	after, err := m.Usage(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	usage := func() nacre.Usage {
+		u, err := m.Usage(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
 	}
-	// A busy host may not have given it more.
-	if d := after.CPUTime - before.CPUTime; d < 30*time.Millisecond || d > 10*time.Second {
-		t.Errorf("300 ms of work count as %v", d)
+	begin := time.Now()
+	for usage().CPUTime-before.CPUTime < 100*time.Millisecond && time.Since(begin) < patience() { // a busy host gives it less
+		g.Do("spin", 300)
+	}
+	g.Do("eat", 32)
+	after := usage()
+	if d := after.CPUTime - before.CPUTime; d < 100*time.Millisecond || d > 10*time.Second+time.Since(begin) {
+		t.Errorf("%v of work count as %v", time.Since(begin), d)
 	}
 	if d := after.MemoryBytes - before.MemoryBytes; d < 16<<20 {
 		t.Errorf("32 MiB count as %d", d)
