@@ -249,7 +249,7 @@ func conformEnds(t *testing.T, c *client.Client) {
 		}
 	})
 	t.Run("time-out", func(t *testing.T) {
-		res, err := sb.Run(ctx, "echo begun; exec sleep 4711", client.Timeout(500*time.Millisecond))
+		res, err := sb.Run(ctx, "echo begun; exec sleep 4711", client.Timeout(2*time.Second)) // a busy guest needs a while for the echo
 		if !errors.Is(err, client.ErrTimeout) || res.Stdout != "begun\n" {
 			t.Errorf("%+v %v", res, err)
 		}

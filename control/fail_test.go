@@ -146,8 +146,13 @@ func TestTheStoreFails(t *testing.T) {
 		return err == nil && len(p.Sandboxes) == 1 && p.Sandboxes[0].State == nacre.StateEnded
 	})
 
-	s := w.create(nacre.CreateRequest{Timeout: 30 * time.Millisecond})
-	store.update.Store(true)
+	var s nacre.Sandbox
+	for s.State != nacre.StateRunning { // its time may be over before the store fails
+		store.update.Store(false)
+		s = w.create(nacre.CreateRequest{Timeout: 30 * time.Millisecond})
+		store.update.Store(true)
+		s = w.get(s.ID)
+	}
 	time.Sleep(60 * time.Millisecond)
 	if _, ok := w.node.Route(s.ID); !ok {
 		t.Fatal("the data plane depends on the store")

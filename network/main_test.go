@@ -194,13 +194,15 @@ func (g guest) listen(t testing.TB, port int) {
 }
 
 // ask sends a DNS question to the gateway.
-func (g guest) ask(proto string, q *dns.Msg) (a *dns.Msg, err error) {
-	c, err := g.dial(proto, g.Gateway.String(), 53)
+func (g guest) ask(proto string, q *dns.Msg) (*dns.Msg, error) { return g.askWithin(enough, proto, q) }
+
+func (g guest) askWithin(wait time.Duration, proto string, q *dns.Msg) (a *dns.Msg, err error) {
+	c, err := g.dialWithin(wait, proto, g.Gateway.String(), 53)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	cl := dns.Client{Net: proto, Timeout: 2 * time.Second}
+	cl := dns.Client{Net: proto, Timeout: wait}
 	a, _, err = cl.ExchangeWithConn(q, &dns.Conn{Conn: c, UDPSize: 4096})
 	return a, err
 }
@@ -248,7 +250,7 @@ func (g guest) get(host string) (string, error) {
 		return "", err
 	}
 	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }, DisableKeepAlives: true}
-	cl := &http.Client{Transport: tr, Timeout: 2 * time.Second}
+	cl := &http.Client{Transport: tr, Timeout: enough}
 	r, err := cl.Get("http://" + host + "/")
 	if err != nil {
 		return "", err

@@ -53,16 +53,23 @@ func TestAFirstCommandHasTheGuestToItself(t *testing.T) {
 	}
 	w.eventually("the line is there", func() bool { return w.lines(spec.Sandbox) == "the first line" })
 
-	spec, st = w.begin()
-	w.host.Machine(st.Machine).Guest.Log(nacre.LogStdout, "its only line", nil)
-	if err := w.n.Stop(t.Context(), spec.Sandbox); err != nil {
-		t.Fatal(err)
-	}
-	if got := w.lines(spec.Sandbox); got != "its only line" {
-		t.Errorf("the log of a sandbox that was stopped at once: %q", got)
-	}
-	if n := len(a.of("agent.logs", st.Machine)); n != 1 {
-		t.Errorf("its log was asked for %d times", n)
+	for {
+		begin = time.Now()
+		spec, st = w.begin()
+		w.host.Machine(st.Machine).Guest.Log(nacre.LogStdout, "its only line", nil)
+		if err := w.n.Stop(t.Context(), spec.Sandbox); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.lines(spec.Sandbox); got != "its only line" {
+			t.Errorf("the log of a sandbox that was stopped at once: %q", got)
+		}
+		asked := a.of("agent.logs", st.Machine)
+		if len(asked) == 1 {
+			break
+		}
+		if len(asked) == 0 || asked[0].Sub(begin) < 50*time.Millisecond {
+			t.Fatalf("its log was asked for %d times", len(asked))
+		} // else a busy host did not stop it at once
 	}
 }
 
@@ -173,7 +180,7 @@ func TestStandbysAreNotAskedWhileSandboxesStart(t *testing.T) {
 	w.eventually("two standbys are ready", func() bool { return w.standbys() == 2 })
 	a := w.asked()
 	_, st := w.begin()
-	begin := time.Now()
+	begin := a.of("agent.init", st.Machine)[0] // the start had begun, and had not ended
 	var other nacre.MachineID
 	for _, m := range w.host.Machines() {
 		if m.Spec.ID != st.Machine {
@@ -184,9 +191,13 @@ func TestStandbysAreNotAskedWhileSandboxesStart(t *testing.T) {
 		all := a.of("agent.healthy", other)
 		return len(all) > 0 && all[len(all)-1].After(begin)
 	})
+	early := 0
 	for _, at := range a.of("agent.healthy", other) {
-		if after := at.Sub(begin); after > 10*time.Millisecond && after < 250*time.Millisecond {
-			t.Errorf("the standby was asked %s after a start", after)
+		if after := at.Sub(begin); after > 0 && after < 250*time.Millisecond {
+			early++
 		}
+	}
+	if early > 1 { // one may have been on its way; they are asked every 5 ms
+		t.Errorf("the standby was asked %d times while a sandbox started", early)
 	}
 }

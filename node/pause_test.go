@@ -414,7 +414,6 @@ func TestALineAtTheMomentOfASnapshot(t *testing.T) {
 // asked for; and it comes back with its files although its agent never answers.
 func TestPauseOfAGuestThatDoesNotAnswer(t *testing.T) {
 	w := newWorld(t)
-	w.tweak = func(c *node.Config) { c.BootTimeout = 300 * time.Millisecond }
 	n := w.start()
 	spec, st := w.begin()
 	w.write(spec.Sandbox, "kept")
@@ -443,8 +442,12 @@ func TestPauseOfAGuestThatDoesNotAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec.Snapshot = keep.ID
+	w.tweak = func(c *node.Config) { c.BootTimeout = 300 * time.Millisecond } // for what never answers
+	n = w.restart()
 	_, err = n.Start(t.Context(), spec)
 	wantCode(t, err, nacre.CodeDeadline)
+	w.tweak = nil
+	n = w.restart()
 	mu.Lock()
 	clear(known)
 	known[st.Machine] = true

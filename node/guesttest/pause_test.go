@@ -61,9 +61,10 @@ func TestPauseKeeps(t *testing.T) {
 	keep := launch(nacre.ProcessSpec{Cmd: "/usr/bin/python3", Args: []string{"-uc", keeper}, Stdin: true, User: "root", Tag: "keeper"})
 	w.until(keep, "ready")
 	term := launch(nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"--norc", "-i"}, Term: &nacre.TermSize{Cols: 80, Rows: 24}})
-	nap := launch(nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", "sleep 4; echo slept"}})
-	_ = nap.Close()
 	asleep := time.Now()
+	nap := launch(nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", "sleep 6; echo slept"}})
+	_ = nap.Close()
+	sleeps := func() bool { return time.Since(asleep) < 6*time.Second } // for sure; a busy host may be too slow to see it
 	names := w.shell(spec.Sandbox, "hostname; cat /etc/hostname /etc/machine-id; echo $WHO; echo -n last > /root/last")
 
 	begin := time.Now()
@@ -86,7 +87,7 @@ func TestPauseKeeps(t *testing.T) {
 			if !nacre.IsCode(err, nacre.CodeUnavailable) {
 				t.Errorf("an open stream ended with %v", err)
 			}
-		case <-time.After(2 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("an open stream hangs")
 		}
 		_ = p.Close()
@@ -104,7 +105,7 @@ func TestPauseKeeps(t *testing.T) {
 	list, err := procs.List(t.Context())
 	w.check(err)
 	for _, p := range []nacre.ProcessStream{keep, term, nap} {
-		if !slices.ContainsFunc(list, func(i nacre.ProcessInfo) bool { return i.PID == p.PID() }) {
+		if !slices.ContainsFunc(list, func(i nacre.ProcessInfo) bool { return i.PID == p.PID() }) && (p != nap || sleeps()) {
 			t.Errorf("process %d is not in the list", p.PID())
 		}
 	}
@@ -126,12 +127,13 @@ func TestPauseKeeps(t *testing.T) {
 	c.Close()
 	w.clock(spec.Sandbox)
 	slept, err := procs.Connect(t.Context(), nap.PID())
+	inTime := sleeps()
 	if err == nil {
 		out, exit := w.drain(slept)
-		if !strings.Contains(out, "slept") || exit == nil || exit.Code != 0 {
+		if inTime && !strings.Contains(out, "slept") || exit == nil || exit.Code != 0 {
 			t.Errorf("the sleep ended with %q, %+v", out, exit)
 		}
-	} else if time.Since(asleep) < 4*time.Second {
+	} else if inTime {
 		t.Errorf("the sleep is gone after %v: %v", time.Since(asleep), err)
 	}
 	// Again and again.
