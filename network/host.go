@@ -178,19 +178,19 @@ func (n *Network) freePool() (netip.Prefix, error) {
 // currentPool finds the pool of an earlier run: the address on lo has our label,
 // and the route that has it as its first host tells the size.
 func (n *Network) currentPool() (netip.Prefix, error) {
-	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := addresses(n.nl)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("network: list addresses: %w", err)
+		return netip.Prefix{}, err
 	}
-	routes, err := n.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	ours, err := routes(n.nl, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("network: list routes: %w", err)
+		return netip.Prefix{}, err
 	}
 	for _, a := range addrs {
 		if a.Label != n.names.label() {
 			continue
 		}
-		for _, r := range routes {
+		for _, r := range ours {
 			if p, ok := prefixOf(r.Dst); ok && addrAt(p, 1) == addrOf(a.IP) {
 				return p, nil
 			}
@@ -202,20 +202,20 @@ func (n *Network) currentPool() (netip.Prefix, error) {
 // poolUser names what of the host's is in p: an address, a route, its router or a DNS
 // server, which it would reach no longer.
 func (n *Network) poolUser(p netip.Prefix) (string, error) {
-	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := addresses(n.nl)
 	if err != nil {
-		return "", fmt.Errorf("network: list addresses: %w", err)
+		return "", err
 	}
 	for _, a := range addrs {
 		if q, ok := prefixOf(a.IPNet); ok && q.Overlaps(p) {
 			return "the address " + q.String(), nil
 		}
 	}
-	routes, err := n.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	all, err := routes(n.nl, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return "", fmt.Errorf("network: list routes: %w", err)
+		return "", err
 	}
-	for _, r := range routes {
+	for _, r := range all {
 		if p.Contains(addrOf(r.Gw)) {
 			return "the router " + r.Gw.String(), nil
 		}
@@ -300,7 +300,11 @@ func (n *Network) refreshHost() {
 	for _, name := range links {
 		n.forward(name)
 	}
-	n.rules.setConnected(n.connected())
+	if next, err := n.connected(); err != nil {
+		n.log.Warn("network: the networks next to the host may have changed; those that were are closed", "error", err)
+	} else {
+		n.rules.setConnected(next)
+	}
 	n.checkFirewalls()
 	none := Finding{}
 	if len(n.upstreams.list()) == 0 {
@@ -327,13 +331,11 @@ func (n *Network) forward(link string) {
 }
 
 // connected lists the networks that the host's links are in.
-func (n *Network) connected() []netip.Prefix {
-	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_V4)
+func (n *Network) connected() (out []netip.Prefix, err error) {
+	addrs, err := addresses(n.nl)
 	if err != nil {
-		n.log.Warn("network: list addresses", "error", err)
-		return nil
+		return nil, err
 	}
-	var out []netip.Prefix
 	for _, a := range addrs {
 		if p, ok := prefixOf(a.IPNet); ok {
 			out = append(out, p)
@@ -344,7 +346,7 @@ func (n *Network) connected() []netip.Prefix {
 			}
 		}
 	}
-	return out
+	return out, nil
 }
 
 // uplinkMTU is that of the link of the default route. A guest with a larger one

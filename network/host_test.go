@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/nftables"
@@ -367,4 +368,40 @@ func ipNet(t *testing.T, s string) *net.IPNet {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// TestHostThatChangesMeanwhile: addresses of others that come and go while the host is
+// looked at neither fail that nor hide what stays.
+func TestHostThatChangesMeanwhile(t *testing.T) {
+	fakenet.Start(t)
+	link, err := netlink.LinkByName(fakenet.Uplink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(s string) *netlink.Addr { return &netlink.Addr{IPNet: ipNet(t, s)} }
+	for i := range 100 { // so that the kernel needs a while to list them
+		if err := netlink.AddrAdd(link, at(fmt.Sprintf("198.18.%d.1/32", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var changes sync.WaitGroup
+	over := make(chan struct{})
+	changes.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				_ = netlink.AddrAdd(link, at("198.19.0.1/32"))
+				_ = netlink.AddrDel(link, at("198.19.0.1/32"))
+			}
+		}
+	})
+	defer changes.Wait()
+	defer close(over)
+	for range 300 {
+		if _, err := network.Inspect(network.Config{Pool: netip.MustParsePrefix("198.18.0.0/20")}); err == nil || !strings.Contains(err.Error(), "overlaps the address") {
+			t.Fatalf("a pool that the host is in: %v", err)
+		}
+	}
 }
