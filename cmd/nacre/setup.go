@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/guest/kernel"
 	"github.com/nacrehq/nacre/internal/progress"
 	"github.com/nacrehq/nacre/runtime/firecracker"
@@ -25,9 +28,9 @@ func newSetupCommand() *cobra.Command {
 
 func newSetupFirecrackerCommand() *cobra.Command {
 	var (
-		c     server.Config
-		from  firecracker.Release
-		build bool
+		c              server.Config
+		from           firecracker.Release
+		build, noBuild bool
 	)
 	cmd := &cobra.Command{
 		Use:   "firecracker",
@@ -36,22 +39,27 @@ func newSetupFirecrackerCommand() *cobra.Command {
 			"that this version of nacre was made for, and compares their sums. A repeat replaces what was there.\n\n" +
 			"Where the network is closed --from and --kernel name other sources, by path or by https URL, which demands the\n" +
 			"sum: Firecracker publishes one beside each release. --from may be a directory with the programs firecracker and\n" +
-			"jailer, too. Releases with known holes are refused. --build-kernel has the kernel built here, from Debian's\n" +
-			"kernel source: that takes a quarter of an hour of one processor, once.\n\n" +
+			"jailer, too. Releases with known holes are refused.\n\n" +
+			"A kernel that cannot be downloaded is built here, from Debian's kernel source, which apt brings: that takes a\n" +
+			"quarter of an hour of one processor, once. --build-kernel does so without asking the network, --no-build never.\n\n" +
 			"What no flag says is read from NACRE_FIRECRACKER_FROM, _SHA256, _KERNEL and _KERNEL_SHA256.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.Load(cmd.Flags(), os.Getenv); err != nil {
 				return err
 			}
+			make := func(ctx context.Context) (string, error) { return buildKernel(ctx, c.CacheDir, cmd.ErrOrStderr()) }
 			if build {
 				if from.Kernel != "" {
 					return errors.New("--build-kernel and --kernel: want one of them")
 				}
 				var err error
-				if from.Kernel, err = kernel.Build(cmd.Context(), c.CacheDir, cmd.ErrOrStderr()); err != nil {
+				if from.Kernel, err = make(cmd.Context()); err != nil {
 					return err
 				}
+			}
+			if !noBuild && c.Install {
+				from.BuildKernel = insteadOfDownload(cmd.ErrOrStderr(), make)
 			}
 			fromEnvironment(&from, os.Getenv)
 			return setupFirecracker(cmd, server.FirecrackerDir(c.DataDir), from)
@@ -62,10 +70,44 @@ func newSetupFirecrackerCommand() *cobra.Command {
 	cmd.Flags().StringVar(&from.Kernel, "kernel", "", "a guest kernel (vmlinux) by path or https URL (default: the one that nacre was made for)")
 	cmd.Flags().StringVar(&from.KernelSHA256, "kernel-sha256", "", "the kernel's SHA-256")
 	cmd.Flags().BoolVar(&build, "build-kernel", false, "build the guest kernel here instead of downloading it")
+	cmd.Flags().BoolVar(&noBuild, "no-build", false, "fail where the guest kernel cannot be downloaded, as with --install=false")
+	cmd.MarkFlagsMutuallyExclusive("build-kernel", "no-build")
 	cmd.Flags().BoolVar(&from.AllowHoles, "allow-known-holes", false, "take a release with known security holes; for tests")
 	cmd.Flags().SortFlags = false
 	c.Flags(cmd.Flags())
 	return cmd
+}
+
+// insteadOfDownload has the kernel made, and says why.
+func insteadOfDownload(say io.Writer, make func(context.Context) (string, error)) func(context.Context, error) (string, error) {
+	return func(ctx context.Context, why error) (string, error) {
+		fmt.Fprintf(say, "nacre: %s. It is built here instead, from Debian's source: that takes a quarter of an hour of one processor, once.\n", nacre.ErrorMessage(why))
+		path, err := make(ctx)
+		if err != nil && ctx.Err() == nil {
+			return "", fmt.Errorf("%w. Nor can it be had ready: %s. Build it on another Debian, with `make guest-kernel` in nacre's source, and give its path with --kernel", err, nacre.ErrorMessage(why))
+		}
+		return path, err
+	}
+}
+
+// buildKernel makes the guest kernel, unless it was made before.
+func buildKernel(ctx context.Context, cache string, say io.Writer) (string, error) {
+	stop := progress.New(os.Stderr).Wait("building the guest kernel")
+	path, err := kernel.Build(ctx, cache, say)
+	stop()
+	if err != nil {
+		return "", err
+	}
+	same, err := firecracker.IsPinnedKernel(path)
+	if err != nil {
+		return "", err
+	}
+	if same {
+		fmt.Fprintln(say, "The kernel is byte for byte the one that this version of nacre was made for.")
+	} else {
+		fmt.Fprintln(say, "The kernel's source package, compiler or linker is another one than that of the pinned kernel, and so its sum.")
+	}
+	return path, nil
 }
 
 // fromEnvironment fills in what no flag said. A sum belongs to its source: where a flag

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
+	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -70,6 +73,7 @@ func TestSetupWhereTheNetworkIsClosed(t *testing.T) {
 			want: []string{nobody, "connection refused", "--build-kernel", "make guest-kernel", "--kernel"}},
 		"no release there": {args: []string{"--from", nobody, "--sha256", hexSum(""), "--kernel", kernel}, want: []string{nobody, "--from"}},
 		"sum of no file":   {args: []string{"--from", programs(t), "--kernel-sha256", hexSum("")}, want: []string{"--kernel"}},
+		"two ways":         {args: []string{"--from", programs(t), "--no-build", "--build-kernel"}, want: []string{"build-kernel", "no-build"}},
 		"two kernels":      {args: []string{"--from", programs(t), "--kernel", kernel, "--build-kernel"}, want: []string{"--build-kernel"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -151,5 +155,77 @@ func TestSetupAgain(t *testing.T) {
 		if len(entries) != 3 || err != nil {
 			t.Errorf("it holds %v, %v; want the kernel and two programs", entries, err)
 		}
+	}
+}
+
+// elsewhere is a client to whom the server is every host.
+func elsewhere(s *httptest.Server) *http.Client {
+	c := s.Client()
+	c.Transport.(*http.Transport).DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
+		return d.DialContext(ctx, "tcp", s.Listener.Addr().String())
+	}
+	return c
+}
+
+// TestSetupBuildsAKernelThatIsNotPublished: nobody need know of it who only says `nacre
+// setup firecracker`. Nothing is built in the place of a kernel that is another one than
+// was meant, that a user named, or where he does not want it.
+func TestSetupBuildsAKernelThatIsNotPublished(t *testing.T) {
+	answer := http.NotFound
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r) }))
+	defer s.Close()
+	built := filepath.Join(t.TempDir(), "built")
+	of := func(content string) {
+		if err := os.WriteFile(built, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	makes := func(context.Context) (string, error) { return built, nil }
+	cannot := func(context.Context) (string, error) { return "", errors.New("apt offers no linux-source-6.12") }
+	for _, c := range []struct {
+		name   string
+		answer http.HandlerFunc
+		kernel string // what the user names
+		make   func(context.Context) (string, error)
+		built  string
+		want   []string // in the error, or in what is said when it is to succeed
+		fails  bool
+	}{
+		{"not published", http.NotFound, "", makes, testKernel, []string{firecracker.PinnedKernelURL, "404", "built here instead"}, false},
+		{"network is closed", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "", makes, testKernel, []string{"built here instead"}, false},
+		{"cannot be built either", http.NotFound, "", cannot, "", []string{"linux-source-6.12", "404", "--kernel"}, true},
+		{"not wanted", http.NotFound, "", nil, "", []string{"404", "--build-kernel", "--kernel"}, true},
+		{"named by the user", http.NotFound, "https://mirror.example/vmlinux", makes, testKernel, []string{"mirror.example", "404"}, true},
+		{"another one", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(testKernel)) }, "", makes, testKernel, []string{"not the one that was meant"}, true},
+		{"built wrongly", http.NotFound, "", makes, testKernel + firecracker.PinnedKernelBanner, []string{firecracker.PinnedKernelSHA256}, true},
+		{"no kernel", http.NotFound, "", makes, "text", []string{"vmlinux"}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			answer = c.answer
+			of(c.built)
+			var said bytes.Buffer
+			from := firecracker.Release{Source: programs(t), Client: elsewhere(s), Kernel: c.kernel}
+			if c.kernel != "" {
+				from.KernelSHA256 = hexSum(testKernel)
+			}
+			if c.make != nil {
+				from.BuildKernel = insteadOfDownload(&said, c.make)
+			}
+			dir := t.TempDir()
+			_, err := firecracker.Install(t.Context(), dir, from)
+			text := said.String()
+			if _, there := firecracker.Installed(dir); c.fails != (err != nil) || there == c.fails {
+				t.Fatalf("%v, installed %t; %s", err, there, text)
+			}
+			if c.fails {
+				text = errorText(err)
+			}
+			for _, w := range c.want {
+				if !strings.Contains(text, w) {
+					t.Errorf("it says %q; want %q", text, w)
+				}
+			}
+		})
 	}
 }

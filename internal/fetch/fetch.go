@@ -23,7 +23,7 @@ import (
 // Source says where a file comes from and what it must be.
 type Source struct {
 	What   string // for messages, such as "the release"
-	Advice string // what to do where it cannot be had
+	Advice string // what to do where it cannot be had; may be ""
 
 	From   string // a path, or an https URL
 	SHA256 string // in hex; "" only of a path, which is then taken as it is
@@ -84,7 +84,11 @@ func (s Source) download(ctx context.Context, path string) error {
 	if errors.As(err, &in) {
 		err = in.Err
 	}
-	return nacre.Errorf(nacre.CodeUnavailable, "%s could not be downloaded from %s: %v. %s", s.What, s.From, err, s.Advice)
+	text := fmt.Sprintf("%s could not be downloaded from %s: %v", s.What, s.From, err)
+	if s.Advice != "" {
+		text += ". " + s.Advice
+	}
+	return nacre.Errorf(nacre.CodeUnavailable, "%s", text)
 }
 
 func (s Source) get(ctx context.Context, path string) error {

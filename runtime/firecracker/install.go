@@ -36,12 +36,17 @@ type Release struct {
 	// Kernel is the guest's, an uncompressed vmlinux.
 	Kernel       string
 	KernelSHA256 string // in hex
+	// BuildKernel makes the kernel on this host and returns its path. It is called where the
+	// one that this driver was made for cannot be downloaded, and told why. May be nil.
+	BuildKernel func(ctx context.Context, why error) (string, error)
 	// Progress is told how much of a download is there; total is -1 when nobody knows.
 	Progress func(what string, done, total int64)
 	// Client downloads; default http.DefaultClient, which goes by HTTPS_PROXY.
 	Client *http.Client
 	// AllowHoles takes a release with known holes.
 	AllowHoles bool
+
+	pinnedKernel bool // nobody said which
 }
 
 // Installed returns the configuration of what Install put into dir; ok tells whether
@@ -59,7 +64,7 @@ func Installed(dir string) (c Config, ok bool) {
 // What is said where something cannot be downloaded.
 const (
 	releaseAdvice = "Get it another way and give its path with --from"
-	kernelAdvice  = "Have it built on this host, which takes a quarter of an hour, with --build-kernel; or get it another way, such as by `make guest-kernel` in nacre's source, and give its path with --kernel"
+	kernelAdvice  = "Have it built on this host, which takes a quarter of an hour, with --build-kernel; or get it another way, such as by `make guest-kernel` in nacre's source on another Debian, and give its path with --kernel"
 )
 
 // Install checks a release and a kernel and puts them into dir. A release that the
@@ -83,10 +88,11 @@ func Install(ctx context.Context, dir string, from Release) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	if err := from.bringKernel(ctx, filepath.Join(tmp, KernelName)); err != nil {
+	// The kernel last, for it may be built.
+	if err := from.bringPrograms(ctx, tmp); err != nil {
 		return "", err
 	}
-	if err := from.bringPrograms(ctx, tmp); err != nil {
+	if err := from.bringKernel(ctx, filepath.Join(tmp, KernelName)); err != nil {
 		return "", err
 	}
 	c, _ := Installed(tmp)
@@ -100,6 +106,7 @@ func Install(ctx context.Context, dir string, from Release) (string, error) {
 
 // complete fills in what is brought when nobody says.
 func (from *Release) complete() error {
+	from.pinnedKernel = from.Kernel == ""
 	for _, f := range []struct {
 		field, flag          string
 		source, sum          *string
@@ -174,16 +181,6 @@ func (from Release) source(what, source, sum, advice string) fetch.Source {
 				from.Progress(what, done, total)
 			}
 		}}
-}
-
-func (from Release) bringKernel(ctx context.Context, path string) error {
-	if err := from.source("the guest's kernel", from.Kernel, from.KernelSHA256, kernelAdvice).File(ctx, path); err != nil {
-		return err
-	}
-	if err := checkKernel(path); err != nil {
-		return err
-	}
-	return os.Chmod(path, 0o444)
 }
 
 // bringPrograms puts the two programs into dir.
@@ -273,17 +270,4 @@ func unpack(archive, dir string) error {
 		}
 		found++
 	}
-}
-
-func checkKernel(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return nacre.Wrap(nacre.CodeInvalid, err, "the guest's kernel cannot be read")
-	}
-	defer f.Close()
-	var magic [4]byte
-	if _, err := io.ReadFull(f, magic[:]); err != nil || string(magic[:]) != "\x7fELF" {
-		return nacre.Errorf(nacre.CodeInvalid, "the guest's kernel must be an uncompressed ELF file (vmlinux)")
-	}
-	return nil
 }
