@@ -106,12 +106,12 @@ func (w *world) settledSnapshots(ctx context.Context) (map[nacre.SnapshotID]nacr
 func (w *world) settles(what string) {
 	w.tb.Helper()
 	why := ""
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		if why = w.settled(); why == "" {
 			return
 		}
 		if time.Now().After(end) {
-			w.tb.Fatalf("%s: not settled within 10 s: %s", what, why)
+			w.tb.Fatalf("%s: not settled within a minute: %s", what, why)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func TestWebSocket(t *testing.T) {
 // waitNoConns waits until no connection to a guest is open.
 func (w *world) waitNoConns() {
 	w.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		w.edge.conns.mu.Lock()
 		n := len(w.edge.conns.open)

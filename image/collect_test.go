@@ -70,7 +70,7 @@ func TestWhatIsCounted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { a.must(a.Run(ctx)) })
-	for end := time.Now().Add(10 * time.Second); counts()[old] == 0; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); counts()[old] == 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("nobody counts after a restart")
 		}
@@ -100,7 +100,7 @@ func TestCountedSoonAfterAStart(t *testing.T) {
 	wg.Go(func() { a.must(a.Run(ctx)) })
 	defer wg.Wait()
 	defer cancel()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		list, err := a.Manifests(t.Context())
 		a.must(err)
 		if len(list) == 1 && list[0].ID == id && list[0].DiskBytes > 0 {

@@ -159,7 +159,7 @@ func readUntil(t *testing.T, s nacre.ProcessStream, text string) {
 }
 
 func agentInitFirst(t *testing.T, g AgentGuest) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	a := g.Client("", "")
 	mustAgent(t, a.Healthy(ctx))

@@ -87,7 +87,7 @@ func (n NodeUnderTest) stdout(t *testing.T, id nacre.SandboxID) []string {
 func (n NodeUnderTest) logs(t *testing.T, id nacre.SandboxID, want ...string) {
 	t.Helper()
 	var got []string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if got = n.stdout(t, id); slices.Equal(got, want) {
 			return
 		}

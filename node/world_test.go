@@ -157,9 +157,9 @@ func (w *world) standbys() int {
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.tb.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			w.tb.Fatalf("not within 10 s: %s; log:\n%s", what, w.logged())
+			w.tb.Fatalf("not within a minute: %s; log:\n%s", what, w.logged())
 		}
 	}
 }

@@ -145,16 +145,32 @@ type answer struct {
 	body   string
 }
 
+// silence is how long a stream that goes on says nothing before it is cut. A busy host
+// needs a while for what it has to say.
+const silence = time.Second
+
+// cut ends a stream that has begun and says nothing more.
+type cut struct {
+	*httptest.ResponseRecorder
+	after *time.Timer
+}
+
+func (c cut) WriteHeader(status int) {
+	c.after.Reset(silence)
+	c.ResponseRecorder.WriteHeader(status)
+}
+
+func (c cut) Write(b []byte) (int, error) {
+	c.after.Reset(silence)
+	return c.ResponseRecorder.Write(b)
+}
+
 // do sends a request below the prefix with a key ("" for none). A stream is cut
-// after a moment.
+// when nothing more comes.
 func (h *harness) do(method, target, key, body string, header ...string) answer {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
 	defer cancel()
-	if strings.Contains(target, "stream") || strings.HasSuffix(target, "/watch") || strings.HasSuffix(target, "/events") {
-		ctx, cancel = context.WithTimeout(h.t.Context(), 200*time.Millisecond)
-		defer cancel()
-	}
 	var r io.Reader
 	if body != "" {
 		r = strings.NewReader(body)
@@ -166,7 +182,13 @@ func (h *harness) do(method, target, key, body string, header ...string) answer 
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	w := httptest.NewRecorder()
+	rec := httptest.NewRecorder()
+	w := http.ResponseWriter(rec)
+	if strings.Contains(target, "stream") || strings.HasSuffix(target, "/watch") || strings.HasSuffix(target, "/events") || strings.Contains(target, "/events?") {
+		end := time.AfterFunc(20*time.Second, cancel)
+		defer end.Stop()
+		w = cut{rec, end}
+	}
 	func() {
 		defer func() {
 			if p := recover(); p != nil && p != http.ErrAbortHandler {
@@ -175,7 +197,7 @@ func (h *harness) do(method, target, key, body string, header ...string) answer 
 		}()
 		h.api.ServeHTTP(w, req)
 	}()
-	return answer{w.Code, w.Header(), w.Body.String()}
+	return answer{rec.Code, rec.Header(), rec.Body.String()}
 }
 
 // ok is do as team A, with the status that must come back.

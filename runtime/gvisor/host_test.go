@@ -229,12 +229,7 @@ func newSpec(t testing.TB) nacre.MachineSpec {
 // host's end.
 func newSlot(t testing.TB, name string) nacre.Slot {
 	t.Helper()
-	n := int(host.slots.Add(1)) + os.Getpid()%60*256
-	base := netip.AddrFrom4([4]byte{10, 213, byte(n >> 6), byte(n << 2)})
-	gw := base.Next()
-	guest := gw.Next()
-	s := nacre.Slot{Name: name, Path: "/run/netns/" + name, HostLink: "ngt" + strconv.Itoa(n),
-		Guest: netip.PrefixFrom(guest, 30), Gateway: gw, MTU: 1500}
+	s := nacre.Slot{Name: name, Path: "/run/netns/" + name, MTU: 1500}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	orig, err := netns.Get()
@@ -245,14 +240,22 @@ func newSlot(t testing.TB, name string) nacre.Slot {
 	defer ns.Close()
 	check(t, netns.Set(orig))
 	t.Cleanup(func() {
-		if l, err := netlink.LinkByName(s.HostLink); err == nil {
+		if l, err := netlink.LinkByName(s.HostLink); s.HostLink != "" && err == nil {
 			check(t, netlink.LinkDel(l))
 		}
 		check(t, netns.DeleteNamed(name))
 	})
-	la := netlink.NewLinkAttrs()
-	la.Name = s.HostLink
-	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))}))
+	n := 0
+	for err = unix.EEXIST; errors.Is(err, unix.EEXIST); { // other tests on this host take numbers too
+		n = (int(host.slots.Add(1)) + os.Getpid()%64*256) % (64 * 256)
+		la := netlink.NewLinkAttrs()
+		la.Name = "ngt" + strconv.Itoa(n)
+		err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))})
+	}
+	check(t, err)
+	gw := netip.AddrFrom4([4]byte{10, 213, byte(n >> 6), byte(n<<2) + 1})
+	guest := gw.Next()
+	s.HostLink, s.Gateway, s.Guest = "ngt"+strconv.Itoa(n), gw, netip.PrefixFrom(guest, 30)
 	up := func(h *netlink.Handle, name string, addr netip.Addr) {
 		l, err := h.LinkByName(name)
 		check(t, err)
