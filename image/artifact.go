@@ -103,6 +103,7 @@ type artifact struct {
 	used    time.Time
 	work    *work              // done to the plain copy at the moment
 	retry   time.Time          // when to try again to cut it into chunks
+	damaged bool               // its plain files are, and it is not cut any more
 	flush   context.CancelFunc // of one being written: ends what begins to write it to the disk
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -92,6 +94,48 @@ func TestFault25_DamagedChunks(t *testing.T) {
 					t.Errorf("left behind: %v", got)
 				}
 				a = a.restart()
+			}
+		})
+	}
+}
+
+// TestFault25_DamagedPlainFiles: files that are not whole are not cut into chunks, as
+// if zeros stood where something is missing, of which is told once and not each minute;
+// others are cut.
+func TestFault25_DamagedPlainFiles(t *testing.T) {
+	for name, spoil := range map[string]func(path string) error{
+		"cut off": func(path string) error { return os.Truncate(path, 4096) },
+		"longer":  func(path string) error { return os.Truncate(path, 64<<20) },
+		"missing": os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			var later time.Duration
+			a := newArtifacts(t, func(o *image.ArtifactOptions) {
+				o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+				o.Clock = func() time.Time { return time.Now().Add(later) }
+			})
+			f := files(5, 600)
+			id, whole := a.keep(f), a.keep(files(6, 300))
+			entries, err := os.ReadDir(filepath.Join(a.dir, "plain", string(id)))
+			a.must(err)
+			for _, e := range entries {
+				a.must(spoil(filepath.Join(a.dir, "plain", string(id), e.Name())))
+			}
+			for range 3 {
+				a.must(a.Work(t.Context()))
+				later += time.Hour
+			}
+			if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), string(id)) {
+				t.Errorf("told %d times:\n%s", n, &log)
+			}
+			a.must(a.DropAll())
+			if got := a.plain(); !slices.Equal(got, []string{string(id)}) {
+				t.Errorf("plain files are left of %v, want %s and not %s", got, id, whole)
+			}
+			a.must(a.open(whole, files(6, 300)))
+			if err := a.open(id, f); err == nil {
+				t.Error("what is damaged was opened")
 			}
 		})
 	}

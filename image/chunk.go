@@ -177,6 +177,11 @@ func (c *cutter) flush() error {
 
 // cut reads f and calls fn for each chunk. Holes are not even read.
 func cut(f *os.File, size int64, fn func(at int64, content []byte) error) error {
+	if is, err := f.Stat(); err != nil {
+		return err
+	} else if is.Size() != size { // what is missing is no hole
+		return fmt.Errorf("%w: it has %d bytes, not %d", errDamaged, is.Size(), size)
+	}
 	c := &cutter{fn: fn, buf: make([]byte, 0, maxPages*pageSize)}
 	in := make([]byte, 1<<20)
 	for at := int64(0); at < size; {
@@ -192,7 +197,7 @@ func cut(f *os.File, size int64, fn func(at int64, content []byte) error) error 
 			n &^= pageSize - 1
 		}
 		if n == 0 {
-			return errors.Join(err, io.ErrUnexpectedEOF)
+			return errors.Join(errDamaged, err, io.ErrUnexpectedEOF)
 		}
 		for rest := in[:n]; len(rest) > 0; {
 			page := rest[:min(pageSize, len(rest))]

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -84,7 +85,7 @@ func (s *Artifacts) next() (a *artifact) {
 	defer s.mu.Unlock()
 	for _, b := range s.all {
 		age := now.Sub(b.m.CreatedAt)
-		if b.state != committed || b.m.Transient || !b.plain || b.index || b.work != nil || now.Before(b.retry) || age < s.o.Settle {
+		if b.state != committed || b.m.Transient || !b.plain || b.index || b.damaged || b.work != nil || now.Before(b.retry) || age < s.o.Settle {
 			continue
 		}
 		if a == nil || b.m.CreatedAt.Before(a.m.CreatedAt) {
@@ -109,9 +110,13 @@ func (s *Artifacts) chunk(ctx context.Context, a *artifact) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.garbage = true // or what it has in common with others is to be counted
-	if err == nil {
+	switch {
+	case err == nil:
 		a.index, a.chunks, a.counted = true, x.Stored, true
-	} else {
+	case errors.Is(err, errDamaged):
+		a.damaged = true // it does not heal; whoever goes on from it is told
+		s.o.Logger.Warn("the plain files of a snapshot are damaged; it cannot be cut into chunks", "snapshot", a.m.ID, "err", err)
+	default:
 		a.retry = s.o.Clock().Add(tryAgain)
 		if ctx.Err() == nil && !errors.Is(err, errGone) {
 			s.o.Logger.Warn("a snapshot could not be cut into chunks; it is tried again", "snapshot", a.m.ID, "err", err)
@@ -120,7 +125,10 @@ func (s *Artifacts) chunk(ctx context.Context, a *artifact) {
 	s.unpin(a)
 }
 
-var errGone = errors.New("the snapshot was deleted")
+var (
+	errGone    = errors.New("the snapshot was deleted")
+	errDamaged = errors.New("a plain file is not what was written")
+)
 
 func (s *Artifacts) cutAll(ctx context.Context, a *artifact) (*index, error) {
 	if err := diskRoom(s.path, s.o.ReserveMiB, a.m.DiskBytes/2); err != nil {
@@ -143,6 +151,9 @@ func (s *Artifacts) cutFiles(ctx context.Context, a *artifact, st *storing) (*in
 	begin := time.Now()
 	for _, m := range a.m.Files {
 		f, err := s.root.Open(filepath.Join(plainPath(a.m.ID), m.Name))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errors.Join(errDamaged, err)
+		}
 		if err != nil {
 			return nil, err
 		}
