@@ -99,6 +99,22 @@ func (s *Sandbox) Move(to State) error {
 // Alive tells whether the sandbox has not ended and is not ending.
 func (s *Sandbox) Alive() bool { return s.State != StateEnded && s.State != StateStopping }
 
+// Gone is what a call for a sandbox that is not Alive answers its own team:
+// CodeNotFound, with why it ended and when.
+func (s *Sandbox) Gone() *Error {
+	why := string(s.EndReason)
+	if why != "" && !s.EndedAt.IsZero() {
+		why += ", " + s.EndedAt.UTC().Format(time.RFC3339)
+	}
+	if why != "" {
+		why = " (" + why + ")"
+	}
+	if s.Detail != "" {
+		why += ": " + s.Detail
+	}
+	return Errorf(CodeNotFound, "sandbox %s has ended%s", s.ID, why)
+}
+
 // EndReason says why a sandbox ended. Clients, lists, events and logs show it.
 type EndReason string
 

@@ -44,7 +44,7 @@ func (s *Service) Kill(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 func (s *Service) stop(ctx context.Context, team nacre.TeamID, id nacre.SandboxID, reason nacre.EndReason, detail string) error {
 	rec, err := s.cfg.Store.Update(ctx, team, id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 		if !r.Alive() {
-			return nil, errGone(id)
+			return nil, r.Gone()
 		}
 		r.EndReason, r.Detail = reason, detail
 		return nil, r.Move(nacre.StateStopping)
@@ -181,7 +181,7 @@ func (s *Service) SetDeadline(ctx context.Context, team nacre.TeamID, id nacre.S
 func mustRun(r *nacre.Sandbox) error {
 	switch {
 	case !r.Alive():
-		return errGone(r.ID)
+		return r.Gone()
 	case r.State != nacre.StateRunning:
 		return nacre.Errorf(nacre.CodeConflict, "sandbox %s is %s; it must be running", r.ID, r.State)
 	}

@@ -329,6 +329,11 @@ func TestRestoreOfAPausedOneFails(t *testing.T) {
 	if got.State != nacre.StatePaused || got.Snapshot != was.Snapshot || !got.PausedAt.Equal(was.PausedAt) || !strings.Contains(got.Detail, "full") {
 		t.Fatalf("%+v", got)
 	}
+	// At no moment was it paused where it was to go: a kill then would have left it there.
+	events, err := w.db.Events(t.Context(), nacre.EventFilter{TeamID: team, SandboxID: s.ID, Kinds: []nacre.EventKind{nacre.EventPaused}})
+	if err != nil || len(events) != 1 || events[0].Data["snapshot"] != string(was.Snapshot) {
+		t.Fatalf("it was paused: %+v, %v", events, err)
+	}
 	full.Store(false)
 	w.settles("refused")
 	w.resume(s.ID)

@@ -25,7 +25,7 @@ func (s *Service) Edit(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 	var was nacre.Sandbox
 	rec, err := s.cfg.Store.Update(ctx, team, id, func(rec *nacre.Sandbox) ([]nacre.Event, error) {
 		if !rec.Alive() {
-			return nil, errGone(id)
+			return nil, rec.Gone()
 		}
 		was = *rec
 		return s.edit(rec, r)

@@ -90,7 +90,7 @@ func (s *Service) take(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 		}
 	}
 	if err == nil && !rec.Alive() {
-		err = errGone(id)
+		err = rec.Gone()
 	}
 	if err != nil {
 		release()

@@ -119,7 +119,7 @@ func (s *Service) paused(ctx context.Context, rec nacre.Sandbox, man nacre.Snaps
 	if err != nil {
 		if cur, gerr := s.cfg.Store.Get(ctx, rec.TeamID, rec.ID); gerr == nil && !cur.Alive() { // it was killed meanwhile
 			s.discard(ctx, nacre.Snapshot{ID: man.ID, TeamID: rec.TeamID})
-			return nacre.Sandbox{}, errGone(rec.ID)
+			return nacre.Sandbox{}, cur.Gone()
 		}
 		return nacre.Sandbox{}, err
 	}
@@ -155,7 +155,7 @@ func (s *Service) unpaused(ctx context.Context, rec nacre.Sandbox, cause error) 
 		return out, nil
 	case !out.Alive():
 		s.discard(ctx, nacre.Snapshot{ID: rec.Snapshot, TeamID: rec.TeamID})
-		return nacre.Sandbox{}, errGone(rec.ID)
+		return nacre.Sandbox{}, out.Gone()
 	}
 	return nacre.Sandbox{}, &nacre.Error{Code: nacre.ErrorCode(cause), Err: cause,
 		Message: "sandbox " + string(rec.ID) + " could not be paused and runs on: " + nacre.ErrorMessage(cause)}

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -47,7 +46,7 @@ func (s *Service) Restore(ctx context.Context, team nacre.TeamID, id nacre.Sandb
 		return nacre.Sandbox{}, err
 	}
 	if err := node.Stop(ctx, id); err != nil {
-		return nacre.Sandbox{}, s.asleepAgain(ctx, held, err)
+		return nacre.Sandbox{}, s.asleepAgain(ctx, held, nil, err)
 	}
 	s.used(ctx, n)
 	return s.goOn(ctx, held, comeback{keepEnd: true, kind: nacre.EventRestored})
@@ -67,31 +66,12 @@ func (s *Service) restorePaused(ctx context.Context, rec nacre.Sandbox, n nacre.
 		return nacre.Sandbox{}, err
 	}
 	s.used(ctx, n)
-	out, err := s.goOn(ctx, held, comeback{kind: nacre.EventRestored})
-	if err != nil {
-		s.asBefore(ctx, rec, held)
-	}
+	out, err := s.goOn(ctx, held, comeback{kind: nacre.EventRestored, was: &rec})
 	remove()
 	if rec.Snapshot != n.ID {
 		s.letGo(ctx, rec.TeamID, rec.Snapshot) // unless it is held, again
 	}
 	return out, err
-}
-
-// asBefore gives a paused sandbox, whose restore to another snapshot failed, back what
-// it was paused at.
-func (s *Service) asBefore(ctx context.Context, was, held nacre.Sandbox) {
-	_, err := s.cfg.Store.Update(ctx, was.TeamID, was.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
-		if r.State != nacre.StatePaused || r.Snapshot != held.Snapshot {
-			return nil, errNothing
-		}
-		r.Snapshot, r.PausedAt = was.Snapshot, was.PausedAt
-		r.BuildID, r.Runtime, r.Resources = was.BuildID, was.Runtime, was.Resources
-		return nil, nil
-	})
-	if err != nil && !errors.Is(err, errNothing) {
-		s.log.Error("a sandbox that could not be restored stays paused at the snapshot that it was to be restored to", "sandbox", was.ID, "err", err)
-	}
 }
 
 // beginRestore moves the record to resuming, at the snapshot.
@@ -100,7 +80,7 @@ func (s *Service) beginRestore(ctx context.Context, rec nacre.Sandbox, n nacre.S
 	defer unlock()
 	held, err := s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 		if !r.Alive() {
-			return nil, errGone(r.ID)
+			return nil, r.Gone()
 		}
 		r.Snapshot, r.Machine, r.PausedAt = n.ID, "", time.Time{}
 		r.BuildID, r.Runtime, r.Resources = n.BuildID, nacre.RuntimeOf(n.RestoreKey), n.Resources

@@ -90,7 +90,7 @@ func (s *Service) expire(ctx context.Context, m member) {
 		idle := cur.until.IsZero() || cur.until.After(now)
 		return s.cfg.Store.Update(ctx, m.team, m.id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 			if !r.Alive() {
-				return nil, errGone(m.id)
+				return nil, r.Gone()
 			}
 			if r.OnTimeout == nacre.TimeoutPause && s.cfg.Snapshots != nil {
 				return nil, errPause

@@ -29,7 +29,7 @@ func (s *Service) Resume(ctx context.Context, team nacre.TeamID, id nacre.Sandbo
 		return nacre.Sandbox{}, false, err
 	}
 	if !rec.Alive() {
-		return nacre.Sandbox{}, false, errGone(id)
+		return nacre.Sandbox{}, false, rec.Gone()
 	}
 	out := resumed{rec: rec}
 	if rec.State != nacre.StateRunning {
@@ -107,19 +107,20 @@ type comeback struct {
 	keepEnd bool          // the deadline stays as it is
 	boot    bool          // with its files alone
 	kind    nacre.EventKind
+	was     *nacre.Sandbox // paused at another snapshot, which it goes back to when it cannot go on
 }
 
 // goOn gives a resuming sandbox its machine. When that fails it is paused again.
 func (s *Service) goOn(ctx context.Context, rec nacre.Sandbox, how comeback) (nacre.Sandbox, error) {
 	node := s.nodeOf(rec.Node)
 	if node == nil {
-		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, errNoHost(rec.ID))
+		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, how.was, errNoHost(rec.ID))
 	}
 	spec := specOf(rec)
 	spec.Boot = how.boot
 	started, err := node.Start(ctx, spec)
 	if err != nil {
-		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, notStarted(rec, err))
+		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, how.was, notStarted(rec, err))
 	}
 	var d time.Duration
 	out, err := s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
@@ -146,7 +147,7 @@ func (s *Service) goOn(ctx context.Context, rec nacre.Sandbox, how comeback) (na
 	})
 	if err != nil {
 		s.stopMachine(ctx, node, rec.ID)
-		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, err)
+		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, how.was, err)
 	}
 	s.roster.run(out, d)
 	return out, nil
@@ -161,19 +162,23 @@ func notStarted(rec nacre.Sandbox, err error) error {
 }
 
 // asleepAgain records that a sandbox could not go on, and returns what to tell the
-// caller. A store that cannot be reached leaves the record to the reconciler.
-func (s *Service) asleepAgain(ctx context.Context, rec nacre.Sandbox, cause error) error {
+// caller. One that was paused elsewhere, unless was is nil, is paused there again. A
+// store that cannot be reached leaves the record to the reconciler.
+func (s *Service) asleepAgain(ctx context.Context, rec nacre.Sandbox, was *nacre.Sandbox, cause error) error {
 	s.log.Warn("a sandbox could not be resumed", "sandbox", rec.ID, "team", rec.TeamID, "snapshot", rec.Snapshot, "err", cause)
-	ended := false
 	out, err := s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
-		if ended = !r.Alive(); ended {
-			return nil, errNothing
+		if !r.Alive() {
+			return nil, r.Gone() // it was killed meanwhile
+		}
+		if was != nil {
+			r.Snapshot, r.PausedAt = was.Snapshot, was.PausedAt
+			r.BuildID, r.Runtime, r.Resources = was.BuildID, was.Runtime, was.Resources
 		}
 		return s.toPaused(r, "it could not be resumed: "+nacre.ErrorMessage(cause))
 	})
 	switch {
-	case ended || nacre.IsCode(err, nacre.CodeNotFound):
-		return errGone(rec.ID) // it was killed meanwhile
+	case nacre.IsCode(err, nacre.CodeNotFound):
+		return err
 	case err != nil:
 		s.log.Error("a failed resume could not be recorded; it is tried again", "sandbox", rec.ID, "err", err)
 	default:

@@ -49,8 +49,11 @@ func (d *dialect) getSandbox(c *api.Call) error {
 	if err != nil {
 		return err
 	}
+	if !s.Alive() {
+		return s.Gone()
+	}
 	if _, ok := publicState(s.State); !ok {
-		return nacre.Errorf(nacre.CodeNotFound, "sandbox %s %s", id, ended(s))
+		return nacre.Errorf(nacre.CodeNotFound, "sandbox %s is still being created", id)
 	}
 	out := d.detail(s)
 	if d.Progress != nil {
@@ -59,19 +62,6 @@ func (d *dialect) getSandbox(c *api.Call) error {
 		}
 	}
 	return c.JSON(http.StatusOK, out)
-}
-
-// ended says in words why a record is not to be had as a sandbox.
-func ended(s nacre.Sandbox) string {
-	switch {
-	case s.State == nacre.StateCreating:
-		return "is still being created"
-	case s.EndReason == "":
-		return "has ended"
-	case s.Detail != "":
-		return "has ended (" + string(s.EndReason) + "): " + s.Detail
-	}
-	return "has ended (" + string(s.EndReason) + ")"
 }
 
 func (d *dialect) killSandbox(c *api.Call) error {

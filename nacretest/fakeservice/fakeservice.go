@@ -170,7 +170,7 @@ func (f *Service) get(team nacre.TeamID, id nacre.SandboxID) (nacre.Sandbox, err
 func (f *Service) alive(team nacre.TeamID, id nacre.SandboxID) (nacre.Sandbox, error) {
 	s, err := f.get(team, id)
 	if err == nil && !s.Alive() {
-		err = nacre.Errorf(nacre.CodeNotFound, "sandbox %s has ended (%s)", id, s.EndReason)
+		err = s.Gone()
 	}
 	return s, err
 }
