@@ -119,8 +119,14 @@ func cliLifecycle(d *daemon) {
 	if out := d.cli("kill", made.ID); out != made.ID+"\n" {
 		t.Errorf("kill: %q", out)
 	}
-	if _, err := d.try("exec", made.ID, "--", "true"); err == nil || !strings.Contains(err.Error(), "has ended (killed): it was killed by a request") {
+	if _, err := d.try("exec", made.ID, "--", "true"); code(err) != 125 || !strings.Contains(err.Error(), "has ended (killed): it was killed by a request") {
 		t.Errorf("exec of a killed one: %v", err)
+	}
+	for _, call := range [][2]string{{"GET", ""}, {"POST", "/connect"}, {"POST", "/timeout"}, {"POST", "/pause"}, {"DELETE", ""}} {
+		a := d.call(d.note().APIKey, call[0], "/sandboxes/"+made.ID+call[1], map[string]int{"timeout": 60})
+		if a.Status != 404 || !strings.Contains(a.Body, "has ended (killed, 20") || !strings.Contains(a.Body, "Z): it was killed by a request") {
+			t.Errorf("%s %s of a killed one: %s", call[0], call[1], a)
+		}
 	}
 	runs := js[[]struct {
 		ID, Status, Reason string

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,14 +60,20 @@ func commandLine() *cobra.Command {
 
 func (s *shell) run(args ...string) (stdout, stderr string, err error) {
 	s.t.Helper()
-	root := commandLine()
 	var out, errOut bytes.Buffer
-	root.SetOut(&out)
-	root.SetErr(&errOut)
+	_, err = s.execute(&out, &errOut, args...)
+	return out.String(), errOut.String(), err
+}
+
+// execute runs a command and returns which it was.
+func (s *shell) execute(stdout, stderr io.Writer, args ...string) (*cobra.Command, error) {
+	s.t.Helper()
+	root := commandLine()
+	root.SetOut(stdout)
+	root.SetErr(stderr)
 	root.SetIn(strings.NewReader(s.stdin))
 	root.SetArgs(append([]string{"--data-dir", s.dir}, args...))
-	err = root.ExecuteContext(s.t.Context())
-	return out.String(), errOut.String(), err
+	return root.ExecuteContextC(s.t.Context())
 }
 
 // ok runs a command that must succeed and returns what it prints.
@@ -114,8 +121,8 @@ func TestSandboxFromMakingToEnd(t *testing.T) {
 	if got := s.ok("ps"); !strings.Contains(got, "user=7") || !strings.Contains(got, "running") || !strings.Contains(got, "in 9m") {
 		t.Errorf("ps: %s", got)
 	}
-	list := decode[[]struct{ ID, State string }](t, s.ok("ps", "--json"))
-	if len(list) != 2 || list[1].ID != id || list[1].State != "running" {
+	list := decode[[]struct{ ID, State, Status string }](t, s.ok("ps", "--json"))
+	if len(list) != 2 || list[1].ID != id || list[1].State != "running" || list[1].Status != "running" {
 		t.Errorf("ps --json: %+v", list)
 	}
 	if got := s.ok("exec", id, "--", "echo", "a  b"); got != "a  b\n" {
@@ -135,6 +142,11 @@ func TestSandboxFromMakingToEnd(t *testing.T) {
 	}
 	if got := s.ok("ps", "-a"); !strings.Contains(got, "killed") {
 		t.Errorf("ps -a: %s", got)
+	}
+	ended := decode[[]struct{ ID, State, Status, Reason string }](t, s.ok("ps", "-a", "--json"))
+	if i := slices.IndexFunc(ended, func(r struct{ ID, State, Status, Reason string }) bool { return r.ID == id }); i < 0 ||
+		ended[i].State != "stopped" || ended[i].Status != "stopped" || ended[i].Reason != "killed" {
+		t.Errorf("ps -a --json: %+v", ended)
 	}
 	if got := s.ok("kill", "--all", "--json"); !strings.Contains(got, other) || strings.Contains(got, id) {
 		t.Errorf("kill --all: %s", got)
@@ -411,5 +423,31 @@ func write(t *testing.T, path, content string, mode os.FileMode) {
 	}
 	if err := os.WriteFile(path, []byte(content), mode); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestOwnFailure: a command that passes another one's status on has one for what went
+// wrong with itself.
+func TestOwnFailure(t *testing.T) {
+	s := newShell(t)
+	for _, c := range []struct {
+		args []string
+		want int
+	}{
+		{[]string{"exec", "i00000000000000000000", "--", "true"}, 125},
+		{[]string{"exec", "no-id", "--", "true"}, 125},
+		{[]string{"exec", "--nope"}, 125},
+		{[]string{"exec"}, 125},
+		{[]string{"run", "--template", "nobody", "--", "true"}, 125},
+		{[]string{"run", "--env", "x", "--", "true"}, 125},
+		{[]string{"shell", "no-id"}, 125},
+		{[]string{"kill", "no-id"}, 1},
+		{[]string{"ps", "--nope"}, 1},
+		{[]string{"nope"}, 1},
+	} {
+		cmd, err := s.execute(io.Discard, io.Discard, c.args...)
+		if err == nil || statusOf(cmd) != c.want {
+			t.Errorf("%q: %v, status %d, want %d", c.args, err, statusOf(cmd), c.want)
+		}
 	}
 }

@@ -17,9 +17,28 @@ import (
 // Statuses that shells and timeout(1) use for ends that are no exit.
 const (
 	exitTimeout     = 124
+	exitOwn         = 125 // as docker's: it was not the command that failed
 	exitInterrupted = 130
 	exitSignal      = 128 // plus the signal
 )
+
+// statusOfCommand marks the commands that end with another one's status.
+const statusOfCommand = "status of command"
+
+// passesStatus has a command's own failures end with exitOwn, as nothing else would
+// tell them from the other's.
+func passesStatus(cmd *cobra.Command) *cobra.Command {
+	cmd.Annotations = map[string]string{statusOfCommand: ""}
+	return cmd
+}
+
+// statusOf is what the process ends with after cmd failed.
+func statusOf(cmd *cobra.Command) int {
+	if _, ok := cmd.Annotations[statusOfCommand]; ok {
+		return exitOwn
+	}
+	return 1
+}
 
 // commandFlags say how a command runs in a sandbox.
 type commandFlags struct {
@@ -55,7 +74,8 @@ func newExecCommand(g *globals) *cobra.Command {
 		Use:   "exec [flags] ID -- COMMAND [ARG...]",
 		Short: "Run a command in a sandbox",
 		Long: "exec runs a command in a sandbox and ends with its exit status. One argument is a line for the sandbox's shell,\n" +
-			"several are a program and its arguments. A command that --timeout ends gives 124, a signal 128 and its number.",
+			"several are a program and its arguments. A command that --timeout ends gives 124, a signal 128 and its number;\n" +
+			"125 is exec's own failure, such as a sandbox that is not there.",
 		Example: "  nacre exec ID -- python3 -c 'print(6*7)'\n" +
 			"  nacre exec ID 'echo $HOME | tr a-z A-Z'\n" +
 			"  tar c src | nacre exec -i ID -- tar x -C /tmp\n" +
@@ -85,7 +105,7 @@ func newExecCommand(g *globals) *cobra.Command {
 	}
 	f.flags(cmd)
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "end the command after this long, such as 90s")
-	return cmd
+	return passesStatus(cmd)
 }
 
 // flagsBehindID reads the flags that stand between the sandbox and its command,

@@ -27,7 +27,7 @@ func main() {
 		os.Exit(firecracker.ProbeMain())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newRoot().ExecuteContext(ctx)
+	cmd, err := newRoot().ExecuteContextC(ctx)
 	stop()
 	var code exitCode
 	switch {
@@ -36,7 +36,7 @@ func main() {
 		os.Exit(int(code))
 	default:
 		fmt.Fprintln(os.Stderr, "nacre:", errorText(err))
-		os.Exit(1)
+		os.Exit(statusOf(cmd))
 	}
 }
 

@@ -16,6 +16,8 @@ func newPsCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "List sandboxes",
+		Long: "ps lists sandboxes: running and paused ones, and with -a ended ones (\"stopped\") for as long as the server keeps\n" +
+			"their records. With --json each has its state, under the name status too.",
 		Example: "  nacre ps\n" +
 			"  nacre ps -a                    # ended ones too, with the reason\n" +
 			"  nacre ps --metadata user=7 -q  # only ids, for scripts",
@@ -42,14 +44,26 @@ func newPsCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
+// A sandbox in the JSON of ps, and of ps -a. Each has what the other calls its state.
+type (
+	listedSandbox struct {
+		client.Info
+		Status nacre.State `json:"status"`
+	}
+	listedRun struct {
+		client.Run
+		State string `json:"state"`
+	}
+)
+
 func (g *globals) listSandboxes(cmd *cobra.Command, c *client.Client, metadata map[string]string, quiet bool) error {
-	out, now := []client.Info{}, time.Now()
+	out, now := []listedSandbox{}, time.Now()
 	var rows [][]string
 	for info, err := range c.List(cmd.Context(), client.Metadata(metadata)) {
 		if err != nil {
 			return err
 		}
-		out = append(out, info)
+		out = append(out, listedSandbox{info, info.State})
 		expires := in(info.EndAt, now)
 		if info.State == nacre.StatePaused {
 			expires = "-" // not while it is paused
@@ -61,16 +75,16 @@ func (g *globals) listSandboxes(cmd *cobra.Command, c *client.Client, metadata m
 }
 
 func (g *globals) listRuns(cmd *cobra.Command, c *client.Client, quiet bool) error {
-	out, now := []client.Run{}, time.Now()
+	out, now := []listedRun{}, time.Now()
 	var rows [][]string
 	for r, err := range c.Runs(cmd.Context()) {
 		if err != nil {
 			return err
 		}
-		out = append(out, r)
+		out = append(out, listedRun{r, r.Status})
 		rows = append(rows, []string{r.ID, or(r.Template, r.TemplateID), string(r.Runtime), r.Status, ago(r.CreatedAt, now), ago(r.EndedAt, now), or(string(r.Reason), r.EndReason)})
 	}
-	return g.printList(cmd, "ID TEMPLATE RUNTIME STATUS CREATED ENDED REASON", rows, out, quiet)
+	return g.printList(cmd, "ID TEMPLATE RUNTIME STATE CREATED ENDED REASON", rows, out, quiet)
 }
 
 // printList prints one list in the form that the flags ask for. A row's first

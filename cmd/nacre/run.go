@@ -33,7 +33,7 @@ func newRunCommand(g *globals) *cobra.Command {
 		Short: "Make a sandbox and run a command in it",
 		Long: "run makes a sandbox, runs the command in it and ends with its exit status. The sandbox goes on until its\n" +
 			"time-out, and its id is printed on standard error; with --rm it ends with the command.\n" +
-			"Without a command it makes the sandbox and prints the id.",
+			"Without a command it makes the sandbox and prints the id. 125 is run's own failure.",
 		Example: "  nacre run --rm -- uname -a\n" +
 			"  id=$(nacre run --timeout 1h)\n" +
 			"  nacre run --rm -t -- bash\n" +
@@ -94,7 +94,7 @@ func newRunCommand(g *globals) *cobra.Command {
 	fs.BoolVar(&f.autoResume, "auto-resume", false, "resume the sandbox when a request comes for it while it is paused")
 	cmd.MarkFlagsMutuallyExclusive("rm", "detach")
 	cmd.MarkFlagsMutuallyExclusive("tty", "detach")
-	return cmd
+	return passesStatus(cmd)
 }
 
 func (f *runFlags) createOptions() ([]client.CreateOption, error) {

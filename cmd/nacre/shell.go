@@ -24,7 +24,8 @@ func newShellCommand(g *globals) *cobra.Command {
 		Use:   "shell ID",
 		Short: "Open a shell in a sandbox",
 		Long: "shell opens a login shell on a terminal and ends with its exit status. The sandbox does not reach its time-out\n" +
-			"while the shell is open. A shell whose connection broke goes on; --pid returns to it.",
+			"while the shell is open. A shell whose connection broke goes on; --pid returns to it. 125 is the command's own\n" +
+			"failure.",
 		Example: "  nacre shell ID\n  nacre shell -u root ID",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -57,7 +58,7 @@ func newShellCommand(g *globals) *cobra.Command {
 	fs.StringVarP(&f.cwd, "cwd", "w", "", "directory to start in")
 	fs.StringVarP(&f.user, "user", "u", "", "user to be, such as root")
 	fs.IntVar(&pid, "pid", 0, "return to the shell with this process id")
-	return cmd
+	return passesStatus(cmd)
 }
 
 // keepAlive moves the deadline on while somebody is there, never back.
