@@ -207,7 +207,9 @@ func TestFault09_StoreIsLocked(t *testing.T) {
 // TestFault18_NoMoreFiles: a server that ran into its limit of open files says
 // so, goes on, and is well when there are some again.
 func TestFault18_NoMoreFiles(t *testing.T) {
-	d := start(t, "--memory-mib", "256", "--standby", "0")
+	d := prepared(t, "--memory-mib", "256", "--standby", "0")
+	d.ownBinary()
+	d.up()
 	c := d.client()
 	sb := many(t, c, 1)[0]
 	pid := d.cmd.Process.Pid
