@@ -48,18 +48,18 @@ func newSetupFirecrackerCommand() *cobra.Command {
 			if err := c.Load(cmd.Flags(), os.Getenv); err != nil {
 				return err
 			}
-			make := func(ctx context.Context) (string, error) { return buildKernel(ctx, c.CacheDir, cmd.ErrOrStderr()) }
+			builder := func(ctx context.Context) (string, error) { return buildKernel(ctx, c.CacheDir, cmd.ErrOrStderr()) }
 			if build {
 				if from.Kernel != "" {
 					return errors.New("--build-kernel and --kernel: want one of them")
 				}
 				var err error
-				if from.Kernel, err = make(cmd.Context()); err != nil {
+				if from.Kernel, err = builder(cmd.Context()); err != nil {
 					return err
 				}
 			}
 			if !noBuild && c.Install {
-				from.BuildKernel = insteadOfDownload(cmd.ErrOrStderr(), make)
+				from.BuildKernel = insteadOfDownload(cmd.ErrOrStderr(), builder)
 			}
 			fromEnvironment(&from, os.Getenv)
 			return setupFirecracker(cmd, server.FirecrackerDir(c.DataDir), from)
@@ -79,10 +79,10 @@ func newSetupFirecrackerCommand() *cobra.Command {
 }
 
 // insteadOfDownload has the kernel made, and says why.
-func insteadOfDownload(say io.Writer, make func(context.Context) (string, error)) func(context.Context, error) (string, error) {
+func insteadOfDownload(say io.Writer, builder func(context.Context) (string, error)) func(context.Context, error) (string, error) {
 	return func(ctx context.Context, why error) (string, error) {
 		fmt.Fprintf(say, "nacre: %s. It is built here instead, from Debian's source: that takes a quarter of an hour of one processor, once.\n", nacre.ErrorMessage(why))
-		path, err := make(ctx)
+		path, err := builder(ctx)
 		if err != nil && ctx.Err() == nil {
 			return "", fmt.Errorf("%w. Nor can it be had ready: %s. Build it on another Debian, with `make guest-kernel` in nacre's source, and give its path with --kernel", err, nacre.ErrorMessage(why))
 		}
