@@ -56,6 +56,11 @@ func prepared(t testing.TB, args ...string) *daemon {
 		args: append([]string{"up", "--data-dir", dir, "--cache-dir", os.Getenv(envCache), "--install=false", "--log-level", "warn", "--warm=false",
 			"--http", freeAddr(t), "--https", freeAddr(t)}, args...)}
 	t.Cleanup(d.destroy)
+	if microVMs() { // from what the environment names
+		if out, err := exec.Command(d.bin, "setup", "firecracker", "--data-dir", dir, "--allow-known-holes").CombinedOutput(); err != nil {
+			t.Fatalf("nacre setup firecracker: %v\n%s", err, out)
+		}
+	}
 	return d
 }
 
@@ -118,7 +123,7 @@ func (d *daemon) stop() {
 	}
 	select {
 	case <-d.done:
-	case <-time.After(15 * time.Second):
+	case <-time.After(slow(15 * time.Second)):
 		d.t.Fatalf("the server did not end: %s", d.log)
 	}
 }
@@ -156,7 +161,7 @@ func (d *daemon) destroy() {
 		_ = d.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-d.done:
-		case <-time.After(15 * time.Second):
+		case <-time.After(slow(15 * time.Second)):
 			_ = d.cmd.Process.Signal(syscall.SIGQUIT) // it tells what it waits for, and ends
 			<-d.done
 			d.t.Errorf("the server did not end: %s", d.log)

@@ -201,10 +201,10 @@ func (d *daemon) settled(instance string, standbys int) traces {
 	return last
 }
 
-// eventually tries until check has no error.
+// eventually tries until check has no error, on a slow host for longer.
 func (d *daemon) eventually(within time.Duration, check func() error) {
 	d.t.Helper()
-	end := time.Now().Add(within)
+	end := time.Now().Add(slow(within))
 	for {
 		err := check()
 		if err == nil {

@@ -57,7 +57,7 @@ func (d *daemon) note() clientfile.File {
 
 // plain is a client that shares no connection and follows no redirect.
 var plain = &http.Client{
-	Timeout:       time.Minute,
+	Timeout:       slow(time.Minute),
 	Transport:     &http.Transport{DisableKeepAlives: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -18,16 +19,17 @@ import (
 // answer of somebody is not.
 const probe = `
 import json, socket, struct, sys
+PATIENCE = float(sys.argv[1])
 def tcp(a, p):
     f = socket.AF_INET6 if ":" in a else socket.AF_INET
-    s = socket.socket(f, socket.SOCK_STREAM); s.settimeout(1.0)
+    s = socket.socket(f, socket.SOCK_STREAM); s.settimeout(PATIENCE)
     try:
         s.connect((a, p)); return "open"
     except Exception as e: return "closed: %s" % e
     finally: s.close()
 def udp(a, p, data=b"hello"):
     f = socket.AF_INET6 if ":" in a else socket.AF_INET
-    s = socket.socket(f, socket.SOCK_DGRAM); s.settimeout(1.0)
+    s = socket.socket(f, socket.SOCK_DGRAM); s.settimeout(PATIENCE)
     try:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         s.sendto(data, (a, p)); s.recvfrom(2048); return "open"
@@ -41,12 +43,15 @@ def raw(kind):
     except Exception as e: return "closed: %s" % e
 def bind(a):
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if a == "own":
+        s.connect(("1.1.1.1", 7)); a = s.getsockname()[0]; s.close()
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        s.bind((a, 0)); s.settimeout(1.0); s.sendto(b"x", ("1.1.1.1", 7)); s.recvfrom(10); return "open"
+        s.bind((a, 0)); s.settimeout(PATIENCE); s.sendto(b"x", ("1.1.1.1", 7)); s.recvfrom(10); return "open"
     except Exception as e: return "closed: %s" % e
     finally: s.close()
 from concurrent.futures import ThreadPoolExecutor
-print(json.dumps(list(ThreadPoolExecutor(32).map(lambda t: globals()[t[0]](*t[1:]), json.load(sys.stdin)))))
+print(json.dumps(list(ThreadPoolExecutor(64).map(lambda t: globals()[t[0]](*t[1:]), json.load(sys.stdin)))))
 `
 
 // TestFault40_WhatAGuestReaches: the internet, and nothing of the host, of other
@@ -89,19 +94,19 @@ func TestFault40_WhatAGuestReaches(t *testing.T) {
 		ways = append(ways, []any{"bind", spoofed})
 	}
 	closed := len(ways)
-	ways = append(ways, []any{"tcp", "1.1.1.1", 80}, []any{"udp", "1.1.1.1", 7}, []any{"bind", mine.Guest.Addr().String()})
+	ways = append(ways, []any{"tcp", "1.1.1.1", 80}, []any{"udp", "1.1.1.1", 7}, []any{"bind", "own"})
 
 	for _, user := range []string{"user", "root"} {
 		for i, r := range tryOut(t, sb, user, ways) {
-			if open := r == "open"; open != (i >= closed) {
+			// A packet of its own making root may send from a kernel of its own; what becomes of
+			// it is the network's tests'.
+			want := i >= closed || microVMs() && user == "root" && ways[i][0] == "raw"
+			if open := r == "open"; open != want {
 				t.Errorf("as %s, %v: %s", user, ways[i], r)
 			}
 		}
 	}
-	for _, line := range []string{
-		"ip addr add 10.0.0.99/24 dev eth0", "ip link set eth0 address 02:00:00:00:00:99", "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:99",
-		"ip route add 10.0.0.0/8 dev eth0", "ip neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev eth0", "mount -t proc none /mnt", "unshare -n true && ip netns add x",
-	} {
+	for _, line := range rootMayNot() {
 		if res, err := sb.Run(t.Context(), line, client.User("root")); err == nil {
 			t.Errorf("root in a guest may %q: %+v", line, res)
 		}
@@ -115,6 +120,18 @@ func TestFault40_WhatAGuestReaches(t *testing.T) {
 	}
 }
 
+// rootMayNot are commands that root in a guest may not do. With a kernel of its own it
+// may, and they are of no use: see the tests of the network.
+func rootMayNot() []string {
+	if microVMs() {
+		return nil
+	}
+	return []string{
+		"ip addr add 10.0.0.99/24 dev eth0", "ip link set eth0 address 02:00:00:00:00:99", "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:99",
+		"ip route add 10.0.0.0/8 dev eth0", "ip neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev eth0", "mount -t proc none /mnt", "unshare -n true && ip netns add x",
+	}
+}
+
 // tryOut runs the probe.
 func tryOut(t *testing.T, sb *client.Sandbox, user string, ways [][]any) (results []string) {
 	t.Helper()
@@ -125,7 +142,7 @@ func tryOut(t *testing.T, sb *client.Sandbox, user string, ways [][]any) (result
 	if err := sb.Files.WriteFile(t.Context(), "/tmp/probe.py", []byte(probe)); err != nil {
 		t.Fatal(err)
 	}
-	res, err := sb.Run(t.Context(), "python3 /tmp/probe.py", client.User(user), client.Stdin(bytes.NewReader(in)), client.Timeout(time.Minute))
+	res, err := sb.Run(t.Context(), fmt.Sprintf("python3 /tmp/probe.py %g", slow(time.Second).Seconds()), client.User(user), client.Stdin(bytes.NewReader(in)), client.Timeout(slow(time.Minute)))
 	if err != nil {
 		t.Fatalf("the probe: %v\n%+v", err, res)
 	}

@@ -8,8 +8,11 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
+	"time"
 
+	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/e2e/cached"
 	"github.com/nacrehq/nacre/image/base"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
@@ -24,7 +27,25 @@ const (
 	envNode   = "NACRE_E2E_NODE"   // folder with node_modules
 	envBinary = "NACRE_E2E_BINARY"
 	envCache  = cached.Variable
+
+	// Where the server's machines are of this runtime, which NACRE_RUNTIME says to the
+	// server too, a test knows what else root in a guest may do.
+	envRuntime = "NACRE_RUNTIME"
+	// envSlowness is how many times as long tests may wait here as on a real host; 1
+	// where it is not set.
+	envSlowness = "NACRE_TEST_SLOWNESS"
 )
+
+// slow is how long a test may wait here for what takes a real host no longer than d.
+func slow(d time.Duration) time.Duration {
+	if n, err := strconv.Atoi(os.Getenv(envSlowness)); err == nil && n > 1 {
+		return d * time.Duration(n)
+	}
+	return d
+}
+
+// microVMs tells that the machines have a kernel of their own.
+func microVMs() bool { return os.Getenv(envRuntime) == string(nacre.RuntimeFirecracker) }
 
 func TestMain(m *testing.M) {
 	if gvisor.Main() { // a sandbox of a server that runs in this process

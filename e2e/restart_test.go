@@ -109,9 +109,13 @@ func (d *daemon) pids() map[string]int {
 // many makes sandboxes, four at a time.
 func many(t testing.TB, c *client.Client, n int, opts ...client.CreateOption) []*client.Sandbox {
 	t.Helper()
+	opts = append([]client.CreateOption{client.Timeout(slow(client.DefaultTimeout))}, opts...)
 	out := make([]*client.Sandbox, n)
 	g, ctx := errgroup.WithContext(t.Context())
 	g.SetLimit(4)
+	if slow(1) > 1 {
+		g.SetLimit(1) // a request has its time-out, which is a real host's
+	}
 	for i := range out {
 		g.Go(func() (err error) {
 			out[i], err = c.Create(ctx, opts...)

@@ -168,7 +168,7 @@ S(("0.0.0.0", 8001), H).serve_forever()'`
 
 // echo says hello over a WebSocket through the edge.
 func (d *daemon) echo(id string) error {
-	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(d.t.Context(), slow(30*time.Second))
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, d.note().APIURL, &websocket.DialOptions{Host: "8001-" + id + "." + d.note().Domain})
 	if err != nil {
@@ -210,7 +210,7 @@ func TestWebSocketAcrossAPause(t *testing.T) {
 	select {
 	case at := <-cut:
 		t.Logf("cut after %s, paused after %s", at.Sub(begin).Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
-	case <-time.After(5 * time.Second):
+	case <-time.After(slow(5 * time.Second)):
 		t.Error("a WebSocket hangs across a pause")
 	}
 	if err := sb.Resume(t.Context()); err != nil {

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from miosa.errors import MiosaError, NotFoundError, ValidationError
 
-from conftest import BASE, eventually
+from conftest import BASE, SLOW, eventually
 
 ORIGIN = "{0.scheme}://{0.netloc}".format(urlsplit(BASE))
 
@@ -17,12 +17,12 @@ def visit(url, **kw):
     u = urlsplit(url)
     headers = {"Host": u.netloc, **kw.pop("headers", {})}
     target = ORIGIN + (u.path or "/") + ("?" + u.query if u.query else "")
-    return httpx.get(target, headers=headers, timeout=20, **kw)
+    return httpx.get(target, headers=headers, timeout=20 * SLOW, **kw)
 
 
 @pytest.fixture(scope="module")
 def web(client):
-    s = client.sandboxes.create(timeout_sec=600)
+    s = client.sandboxes.create(timeout_sec=600 * SLOW)
     s.processes.start("mkdir -p /workspace/www && cd /workspace/www && echo hello-preview > index.html && exec python3 -m http.server 3000")
     eventually(lambda: s.exec.run("curl -sf localhost:3000").exit_code == 0)
     yield s
@@ -146,11 +146,11 @@ def test_domains(client, rest):
 
 
 def test_preview_traffic_is_activity(make, client):
-    s = make(idle_timeout_sec=3)
+    s = make(idle_timeout_sec=3 * SLOW)
     s.processes.start("exec python3 -m http.server 3000")
     url = s.expose(3000)
     eventually(lambda: visit(url).status_code == 200)
-    end = time.monotonic() + 5
+    end = time.monotonic() + 5 * SLOW
     while time.monotonic() < end:
         assert visit(url).status_code == 200
         time.sleep(0.4)
