@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -175,6 +177,44 @@ func (s *Service) ofSnapshot(ctx context.Context, rec *nacre.Sandbox, r nacre.Cr
 		rec.Metadata = nacre.CopiedMetadata(n.Metadata)
 	}
 	return nil
+}
+
+// grown is a sandbox as the snapshot has it.
+func (s *Service) grown(n nacre.Snapshot) nacre.Sandbox {
+	rec := nacre.Sandbox{
+		TeamID: n.TeamID, ID: n.Sandbox, Template: n.Template, TemplateID: n.TemplateID, BuildID: n.BuildID,
+		Resources: n.Resources, Metadata: n.Metadata, Env: n.Env, Network: n.Network, Secure: n.Secure,
+		Timeout: n.Timeout, OnTimeout: n.OnTimeout,
+	}
+	setDefault(&rec.Timeout, s.cfg.Limits.DefaultTimeout)
+	setDefault(&rec.OnTimeout, nacre.TimeoutKill)
+	return rec
+}
+
+// newborn is the record of one sandbox made of the seed.
+func (s *Service) newborn(seed nacre.Sandbox) nacre.Sandbox {
+	now := s.now()
+	rec := seed
+	rec.ID, rec.State = nacre.NewSandboxID(), nacre.StateCreating
+	rec.Metadata, rec.Env = maps.Clone(seed.Metadata), maps.Clone(seed.Env)
+	rec.Network.AllowOut, rec.Network.DenyOut = slices.Clone(seed.Network.AllowOut), slices.Clone(seed.Network.DenyOut)
+	rec.CreatedAt, rec.StartedAt = now, now
+	if !rec.AlwaysOn {
+		rec.Deadline = now.Add(rec.Timeout)
+	}
+	return rec
+}
+
+func merged(a, b map[string]string) map[string]string {
+	if len(b) == 0 {
+		return a
+	}
+	out := maps.Clone(a)
+	if out == nil {
+		out = map[string]string{}
+	}
+	maps.Copy(out, b)
+	return out
 }
 
 // make makes the machine and writes the record. When it fails it has taken back

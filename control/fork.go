@@ -3,8 +3,6 @@ package control
 import (
 	"context"
 	"errors"
-	"maps"
-	"slices"
 
 	"github.com/nacrehq/nacre"
 	"golang.org/x/sync/errgroup"
@@ -122,18 +120,6 @@ func (s *Service) forkSource(ctx context.Context, team nacre.TeamID, r nacre.For
 	}, nil
 }
 
-// grown is a sandbox as the snapshot has it.
-func (s *Service) grown(n nacre.Snapshot) nacre.Sandbox {
-	rec := nacre.Sandbox{
-		TeamID: n.TeamID, ID: n.Sandbox, Template: n.Template, TemplateID: n.TemplateID, BuildID: n.BuildID,
-		Resources: n.Resources, Metadata: n.Metadata, Env: n.Env, Network: n.Network, Secure: n.Secure,
-		Timeout: n.Timeout, OnTimeout: n.OnTimeout,
-	}
-	setDefault(&rec.Timeout, s.cfg.Limits.DefaultTimeout)
-	setDefault(&rec.OnTimeout, nacre.TimeoutKill)
-	return rec
-}
-
 // forkOf is what all copies have in common.
 func forkOf(of nacre.Sandbox, n nacre.Snapshot, r nacre.ForkRequest) nacre.Sandbox {
 	rec := nacre.Sandbox{
@@ -156,30 +142,4 @@ func forkOf(of nacre.Sandbox, n nacre.Snapshot, r nacre.ForkRequest) nacre.Sandb
 		rec.OnTimeout = r.OnTimeout
 	}
 	return rec
-}
-
-// newborn is the record of one sandbox made of the seed.
-func (s *Service) newborn(seed nacre.Sandbox) nacre.Sandbox {
-	now := s.now()
-	rec := seed
-	rec.ID, rec.State = nacre.NewSandboxID(), nacre.StateCreating
-	rec.Metadata, rec.Env = maps.Clone(seed.Metadata), maps.Clone(seed.Env)
-	rec.Network.AllowOut, rec.Network.DenyOut = slices.Clone(seed.Network.AllowOut), slices.Clone(seed.Network.DenyOut)
-	rec.CreatedAt, rec.StartedAt = now, now
-	if !rec.AlwaysOn {
-		rec.Deadline = now.Add(rec.Timeout)
-	}
-	return rec
-}
-
-func merged(a, b map[string]string) map[string]string {
-	if len(b) == 0 {
-		return a
-	}
-	out := maps.Clone(a)
-	if out == nil {
-		out = map[string]string{}
-	}
-	maps.Copy(out, b)
-	return out
 }

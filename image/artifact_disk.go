@@ -49,6 +49,57 @@ func (s *Artifacts) measure(m *nacre.SnapshotManifest) error {
 	return nil
 }
 
+// Manifests implements nacre.ArtifactStore.
+func (s *Artifacts) Manifests(context.Context) ([]nacre.SnapshotManifest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]nacre.SnapshotManifest, 0, len(s.all))
+	for _, a := range s.all {
+		if a.state == committed {
+			m := a.m
+			m.DiskBytes = a.occupies()
+			out = append(out, m)
+		}
+	}
+	return out, nil
+}
+
+// occupies is what the snapshot takes of the disk at the moment, 0 while its chunks
+// were not counted; the store's mu is held.
+func (a *artifact) occupies() (n int64) {
+	if a.plain {
+		n = a.m.DiskBytes
+	}
+	switch {
+	case !a.index:
+		return n
+	case !a.counted:
+		return 0
+	}
+	return n + a.chunks
+}
+
+// Use implements nacre.ArtifactStore. It asks the blob store for every chunk.
+func (s *Artifacts) Use(ctx context.Context) (use nacre.ArtifactUse, err error) {
+	s.mu.Lock()
+	for _, a := range s.all {
+		if a.state != committed {
+			continue
+		}
+		use.Snapshots++
+		use.Logical += a.m.Bytes()
+		if a.plain {
+			use.Plain += a.m.DiskBytes
+		}
+	}
+	s.mu.Unlock()
+	if s.o.Blobs == nil {
+		return use, nil
+	}
+	err = s.o.Blobs.List(ctx, s.o.Prefix, func(b nacre.Blob) error { use.Chunks += b.Size; return nil })
+	return use, err
+}
+
 // syncPlain makes the files durable, side by side: the disk then has them all to
 // put in order at once.
 func (s *Artifacts) syncPlain(ctx context.Context, m nacre.SnapshotManifest) error {
