@@ -258,7 +258,7 @@ func (s *Service) mayKeep(ctx context.Context, team nacre.TeamID, pause bool) er
 		return err
 	}
 	if bytes >= l.MaxSnapshotBytes {
-		return nacre.Errorf(nacre.CodeExhausted, "the team's %d snapshots and paused sandboxes occupy %s of the %s that they may; delete some, then try again",
+		return nacre.Errorf(nacre.CodeExhausted, "the team's snapshots and paused sandboxes, %d in all, occupy %s of the %s that they may; delete some, then try again",
 			n, size(bytes), size(l.MaxSnapshotBytes))
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/client"
 	"github.com/nacrehq/nacre/e2e/localcloud"
 	"github.com/nacrehq/nacre/internal/clientfile"
 	"github.com/nacrehq/nacre/server"
@@ -448,6 +449,19 @@ func TestOwnFailure(t *testing.T) {
 		cmd, err := s.execute(io.Discard, io.Discard, c.args...)
 		if err == nil || statusOf(cmd) != c.want {
 			t.Errorf("%q: %v, status %d, want %d", c.args, err, statusOf(cmd), c.want)
+		}
+	}
+}
+
+// TestFullSaysOnce: what to do when something is full is the server's to say; the
+// command does where the server does not.
+func TestFullSaysOnce(t *testing.T) {
+	for message, want := range map[string]string{
+		"the team's snapshots occupy 80 MiB; delete some, then try again": "the team's snapshots occupy 80 MiB; delete some, then try again",
+		"the host is full": "the host is full; end some sandboxes with `nacre kill`, or try again later",
+	} {
+		if got := errorText(&client.Error{Code: nacre.CodeExhausted, Message: message}); got != want {
+			t.Errorf("%q: %q, want %q", message, got, want)
 		}
 	}
 }

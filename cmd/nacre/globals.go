@@ -165,7 +165,7 @@ func errorText(err error) string {
 		return "interrupted"
 	case errors.Is(err, client.ErrUnauthenticated) && !strings.HasPrefix(text, "invalid username"): // which the guest says
 		text += "; `nacre key create` makes a key on the server's host, NACRE_API_KEY takes it"
-	case errors.Is(err, client.ErrRateLimited):
+	case errors.Is(err, client.ErrRateLimited) && !strings.Contains(text, "try again"): // the server knows what to do
 		text += "; end some sandboxes with `nacre kill`, or try again later"
 	case errors.Is(err, client.ErrUnavailable) && !errors.Is(err, client.ErrNotRunning):
 		text += "; does the server run? `nacre up` starts it, `nacre doctor` looks for what is wrong"
