@@ -122,14 +122,15 @@ func TestFault42_Flood(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		buf := make([]byte, 4096)
-		for {
-			_ = c.SetReadDeadline(time.Now().Add(patience))
+		for wait := enough; ; wait = patience { // for the first, and then for no more
+			_ = c.SetReadDeadline(time.Now().Add(wait))
 			if _, err := c.Read(buf); err != nil {
 				return
 			}
 			answered++
 		}
 	})
+	began := time.Now()
 	for i := range asked {
 		q, err := new(dns.Msg).SetQuestion(fmt.Sprintf("10-0-0-%d.ip.test.", i%250), dns.TypeA).Pack()
 		if err != nil {
@@ -139,11 +140,12 @@ func TestFault42_Flood(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	slow := 500 + int(200*time.Since(began).Seconds()) // what may be answered meanwhile of a slow host's questions
 	if _, err := quiet.lookup("example.com."); err != nil {
 		t.Errorf("the other guest: %v", err)
 	}
 	wg.Wait()
-	if answered == 0 || answered > asked/2 {
+	if answered == 0 || answered > max(asked/2, slow) {
 		t.Errorf("%d of %d questions were answered", answered, asked)
 	}
 }
