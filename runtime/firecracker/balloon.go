@@ -27,11 +27,14 @@ const (
 	// balloonWorth is what must be there to be won, in MiB.
 	balloonWorth = 32
 	// balloonPatience is how long the filling may take at most, and the letting out, each
-	// with balloonPerGiB more for what is moved; balloonStall when nothing comes.
+	// with balloonPerGiB more for what is moved: about what a slow host takes to write it.
 	balloonPatience = time.Second
-	balloonPerGiB   = time.Second
-	balloonStall    = 100 * time.Millisecond
-	balloonLook     = 10 * time.Millisecond
+	balloonPerGiB   = 10 * time.Second
+	// A guest that has not begun after balloonPatience will not; one that has not moved
+	// for balloonStall, or for balloonMoves times as long as it needed before, is done.
+	balloonStall = 250 * time.Millisecond
+	balloonMoves = 4
+	balloonLook  = 10 * time.Millisecond
 )
 
 type balloonConfig struct {
@@ -75,7 +78,7 @@ func (s *saving) collect(ctx context.Context) {
 
 func (s *saving) squeeze(ctx context.Context) error {
 	m, memory := s.m, s.birth.MemoryMiB+kernelShare
-	first, cancel := context.WithTimeout(ctx, balloonPatience)
+	first, cancel := context.WithTimeout(ctx, m.r.allow(balloonPatience))
 	free, err := m.freeMemory(first)
 	cancel()
 	if err != nil {
@@ -90,51 +93,68 @@ func (s *saving) squeeze(ctx context.Context) error {
 		return nil
 	}
 	begin := time.Now()
-	patience := balloonPatience + time.Duration(free)*balloonPerGiB/1024
-	left, err := m.squeezeTo(ctx, free, spare(memory), patience)
+	left, err := m.squeezeTo(ctx, free, spare(memory))
 	m.r.cfg.Log.Debug("collected a guest's free memory", "machine", m.ID(), "worth_mib", worth, "free_mib", free, "left_mib", left, "took", time.Since(begin))
 	return err
 }
 
 // squeezeTo has all of the free memory but what is left put into the balloon and taken
 // out again, and returns how little was free.
-func (m *machine) squeezeTo(ctx context.Context, free, left int, patience time.Duration) (least int, err error) {
+func (m *machine) squeezeTo(ctx context.Context, free, left int) (least int, err error) {
+	patience := m.r.allow(balloonPatience + time.Duration(free)*balloonPerGiB/1024)
 	defer func() {
 		// Whatever happened: it is let out, or the guest does so as soon as it can.
 		if lerr := m.letOut(context.WithoutCancel(ctx)); lerr != nil {
 			err = errors.Join(err, lerr)
 			return
 		}
-		_, aerr := awaitFree(ctx, m.freeMemory, patience, 1, free)
+		_, aerr := m.awaitFree(ctx, patience, 1, free)
 		err = errors.Join(err, aerr)
 	}()
 	if err = m.api.fillBalloon(ctx, free-left); err != nil {
 		return free, err
 	}
-	return awaitFree(ctx, m.freeMemory, patience, -1, left)
+	return m.awaitFree(ctx, patience, -1, left)
 }
 
-// awaitFree returns when the guest's free memory has risen (way 1) or fallen (-1) to
-// about what is wanted, has stopped to do so, or the time is over. It stops early at
-// times: what the guest's kernel keeps in the lists of its processors, up to an eighth,
-// is not counted as free.
-func awaitFree(ctx context.Context, ask func(context.Context) (int, error), patience time.Duration, way, want int) (best int, err error) {
+// awaitFree waits for the guest's free memory.
+func (m *machine) awaitFree(ctx context.Context, patience time.Duration, way, want int) (best int, err error) {
+	return waiting{m.freeMemory, patience, m.r.allow(balloonPatience), m.r.allow(balloonStall)}.until(ctx, way, want)
+}
+
+// waiting is for a guest's free memory to change.
+type waiting struct {
+	ask      func(context.Context) (int, error)
+	patience time.Duration // at most
+	begin    time.Duration // until it changes at all
+	stall    time.Duration // until it changes again
+}
+
+// until returns when the free memory has risen (way 1) or fallen (-1) to about what is
+// wanted, has stopped to do so, or the time is over. It stops early at times: what the
+// guest's kernel keeps in the lists of its processors, up to an eighth, is not counted
+// as free.
+func (w waiting) until(ctx context.Context, way, want int) (best int, err error) {
 	const about = 1 // MiB: what is in hands at the moment
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, w.patience)
 	defer cancel()
-	since := time.Now()
+	since, still, slowest := time.Now(), w.begin, time.Duration(0)
 	for first := true; ; first = false {
-		free, err := ask(ctx)
+		free, err := w.ask(ctx)
 		if err != nil {
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return best, nil
 			}
 			return best, err
 		}
-		if first || way*(free-best) > 0 {
+		if first {
+			best, since = free, time.Now()
+		} else if way*(free-best) > 0 {
+			slowest = max(slowest, time.Since(since))
+			still = max(w.stall, balloonMoves*slowest)
 			best, since = free, time.Now()
 		}
-		if way*(want-best) <= about || time.Since(since) > balloonStall {
+		if way*(want-best) <= about || time.Since(since) > still {
 			return best, nil
 		}
 		select {
@@ -146,8 +166,11 @@ func awaitFree(ctx context.Context, ask func(context.Context) (int, error), pati
 }
 
 // freeMemory asks the guest, in MiB.
-func (m *machine) freeMemory(ctx context.Context) (int, error) {
-	c, err := tell(ctx, m.st.Slot.Path, "free")
+func (m *machine) freeMemory(ctx context.Context) (int, error) { return m.askMiB(ctx, "free") }
+
+// askMiB asks the guest how much there is of something.
+func (m *machine) askMiB(ctx context.Context, what string) (int, error) {
+	c, err := tell(ctx, m.st.Slot.Path, what)
 	if err != nil {
 		return 0, err
 	}

@@ -87,6 +87,7 @@ type Runtime struct {
 	key     string // what this process's snapshots are bound to
 
 	askEvery, askWithin time.Duration // see guardAnswers
+	slow                int           // see allow
 
 	bootID string // of the host's kernel: process ids mean nothing in another boot
 
@@ -193,6 +194,10 @@ func restoreKey(v version) (string, error) {
 	}
 	return fmt.Sprintf("firecracker/%s/%s/%x", v, runtime.GOARCH, h.Sum(nil)[:6]), nil
 }
+
+// allow is how long a guest may take for what a good one does in that time: longer on the
+// tests' host, which is slow.
+func (r *Runtime) allow(d time.Duration) time.Duration { return d * time.Duration(max(r.slow, 1)) }
 
 // Name is "firecracker".
 func (r *Runtime) Name() nacre.RuntimeName { return nacre.RuntimeFirecracker }

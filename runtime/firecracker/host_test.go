@@ -3,6 +3,7 @@ package firecracker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -109,7 +110,7 @@ func files() (map[string]string, error) {
 	for _, f := range []string{"testguest", "guestinit", "root.erofs"} {
 		m["/assets/"+f] = filepath.Join(dir, f)
 	}
-	return m, kvmhost.WithLibraries(m, "mkfs.ext4")
+	return m, errors.Join(kvmhost.WithLibraries(m, "mkfs.ext4"), kvmhost.WithLibraries(m, "e2fsck"))
 }
 
 func rootImage(dir string) error {
@@ -180,6 +181,7 @@ func newRuntime(t testing.TB) *Runtime {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.slow = 6
 	t.Cleanup(func() {
 		if err := r.Close(); err != nil {
 			t.Error(err)
