@@ -78,6 +78,12 @@ func Extents(f *os.File, fn func(off, n int64) error) error {
 	}
 }
 
+// Release makes a hole of a part of the file.
+func Release(f *os.File, off, n int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	return os.NewSyscallError("fallocate", err)
+}
+
 // Share makes dst the same file as src, or a copy of it on another file system.
 func Share(src, dst string) error {
 	if os.Link(src, dst) == nil {
@@ -154,7 +160,7 @@ func Punch(path string) error {
 		if from < 0 {
 			return nil
 		}
-		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from)
+		err := Release(f, from, to-from)
 		from = -1
 		return err
 	}

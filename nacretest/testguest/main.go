@@ -120,6 +120,12 @@ func do(q Request) (r Reply) {
 			}
 			r.N++
 		}
+	case "churn": // files come and go from now on
+		r.Err = text(churn(arg(q, 0)))
+	case "churned": // no longer; those that are left are read
+		var err error
+		r.N, err = churned()
+		r.Err = text(err)
 	case "sparse":
 		f, err := os.Create(arg(q, 1))
 		if err == nil {
@@ -225,6 +231,8 @@ func child(args []string) {
 		if err != nil {
 			fmt.Println(err)
 		}
+	case "sync":
+		syscall.Sync()
 	case "rm":
 		if err := os.Remove(args[1]); err != nil {
 			fmt.Println(err)

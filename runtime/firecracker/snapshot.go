@@ -174,6 +174,7 @@ func (s *saving) save(ctx context.Context) error {
 		return err
 	}
 	s.collect(ctx)
+	s.trim(ctx)
 	begin := time.Now()
 	// A call that was begun is waited for: what becomes of one that is called off is
 	// not known.
@@ -220,7 +221,9 @@ func (s *saving) write(ctx context.Context) error {
 		}
 	}
 	s.files = append(s.files, diskFile)
-	return sparse.Clone(filepath.Join(m.jail.root, upperName), filepath.Join(s.dir, diskFile), 0o600)
+	// By the name outside the jail: the VMM, which is not trusted, could put another file
+	// or a link in the place of its own.
+	return sparse.Clone(filepath.Join(m.st.Upper, upperFile), filepath.Join(s.dir, diskFile), 0o600)
 }
 
 // take moves a file that the VMM wrote out of the jail. From then on it is root's.

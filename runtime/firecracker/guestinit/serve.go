@@ -122,14 +122,20 @@ func answer(c *os.File, conns *carried) {
 			carry(c, t)
 		}
 		return
-	case "free":
-		var free int
-		if free, err = freeMemory(); err == nil {
-			_, _ = fmt.Fprintf(c, "ok\n%d\n", free)
+	case "free", "used":
+		ask := freeMemory
+		if verb == "used" {
+			ask = usedDisk
+		}
+		var mib int
+		if mib, err = ask(); err == nil {
+			_, _ = fmt.Fprintf(c, "ok\n%d\n", mib)
 			return
 		}
 	case "sync":
 		err = syncUpper()
+	case "freeze":
+		err = freeze(c)
 	case "restored":
 		err = restored(rest, conns)
 	case "clock":
@@ -226,15 +232,6 @@ func shutdown(f *os.File, how int) {
 	if raw, err := f.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), how) })
 	}
-}
-
-func syncUpper() error {
-	fd, err := unix.Open(rwDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.Syncfs(fd)
 }
 
 // restored makes the guest another one than the one that the snapshot was taken of.

@@ -11,10 +11,13 @@ import (
 )
 
 // Port is the vsock port that guestinit listens on. A connection begins with one
-// line of the host's: "dial PORT", "sync", "ping", "free", or "restored JSON" with a
-// Restored. The answer is the line "ok" or "no REASON". After "dial" and "ok" the
-// connection is one to that TCP port of the guest; after "free" and "ok" comes a line with
-// the guest's free memory in MiB.
+// line of the host's: "dial PORT", "sync", "ping", "free", "used", "freeze", "clock
+// NANOSECONDS", or "restored JSON" with a Restored. The answer is the line "ok" or "no
+// REASON". After "dial" and "ok" the connection is one to that TCP port of the guest;
+// after "free" and "ok" comes a line with the guest's free memory in MiB, after "used" one
+// with what is in use of the upper drive; after "freeze" come the extents that are not (see
+// WriteExtents), of a file system that stands still until the host says one more line,
+// of which the answer is "ok" too.
 const Port = 1024
 
 // DialPort is the TCP port on which guestinit takes the same lines from HostAddr, and
