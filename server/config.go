@@ -185,6 +185,9 @@ func (c *Config) loadFile(fs *pflag.FlagSet, declared, given map[string]bool) er
 	return nil
 }
 
+// ownStore is the database in the data directory, which is this process's alone.
+func (c *Config) ownStore() string { return "sqlite:" + filepath.Join(c.DataDir, "nacre.db") }
+
 func (c *Config) validate() error {
 	abs, err := filepath.Abs(c.DataDir)
 	if err != nil {
@@ -192,7 +195,7 @@ func (c *Config) validate() error {
 	}
 	c.DataDir = abs
 	if c.Store == "" {
-		c.Store = "sqlite:" + filepath.Join(abs, "nacre.db")
+		c.Store = c.ownStore()
 	}
 	if c.Blobs == "" {
 		c.Blobs = filepath.Join(abs, "blobs")

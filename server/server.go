@@ -148,7 +148,7 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 		s.log.Warn("Firecracker is set up and cannot be used", "reason", nacre.ErrorMessage(p.chosen.against))
 	}
 	step("opening the store")
-	db, err := sqlstore.Open(ctx, s.cfg.Store, sqlstore.Options{Logger: s.log, EnvKey: sec.env, Clock: time.Now})
+	db, err := sqlstore.Open(ctx, s.cfg.Store, sqlstore.Options{Logger: s.log, EnvKey: sec.env, Clock: time.Now, Alone: s.cfg.Store == s.cfg.ownStore()})
 	if err != nil {
 		return p, fmt.Errorf("store: %w", err)
 	}

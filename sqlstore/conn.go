@@ -84,6 +84,7 @@ type conn struct {
 	on    runner
 	stmts *stmtCache // nil where the driver keeps prepared statements itself
 	wrote *bool      // set when events are written; nil outside of a write
+	stale *bool      // set when lookups change; nil where none are remembered
 }
 
 type runner interface {

@@ -40,6 +40,10 @@ type Options struct {
 	// BusyTimeout is how long a write waits for another process that holds
 	// SQLite's lock; 0 means 5 seconds.
 	BusyTimeout time.Duration
+	// Alone says that no other process writes to the database, as is so of one on
+	// SQLite whose directory the server has locked: keys and templates are then
+	// remembered, until they change. It means nothing on PostgreSQL.
+	Alone bool
 }
 
 // DB implements nacre.SandboxStore, SnapshotStore, EventLog, TeamStore and
@@ -55,6 +59,10 @@ type DB struct {
 	writer *writer // SQLite only
 	closed atomic.Bool
 	signal signal
+
+	alone     bool
+	keys      lookups[[32]byte, nacre.Key]
+	templates lookups[templateLookup, nacre.Template]
 }
 
 var (
@@ -130,7 +138,7 @@ func (db *DB) openSQLite(ctx context.Context, path string, opts Options) error {
 	if err := f.Close(); err != nil {
 		return nacre.Wrap(nacre.CodeUnavailable, err, "the database file cannot be opened for writing")
 	}
-	db.d = sqliteDialect
+	db.d, db.alone = sqliteDialect, opts.Alone
 	write, err := sql.Open("sqlite", sqliteDSN(path, opts.BusyTimeout, false))
 	if err != nil {
 		return nacre.Wrap(nacre.CodeInvalid, err, "the path of the database is not usable")
@@ -148,7 +156,7 @@ func (db *DB) openSQLite(ctx context.Context, path string, opts Options) error {
 	db.pool.SetMaxOpenConns(readers)
 	db.pool.SetMaxIdleConns(readers)
 	db.reads = conn{d: db.d, on: db.pool, stmts: newStmtCache(db.pool)}
-	if db.writer, err = startWriter(ctx, write, db.log); err != nil {
+	if db.writer, err = startWriter(ctx, write, db.log, db.forgetLookups); err != nil {
 		db.pool.Close()
 		write.Close()
 		return db.fail(ctx, err)
@@ -167,7 +175,9 @@ func (db *DB) Close() error {
 		db.reads.stmts.close()
 	}
 	db.closed.Store(true)
-	if err := db.pool.Close(); err != nil {
+	err := db.pool.Close()
+	db.forgetLookups() // nothing is answered from memory any more
+	if err != nil {
 		return err
 	}
 	return werr

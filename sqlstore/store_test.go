@@ -107,6 +107,9 @@ func TestTeamStore(t *testing.T) {
 	engines(t, func(t *testing.T, open func(testing.TB, Options) *DB) {
 		nacretest.TestTeamStore(t, func(t *testing.T) nacre.TeamStore { return open(t, Options{}) })
 	})
+	t.Run("SQLite, alone", func(t *testing.T) {
+		nacretest.TestTeamStore(t, func(t *testing.T) nacre.TeamStore { return openSQLite(t, Options{Alone: true}) })
+	})
 }
 
 func TestTemplateUse(t *testing.T) {
@@ -118,5 +121,8 @@ func TestTemplateUse(t *testing.T) {
 func TestTemplateStore(t *testing.T) {
 	engines(t, func(t *testing.T, open func(testing.TB, Options) *DB) {
 		nacretest.TestTemplateStore(t, func(t *testing.T) nacre.TemplateStore { return open(t, Options{}) })
+	})
+	t.Run("SQLite, alone", func(t *testing.T) {
+		nacretest.TestTemplateStore(t, func(t *testing.T) nacre.TemplateStore { return openSQLite(t, Options{Alone: true}) })
 	})
 }

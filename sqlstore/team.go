@@ -94,6 +94,7 @@ func (db *DB) InsertKey(ctx context.Context, k nacre.Key) error {
 	}
 	revoked, used := microOrNull(k.RevokedAt), microOrNull(k.UsedAt)
 	return db.write(ctx, func(ctx context.Context, c conn) error {
+		c.changesLookups()
 		known, err := c.one(ctx, func(*sql.Rows) error { return nil }, `SELECT 1 FROM teams WHERE id = ?`, string(k.TeamID))
 		if err != nil {
 			return err
@@ -133,7 +134,10 @@ func scanKey(r *sql.Rows, k *nacre.Key) error {
 
 // KeyByHash implements nacre.TeamStore.
 func (db *DB) KeyByHash(ctx context.Context, hash [32]byte) (nacre.Key, error) {
-	var k nacre.Key
+	k, age, known := db.keys.get(hash)
+	if known {
+		return k, nil
+	}
 	found, err := db.reads.one(ctx, func(r *sql.Rows) error { return scanKey(r, &k) },
 		`SELECT `+keyColumns+` FROM api_keys WHERE hash = ? AND revoked_at IS NULL`, hash[:])
 	if err != nil {
@@ -141,6 +145,9 @@ func (db *DB) KeyByHash(ctx context.Context, hash [32]byte) (nacre.Key, error) {
 	}
 	if !found || subtle.ConstantTimeCompare(k.Hash[:], hash[:]) != 1 {
 		return nacre.Key{}, nacre.Errorf(nacre.CodeNotFound, "the key is not known")
+	}
+	if db.alone {
+		db.keys.put(hash, k, age)
 	}
 	return k, nil
 }
@@ -171,6 +178,7 @@ func (db *DB) RevokeKey(ctx context.Context, team nacre.TeamID, id string) error
 		return missing
 	}
 	return db.write(ctx, func(ctx context.Context, c conn) error {
+		c.changesLookups()
 		n, err := c.exec(ctx, `UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ? AND team_id = ?`,
 			db.clock().UnixMicro(), id, string(team))
 		if err == nil && n == 0 {
@@ -183,6 +191,7 @@ func (db *DB) RevokeKey(ctx context.Context, team nacre.TeamID, id string) error
 // KeysUsed implements nacre.TeamStore.
 func (db *DB) KeysUsed(ctx context.Context, at map[string]time.Time) error {
 	return db.write(ctx, func(ctx context.Context, c conn) error {
+		c.changesLookups()
 		for _, id := range slices.Sorted(maps.Keys(at)) { // one order: two servers that do the same never wait for each other
 			if !plain(id) {
 				continue

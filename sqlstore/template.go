@@ -44,6 +44,7 @@ func (db *DB) PutTemplate(ctx context.Context, t nacre.Template) error {
 		return nacre.Wrap(nacre.CodeInternal, err, "the template cannot be encoded")
 	}
 	return db.write(ctx, func(ctx context.Context, c conn) error {
+		c.changesLookups()
 		if db.d.lockNames != "" {
 			if _, err := c.exec(ctx, db.d.lockNames); err != nil {
 				return err
@@ -113,10 +114,20 @@ func scanTemplate(r *sql.Rows, t *nacre.Template) error {
 	return nil
 }
 
+// templateLookup is what ResolveTemplate is asked.
+type templateLookup struct {
+	team     nacre.TeamID
+	nameOrID string
+}
+
 // ResolveTemplate implements nacre.TemplateStore. Of the team's own templates,
 // and of the public ones, an id goes before a name.
 func (db *DB) ResolveTemplate(ctx context.Context, team nacre.TeamID, nameOrID string) (nacre.Template, error) {
-	var t nacre.Template
+	t, age, known := db.templates.get(templateLookup{team, nameOrID})
+	if known {
+		t.Names = slices.Clone(t.Names)
+		return t, nil
+	}
 	found := false
 	if nameOrID != "" && plain(nameOrID) && plain(string(team)) {
 		var err error
@@ -132,6 +143,10 @@ func (db *DB) ResolveTemplate(ctx context.Context, team nacre.TeamID, nameOrID s
 	}
 	if !found {
 		return nacre.Template{}, nacre.Errorf(nacre.CodeNotFound, "no template has this name or id")
+	}
+	if db.alone {
+		db.templates.put(templateLookup{team, nameOrID}, t, age)
+		t.Names = slices.Clone(t.Names)
 	}
 	return t, nil
 }

@@ -41,6 +41,9 @@ type writer struct {
 	c    *sql.Conn
 	conn conn
 
+	stale  bool   // what is in the present batch makes lookups out of date
+	forget func() // them
+
 	mu     sync.Mutex
 	queue  []*op
 	closed bool
@@ -48,13 +51,13 @@ type writer struct {
 	ended  chan struct{}
 }
 
-func startWriter(ctx context.Context, db *sql.DB, log *slog.Logger) (*writer, error) {
+func startWriter(ctx context.Context, db *sql.DB, log *slog.Logger, forget func()) (*writer, error) {
 	c, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{db: db, log: log, c: c, wake: make(chan struct{}, 1), ended: make(chan struct{})}
-	w.conn = conn{d: sqliteDialect, on: c, stmts: newStmtCache(c)}
+	w := &writer{db: db, log: log, c: c, wake: make(chan struct{}, 1), ended: make(chan struct{}), forget: forget}
+	w.conn = conn{d: sqliteDialect, on: c, stmts: newStmtCache(c), stale: &w.stale}
 	go w.loop()
 	return w, nil
 }
@@ -166,6 +169,10 @@ func (w *writer) commit(batch []*op) {
 		if err != nil {
 			// Fails if SQLite has rolled back by itself, which is as good.
 			_, _ = w.conn.exec(ctx, "ROLLBACK")
+		}
+		if w.stale {
+			w.stale = false
+			w.forget()
 		}
 		for _, o := range batch {
 			o.finish(err)
