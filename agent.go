@@ -37,7 +37,7 @@ type AgentInit struct {
 	AccessToken string // "" opens the agent to whoever reaches it; the edge still guards
 	HostToken   string // demanded of every host-only call after the first Init
 	Time        time.Time
-	Entropy     []byte // 32 to 512 bytes, never used twice
+	Entropy     []byte // 32 to 512 bytes, never used twice; none for a guest that has got some since it began
 	DNS         string // address for /etc/resolv.conf
 	DefaultUser string // "" means "user"
 	DefaultCwd  string // "" means the user's home

@@ -2,8 +2,9 @@ package node_test
 
 import (
 	"context"
-	"maps"
+	"errors"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -86,57 +87,80 @@ func (w *world) lines(id nacre.SandboxID) string {
 	return strings.Join(out, "\n")
 }
 
-// dials remembers the connections to the machines of a runtime.
-type dials struct {
-	nacre.Runtime
-	mu   sync.Mutex
-	made map[net.Conn]bool
+// overAgent is an agent that can be told over a connection that it is given.
+type overAgent struct {
+	nacre.Agent
+	all *overs
 }
 
-type dialedMachine struct {
-	nacre.Machine
-	all *dials
+// overs remembers which connections guests were greeted and told over.
+type overs struct {
+	mu            sync.Mutex
+	greeted, told []net.Conn
+	inits         []nacre.AgentInit
+	err           error // of the next words over a spare connection
 }
 
-func (d *dials) Start(ctx context.Context, spec nacre.MachineSpec) (nacre.Machine, error) {
-	m, err := d.Runtime.Start(ctx, spec)
+func (a overAgent) Greet(_ context.Context, conn net.Conn) error {
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	a.all.greeted = append(a.all.greeted, conn)
+	return nil
+}
+
+func (a overAgent) Init(ctx context.Context, in nacre.AgentInit) error {
+	a.all.mu.Lock()
+	a.all.inits = append(a.all.inits, in)
+	a.all.mu.Unlock()
+	return a.Agent.Init(ctx, in)
+}
+
+func (a overAgent) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit) error {
+	a.all.mu.Lock()
+	a.all.told = append(a.all.told, conn)
+	err := a.all.err
+	a.all.mu.Unlock()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return dialedMachine{m, d}, nil
+	return a.Init(ctx, in)
 }
 
-func (m dialedMachine) Dial(ctx context.Context, port int) (net.Conn, error) {
-	c, err := m.Machine.Dial(ctx, port)
-	m.all.mu.Lock()
-	defer m.all.mu.Unlock()
-	m.all.made[c] = true
-	return c, err
+func (o *overs) world(t *testing.T, standby node.Standby) *world {
+	w := newWorld(t)
+	w.tweak = func(c *node.Config) {
+		c.Standby = standby
+		c.NewAgent = func(dial func(context.Context, int) (net.Conn, error), host, access string) nacre.Agent {
+			return overAgent{w.fake.NewAgent(dial, host, access), o}
+		}
+	}
+	w.start()
+	return w
 }
 
-func (d *dials) sofar() map[net.Conn]bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return maps.Clone(d.made)
+// ready returns the connections that were greeted so far.
+func (o *overs) ready() []net.Conn {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.greeted)
 }
 
 // TestTheFirstConnectionIsThere: a client's first request to the agent waits for no
 // connection, the second has one of its own, and nobody waits for one that is not used.
 func TestTheFirstConnectionIsThere(t *testing.T) {
-	w := newWorld(t)
-	d := &dials{made: map[net.Conn]bool{}}
-	w.tweak = func(c *node.Config) { d.Runtime, c.Runtime = c.Runtime, d }
-	w.start()
+	all := &overs{}
+	w := all.world(t, node.Standby{})
 	spec, _ := w.begin()
+	w.eventually("it is made", func() bool { return len(all.ready()) == 1 })
+	ahead := all.ready()[0]
 	found := 0
 	ask := func() bool {
-		before := d.sofar()
 		conn, err := w.n.Dial(t.Context(), spec.Sandbox, nacre.AgentPort)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = conn.Close()
-		if before[conn] {
+		if conn == ahead {
 			found++
 		}
 		return found > 0
@@ -146,13 +170,59 @@ func TestTheFirstConnectionIsThere(t *testing.T) {
 		ask()
 	}
 	if found != 1 {
-		t.Errorf("%d connections were there before they were asked for", found)
+		t.Errorf("the connection that was there was given %d times", found)
 	}
 	w.begin()
 	begin := time.Now()
 	w.stop()
 	if took := time.Since(begin); took > 4*time.Second {
 		t.Errorf("the end of the node waited %s", took)
+	}
+}
+
+// TestAStandbyIsToldOverTheConnectionOfItsFirstClient: a create connects to nothing,
+// and neither does its first command; where that connection is of no use another one
+// is, and the standby with it.
+func TestAStandbyIsToldOverTheConnectionOfItsFirstClient(t *testing.T) {
+	for name, broken := range map[string]error{"as it was": nil, "broken": errors.New("reset by the guest")} {
+		t.Run(name, func(t *testing.T) {
+			all := &overs{err: broken}
+			w := all.world(t, node.Standby{Count: 1, Quiet: time.Hour, Patience: time.Hour, Check: time.Hour}) // and no second one
+			w.n.KeepReady(node.Shape{Build: build, Resources: resources})
+			w.eventually("a standby is ready", func() bool { return w.standbys() == 1 })
+			if len(all.greeted) != 1 || len(all.told) != 0 {
+				t.Fatalf("a standby's connections: %d greeted, %d told over", len(all.greeted), len(all.told))
+			}
+			spare := all.greeted[0]
+			spec, st := w.begin()
+			if st.BootPath != nacre.BootStandby || len(all.inits) != 2 {
+				t.Fatalf("%s, told %d times", st.BootPath, len(all.inits))
+			}
+			waits, given := all.inits[0], all.inits[1]
+			if !waits.NewIdentity || len(waits.Entropy) < 32 || given.NewIdentity || len(given.Entropy) > 0 || given.HostToken != waits.HostToken {
+				t.Errorf("it waited with %+v and was given as %+v", waits, given)
+			}
+			var conn net.Conn
+			w.eventually("its first client's connection is there", func() bool {
+				var err error
+				if conn, err = w.n.Dial(t.Context(), spec.Sandbox, nacre.AgentPort); err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.Close()
+				return (conn == spare) == (broken == nil)
+			})
+			all.mu.Lock()
+			defer all.mu.Unlock()
+			if len(all.told) != 1 || all.told[0] != spare {
+				t.Errorf("told over %d connections", len(all.told))
+			}
+			if broken == nil && len(all.greeted) != 1 {
+				t.Errorf("%d connections were greeted", len(all.greeted))
+			}
+			if _, err := spare.Write([]byte{0}); err == nil {
+				t.Error("the connection was left open")
+			}
+		})
 	}
 }
 

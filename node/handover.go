@@ -63,7 +63,7 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 	if spec.Secure {
 		token = n.cfg.TokenKey.AccessToken(spec.Sandbox, spec.TokenEpoch)
 	}
-	if spec.Chosen != nil {
+	if spec.Chosen != nil && !u.hasSpare() {
 		n.connectAhead(u) // which wakes the guest while the handle is written
 	}
 	u.mu.Lock()
@@ -127,16 +127,19 @@ func (u *unit) knows() nacre.MachineID {
 // introduce tells the guest who it is. A restored one thinks until then that it is
 // the one that it was made from.
 func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token string, env map[string]string) error {
-	entropy := make([]byte, 64)
-	_, _ = rand.Read(entropy)
 	dns := ""
 	if u.slot.Gateway.IsValid() {
 		dns = u.slot.Gateway.String()
 	}
 	u.mu.Lock()
-	anew := u.anew
+	anew, stirred := u.anew, u.stirred
 	u.mu.Unlock()
-	err := agent.Init(ctx, nacre.AgentInit{
+	var entropy []byte
+	if !stirred {
+		entropy = make([]byte, 64)
+		_, _ = rand.Read(entropy)
+	}
+	err := u.tell(ctx, agent, nacre.AgentInit{
 		Hostname: u.host, Env: env, AccessToken: token, HostToken: n.cfg.TokenKey.HostToken(u.id),
 		Time: n.cfg.Clock(), Entropy: entropy, DNS: dns, NewIdentity: anew,
 	})
@@ -146,11 +149,23 @@ func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token 
 	return n.met(u, token)
 }
 
+// tell is the agent's Init, over the unit's spare connection when there is one that works.
+func (u *unit) tell(ctx context.Context, agent nacre.Agent, in nacre.AgentInit) error {
+	if conn := u.takeSpare(); conn != nil {
+		if g, ok := agent.(greeter); ok && g.InitOver(ctx, conn, in) == nil {
+			u.putSpare(conn)
+			return nil
+		}
+		_ = conn.Close()
+	}
+	return agent.Init(ctx, in)
+}
+
 // met notes that the guest knows who it is.
 func (n *Node) met(u *unit, token string) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.anew = false
+	u.anew, u.stirred = false, true
 	copied, unmet := u.knows() != u.id, u.unmet
 	if copied {
 		u.from.Unmet = false

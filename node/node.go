@@ -42,8 +42,9 @@ type Config struct {
 	// It must not block. A client with Close() is closed when it is no longer
 	// needed; one with Tunnel(ctx, port) (net.Conn, error) serves the guest's loopback;
 	// one with WithTokens(hostToken, accessToken) nacre.Agent keeps its connections
-	// when the guest gets others; one with Greet(ctx, net.Conn) error makes a first
-	// request on a new connection.
+	// when the guest gets others; one with Greet(ctx, net.Conn) error and
+	// InitOver(ctx, net.Conn, nacre.AgentInit) error makes a first request on a new
+	// connection, and Init over one that is idle, which stays the caller's.
 	NewAgent  func(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent
 	AgentPath string
 	TokenKey  nacre.TokenKey

@@ -93,25 +93,73 @@ func (n *Node) connectAhead(u *unit) {
 	u.dialed.Do(func() { n.spawn(func() { n.dialAhead(u) }) })
 }
 
-// greeter is a client that can make a first request on a new connection.
+// greeter is a client that can make a first request on a new connection, and tell the
+// guest who it is over one that it was given.
 type greeter interface {
 	Greet(ctx context.Context, conn net.Conn) error
+	InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit) error
 }
 
-// dialAhead connects to the agent of a sandbox that starts, or has just started, while
-// its client still learns of it, and exchanges a word with it: the first request need
-// not wait for that, and finds a guest that is awake.
-func (n *Node) dialAhead(u *unit) {
-	ctx, cancel := context.WithTimeout(u.life, aheadFor)
-	defer cancel()
+// connect makes a connection to the agent and exchanges a word over it.
+func (u *unit) connect(ctx context.Context) (net.Conn, error) {
 	conn, err := u.dial(ctx, nacre.AgentPort)
 	if err != nil {
-		return // whoever asks is told
+		return nil, err
 	}
 	if g, ok := u.client().(greeter); ok {
 		if err := g.Greet(ctx, conn); err != nil {
 			_ = conn.Close()
-			return
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
+// keepSpare gives a standby the connection over which it will be told whose it is, and
+// which is then its client's first. A client's own connections do not last as long as a
+// standby waits.
+func (u *unit) keepSpare(ctx context.Context) {
+	if _, ok := u.client().(greeter); !ok {
+		return
+	}
+	if conn, err := u.connect(ctx); err == nil {
+		u.putSpare(conn)
+	}
+}
+
+func (u *unit) putSpare(conn net.Conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.spare = conn
+}
+
+func (u *unit) hasSpare() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.spare != nil
+}
+
+// takeSpare returns nil when there is none.
+func (u *unit) takeSpare() net.Conn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	conn := u.spare
+	u.spare = nil
+	return conn
+}
+
+// dialAhead has a connection ready to the agent of a sandbox that starts, or has just
+// started, while its client still learns of it: the spare one, or one that it makes, over
+// which it exchanges a word. The first request need not wait for that, and finds a guest
+// that is awake.
+func (n *Node) dialAhead(u *unit) {
+	ctx, cancel := context.WithTimeout(u.life, aheadFor)
+	defer cancel()
+	conn := u.takeSpare()
+	if conn == nil {
+		var err error
+		if conn, err = u.connect(ctx); err != nil {
+			return // whoever asks is told
 		}
 	}
 	select {

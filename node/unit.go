@@ -48,7 +48,9 @@ type unit struct {
 	forgot  bool  // the handle is gone or going: write it no more
 	tail    *logTail
 	anew    bool     // the next Init gives the guest an identity of its own
+	stirred bool     // the guest was given entropy since it began, or was restored
 	from    *lineage // nil for one that booted
+	spare   net.Conn // to the agent, idle and used before; nil for none
 	unmet   bool     // the sandbox's, and its guest has not confirmed that it knows
 	over    bool     // found to be taken down when it was taken back
 }
@@ -100,6 +102,9 @@ func (n *Node) pushMachine(u *unit) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		closeAgent(u.agent)
+		if u.spare != nil {
+			_ = u.spare.Close()
+		}
 		return nil
 	})
 	if u.machine != nil {

@@ -47,6 +47,7 @@ func (n *Node) warm(ctx context.Context, u *unit) error {
 			break
 		}
 	}
+	u.keepSpare(ctx)
 	return ctx.Err()
 }
 

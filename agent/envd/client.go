@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -56,8 +57,11 @@ type Client struct {
 	base  string
 	inner http.RoundTripper // what the connections belong to
 	http  *http.Client
-	procs processpbconnect.ProcessClient
-	files filesystempbconnect.FilesystemClient
+
+	// Made when they are first called: they are a hundred times what the rest of a client
+	// is, and a create makes one that it asks for nothing by them.
+	procs func() processpbconnect.ProcessClient
+	files func() filesystempbconnect.FilesystemClient
 }
 
 var _ nacre.Agent = (*Client)(nil)
@@ -117,8 +121,12 @@ func newClient(opts Options, inner http.RoundTripper) *Client {
 	if opts.JSON {
 		rpc = append(rpc, connect.WithProtoJSON())
 	}
-	c.procs = processpbconnect.NewProcessClient(c.http, c.base, rpc...)
-	c.files = filesystempbconnect.NewFilesystemClient(c.http, c.base, rpc...)
+	c.procs = sync.OnceValue(func() processpbconnect.ProcessClient {
+		return processpbconnect.NewProcessClient(c.http, c.base, rpc...)
+	})
+	c.files = sync.OnceValue(func() filesystempbconnect.FilesystemClient {
+		return filesystempbconnect.NewFilesystemClient(c.http, c.base, rpc...)
+	})
 	return c
 }
 
@@ -188,19 +196,37 @@ func (t *transport) CloseIdleConnections() {
 // Init tells the guest who it is. The first one sets the host token, so c must
 // have been made with in.HostToken to repeat it.
 func (c *Client) Init(ctx context.Context, in nacre.AgentInit) error {
-	body, err := json.Marshal(InitRequest{
-		EnvVars: in.Env, AccessToken: in.AccessToken, HostToken: in.HostToken, Timestamp: in.Time, Entropy: in.Entropy,
-		Hostname: in.Hostname, DNS: in.DNS, DefaultUser: in.DefaultUser, DefaultWorkdir: in.DefaultCwd,
-		NewIdentity: in.NewIdentity,
-	})
+	body, err := initBody(in)
 	if err != nil {
-		return nacre.Wrap(nacre.CodeInvalid, err, "the guest's identity cannot be encoded")
+		return err
 	}
 	resp, err := c.do(ctx, http.MethodPost, PathInit, nil, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	return resp.Body.Close()
+}
+
+// InitOver is Init over an idle connection to the agent, which stays the caller's and
+// is of no use after an error.
+func (c *Client) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit) error {
+	body, err := initBody(in)
+	if err != nil {
+		return err
+	}
+	return c.exchange(ctx, conn, http.MethodPost, PathInit, bytes.NewReader(body))
+}
+
+func initBody(in nacre.AgentInit) ([]byte, error) {
+	body, err := json.Marshal(InitRequest{
+		EnvVars: in.Env, AccessToken: in.AccessToken, HostToken: in.HostToken, Timestamp: in.Time, Entropy: in.Entropy,
+		Hostname: in.Hostname, DNS: in.DNS, DefaultUser: in.DefaultUser, DefaultWorkdir: in.DefaultCwd,
+		NewIdentity: in.NewIdentity,
+	})
+	if err != nil {
+		return nil, nacre.Wrap(nacre.CodeInvalid, err, "the guest's identity cannot be encoded")
+	}
+	return body, nil
 }
 
 // Healthy returns nil when the agent answers.
@@ -216,8 +242,14 @@ func (c *Client) Healthy(ctx context.Context) error {
 // idle one that was used before: the first answer on one takes longer than the next.
 // The connection stays the caller's, and is of no use after an error.
 func (c *Client) Greet(ctx context.Context, conn net.Conn) error {
+	return c.exchange(ctx, conn, http.MethodGet, PathHealth, nil)
+}
+
+// exchange makes a request that is answered without a body, over a connection that
+// goes on.
+func (c *Client) exchange(ctx context.Context, conn net.Conn, method, path string, body io.Reader) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	err := c.greet(ctx, conn)
+	err := c.ask(ctx, conn, method, path, body)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -227,10 +259,14 @@ func (c *Client) Greet(ctx context.Context, conn net.Conn) error {
 	return nil
 }
 
-func (c *Client) greet(ctx context.Context, conn net.Conn) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+PathHealth, nil)
+func (c *Client) ask(ctx context.Context, conn net.Conn, method, path string, body io.Reader) error {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/octet-stream")
+		req.Header.Set(HeaderHostToken, c.opts.HostToken)
 	}
 	if err := req.Write(conn); err != nil {
 		return err
@@ -241,7 +277,7 @@ func (c *Client) greet(ctx context.Context, conn net.Conn) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusNoContent || resp.Close || br.Buffered() > 0 {
-		return errors.New("the agent's first answer is not one of an agent")
+		return errors.New("the agent's answer is not one of an agent")
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func (s *source) Read(p []byte) (int, error) {
 }
 
 func (f *files) Stat(ctx context.Context, user, path string) (nacre.FileInfo, error) {
-	resp, err := f.c.files.Stat(asUser(ctx, user), connect.NewRequest(&pb.StatRequest{Path: path}))
+	resp, err := f.c.files().Stat(asUser(ctx, user), connect.NewRequest(&pb.StatRequest{Path: path}))
 	if err != nil {
 		return nacre.FileInfo{}, rpcError(ctx, err)
 	}
@@ -111,7 +111,7 @@ func (f *files) List(ctx context.Context, user, path string, depth int) ([]nacre
 	if depth < 0 {
 		return nil, nacre.Invalidf("depth", "depth must not be negative")
 	}
-	resp, err := f.c.files.ListDir(asUser(ctx, user), connect.NewRequest(&pb.ListDirRequest{Path: path, Depth: uint32(depth)}))
+	resp, err := f.c.files().ListDir(asUser(ctx, user), connect.NewRequest(&pb.ListDirRequest{Path: path, Depth: uint32(depth)}))
 	if err != nil {
 		return nil, rpcError(ctx, err)
 	}
@@ -123,7 +123,7 @@ func (f *files) List(ctx context.Context, user, path string, depth int) ([]nacre
 }
 
 func (f *files) MakeDir(ctx context.Context, user, path string) (nacre.FileInfo, error) {
-	resp, err := f.c.files.MakeDir(asUser(ctx, user), connect.NewRequest(&pb.MakeDirRequest{Path: path}))
+	resp, err := f.c.files().MakeDir(asUser(ctx, user), connect.NewRequest(&pb.MakeDirRequest{Path: path}))
 	if err != nil {
 		return nacre.FileInfo{}, rpcError(ctx, err)
 	}
@@ -131,7 +131,7 @@ func (f *files) MakeDir(ctx context.Context, user, path string) (nacre.FileInfo,
 }
 
 func (f *files) Move(ctx context.Context, user, from, to string) (nacre.FileInfo, error) {
-	resp, err := f.c.files.Move(asUser(ctx, user), connect.NewRequest(&pb.MoveRequest{Source: from, Destination: to}))
+	resp, err := f.c.files().Move(asUser(ctx, user), connect.NewRequest(&pb.MoveRequest{Source: from, Destination: to}))
 	if err != nil {
 		return nacre.FileInfo{}, rpcError(ctx, err)
 	}
@@ -139,14 +139,14 @@ func (f *files) Move(ctx context.Context, user, from, to string) (nacre.FileInfo
 }
 
 func (f *files) Remove(ctx context.Context, user, path string) error {
-	_, err := f.c.files.Remove(asUser(ctx, user), connect.NewRequest(&pb.RemoveRequest{Path: path}))
+	_, err := f.c.files().Remove(asUser(ctx, user), connect.NewRequest(&pb.RemoveRequest{Path: path}))
 	return rpcError(ctx, err)
 }
 
 func (f *files) Watch(ctx context.Context, user, path string, recursive bool, ready func(), fn func(nacre.FileEvent) error) error {
 	inner, cancel := detach(asUser(ctx, user))
 	defer cancel()
-	stream, err := f.c.files.WatchDir(inner, connect.NewRequest(&pb.WatchDirRequest{Path: path, Recursive: recursive}))
+	stream, err := f.c.files().WatchDir(inner, connect.NewRequest(&pb.WatchDirRequest{Path: path, Recursive: recursive}))
 	if err != nil {
 		return rpcError(ctx, err)
 	}

@@ -37,7 +37,7 @@ func (p *processes) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Pr
 		req.Pty = terminal(*spec.Term)
 	}
 	inner, cancel := detach(withCall(ctx, callHeaders{user: spec.User, timeout: spec.Timeout, unlogged: spec.Unlogged}))
-	stream, err := p.c.procs.Start(inner, connect.NewRequest(req))
+	stream, err := p.c.procs().Start(inner, connect.NewRequest(req))
 	if err != nil {
 		cancel()
 		return nil, rpcError(ctx, err)
@@ -58,7 +58,7 @@ func (p *processes) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Pr
 
 func (p *processes) Connect(ctx context.Context, pid int) (nacre.ProcessStream, error) {
 	inner, cancel := detach(withCall(ctx, callHeaders{}))
-	stream, err := p.c.procs.Connect(inner, connect.NewRequest(&pb.ConnectRequest{Process: selector(pid)}))
+	stream, err := p.c.procs().Connect(inner, connect.NewRequest(&pb.ConnectRequest{Process: selector(pid)}))
 	if err != nil {
 		cancel()
 		return nil, rpcError(ctx, err)
@@ -156,7 +156,7 @@ func (s *processStream) Close() error {
 }
 
 func (p *processes) List(ctx context.Context) ([]nacre.ProcessInfo, error) {
-	resp, err := p.c.procs.List(ctx, connect.NewRequest(&pb.ListRequest{}))
+	resp, err := p.c.procs().List(ctx, connect.NewRequest(&pb.ListRequest{}))
 	if err != nil {
 		return nil, rpcError(ctx, err)
 	}
@@ -175,7 +175,7 @@ func (p *processes) Signal(ctx context.Context, pid int, signal int) error {
 	if sig != pb.Signal_SIGNAL_SIGKILL && sig != pb.Signal_SIGNAL_SIGTERM {
 		return nacre.Invalidf("signal", "signal %d cannot be sent: only 15 (terminate) and 9 (kill)", signal)
 	}
-	_, err := p.c.procs.SendSignal(ctx, connect.NewRequest(&pb.SendSignalRequest{Process: selector(pid), Signal: sig}))
+	_, err := p.c.procs().SendSignal(ctx, connect.NewRequest(&pb.SendSignalRequest{Process: selector(pid), Signal: sig}))
 	return rpcError(ctx, err)
 }
 
@@ -183,7 +183,7 @@ func (p *processes) Signal(ctx context.Context, pid int, signal int) error {
 // only the guest knows, so the likelier is tried first.
 func (p *processes) Input(ctx context.Context, pid int, data []byte) error {
 	send := func(in *pb.ProcessInput) error {
-		_, err := p.c.procs.SendInput(ctx, connect.NewRequest(&pb.SendInputRequest{Process: selector(pid), Input: in}))
+		_, err := p.c.procs().SendInput(ctx, connect.NewRequest(&pb.SendInputRequest{Process: selector(pid), Input: in}))
 		return rpcError(ctx, err)
 	}
 	err := send(&pb.ProcessInput{Input: &pb.ProcessInput_Pty{Pty: data}})
@@ -194,12 +194,12 @@ func (p *processes) Input(ctx context.Context, pid int, data []byte) error {
 }
 
 func (p *processes) CloseInput(ctx context.Context, pid int) error {
-	_, err := p.c.procs.CloseStdin(ctx, connect.NewRequest(&pb.CloseStdinRequest{Process: selector(pid)}))
+	_, err := p.c.procs().CloseStdin(ctx, connect.NewRequest(&pb.CloseStdinRequest{Process: selector(pid)}))
 	return rpcError(ctx, err)
 }
 
 func (p *processes) Resize(ctx context.Context, pid int, size nacre.TermSize) error {
-	_, err := p.c.procs.Update(ctx, connect.NewRequest(&pb.UpdateRequest{Process: selector(pid), Pty: terminal(size)}))
+	_, err := p.c.procs().Update(ctx, connect.NewRequest(&pb.UpdateRequest{Process: selector(pid), Pty: terminal(size)}))
 	return rpcError(ctx, err)
 }
 

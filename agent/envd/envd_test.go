@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -290,6 +291,62 @@ func TestGreet(t *testing.T) {
 			}
 			_ = ours.Close()
 			wg.Wait()
+		})
+	}
+}
+
+// TestInitOver: a guest is told who it is over a connection that was used before and is
+// used again; one that refuses, or has nobody at its other end, says so.
+func TestInitOver(t *testing.T) {
+	in := nacre.AgentInit{Hostname: "box", HostToken: "new", AccessToken: "access", Env: map[string]string{"A": "1"}}
+	for name, c := range map[string]struct {
+		status int
+		good   bool
+	}{
+		"told":    {http.StatusNoContent, true},
+		"refused": {http.StatusUnauthorized, false},
+		"gone":    {0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer func() { _ = ours.Close() }()
+			var got InitRequest
+			var token string
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				defer func() { _ = theirs.Close() }()
+				br := bufio.NewReader(theirs)
+				for {
+					req, err := http.ReadRequest(br)
+					if err != nil || req.Method == http.MethodPost && c.status == 0 {
+						return
+					}
+					status := http.StatusNoContent
+					if req.Method == http.MethodPost && req.URL.Path == PathInit {
+						token, status = req.Header.Get(HeaderHostToken), c.status
+						_ = json.NewDecoder(req.Body).Decode(&got)
+					}
+					_ = (&http.Response{StatusCode: status, ProtoMajor: 1, ProtoMinor: 1}).Write(theirs)
+				}
+			})
+			client := New(Options{HostToken: "old", Dial: func(context.Context, int) (net.Conn, error) { return ours, nil }})
+			defer client.Close()
+			if err := client.Greet(t.Context(), ours); err != nil {
+				t.Fatal(err)
+			}
+			if err := client.InitOver(t.Context(), ours, in); (err == nil) != c.good {
+				t.Fatalf("told: %v", err)
+			}
+			if c.good {
+				if err := client.Healthy(t.Context()); err != nil {
+					t.Errorf("the next request: %v", err)
+				}
+			}
+			_ = ours.Close()
+			wg.Wait()
+			if c.good && (token != "old" || got.HostToken != "new" || got.AccessToken != "access" || got.EnvVars["A"] != "1" || got.Hostname != "box") {
+				t.Errorf("with the token %q the guest was told %+v", token, got)
+			}
 		})
 	}
 }
