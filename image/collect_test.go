@@ -111,3 +111,28 @@ func TestCountedSoonAfterAStart(t *testing.T) {
 		}
 	}
 }
+
+// TestFreedSoonAfterAStart: chunks of snapshots that were deleted before a restart are
+// not kept until the next time that is looked for them.
+func TestFreedSoonAfterAStart(t *testing.T) {
+	a := newArtifacts(t, func(o *image.ArtifactOptions) { o.Collect = time.Hour })
+	id := a.keep(files(3, 100))
+	a.must(a.Work(t.Context()))
+	a.must(a.Delete(t.Context(), id))
+	if n, _ := a.chunks(); n == 0 {
+		t.Fatal("the chunks went with the snapshot, of which this test is not")
+	}
+	a = a.restart()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { a.must(a.Run(ctx)) })
+	defer wg.Wait()
+	defer cancel()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		if n, _ := a.chunks(); n == 0 {
+			return
+		} else if time.Now().After(end) {
+			t.Fatalf("%d chunks that nothing holds", n)
+		}
+	}
+}

@@ -33,10 +33,9 @@ func (s *Artifacts) Run(ctx context.Context) error {
 	lowerPriority()
 	tick := time.NewTicker(lookAround)
 	defer tick.Stop()
-	collected := time.Now() // not while everything starts
-	if s.uncounted() {
-		collected = time.Time{}
-	}
+	// At once: nobody knows who bears the chunks that there are, and which of them
+	// nothing holds since snapshots went before the end of the process before.
+	var collected time.Time
 	for ctx.Err() == nil {
 		s.relieve()
 		if a := s.next(); a != nil {
@@ -55,19 +54,6 @@ func (s *Artifacts) Run(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// uncounted tells whether there are chunks of which nobody knows who bears them, as
-// after a start.
-func (s *Artifacts) uncounted() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, a := range s.all {
-		if a.index && !a.counted {
-			return true
-		}
-	}
-	return false
 }
 
 // lowerPriority makes this thread the last to get a processor or the disk. Where
