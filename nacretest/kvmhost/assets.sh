@@ -1,5 +1,5 @@
 # Makes a directory with what the emulated host is made of, and prints its path:
-# a kernel of Debian's, the modules it needs, and a Firecracker with its jailer.
+# a kernel of Debian's, unpacked, the modules it needs, and a Firecracker with its jailer.
 # All is pinned here, by name and sum. Where Debian's archive has a newer package instead
 # of the pinned one that takes its place, by the sum in apt's signed index, and it is
 # said. What was downloaded is kept too.
@@ -46,7 +46,7 @@ choose() {
 		[ -n "$image" ] || return 1
 		sum=$(signed "$image")
 	fi
-	out=$cache/kvmhost-$(printf '%s\n' "$image $sum $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
+	out=$cache/kvmhost-$(printf '%s\n' "vmlinux $image $sum $modules $wheel $firecracker $jailer" | sha256sum | cut -c1-16)
 	deb=$cache/download/$sum.deb
 }
 choose || { apt-get update -q >&2; choose; } || { echo "emulated host: apt offers no linux-image-amd64" >&2; exit 1; }
@@ -69,7 +69,13 @@ fi
 rm -rf "$out"
 mkdir -p "$out/modules"
 dpkg-deb --fsys-tarfile "$deb" | tar -x --wildcards '*/vmlinuz-*' '*/modules.builtin' '*.ko'
-mv boot/vmlinuz-* "$out/vmlinuz"
+python3 - "$out/vmlinux" boot/vmlinuz-* <<'PY'
+import lzma, sys
+packed = open(sys.argv[2], 'rb').read()
+at = packed.find(b'\xfd7zXZ\0')
+# One that is packed otherwise unpacks itself, which takes longer.
+open(sys.argv[1], 'wb').write(packed if at < 0 else lzma.LZMADecompressor().decompress(packed[at:]))
+PY
 n=100
 for m in $modules; do
 	file=$(find lib usr -name "$m.ko" 2>/dev/null | head -n 1)

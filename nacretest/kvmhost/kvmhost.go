@@ -65,8 +65,9 @@ const (
 	rootEnv    = "NACRE_KVMHOST_ROOT" // of the first process of a native run
 	emulateEnv = "NACRE_EMULATE"      // wants an emulated host where the tests could run natively
 	planFile   = "/kvmhost.json"
-	maxAgain   = 2   // how many hosts are started again
-	unfit      = 175 // the exit code of an emulated host that runs no guests
+	maxAgain   = 2               // how many hosts are started again
+	unfit      = 175             // the exit code of an emulated host that runs no guests
+	readyMark  = "KVMHOST-READY" // the tests begin
 	exitMark   = "KVMHOST-EXIT "
 )
 
@@ -149,7 +150,7 @@ func outside(cfg Config) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	m := &machine{cfg: cfg, until: time.Now().Add(cfg.Timeout), dir: dir, kernel: filepath.Join(found, "vmlinuz"), initrd: filepath.Join(dir, "initrd")}
+	m := &machine{cfg: cfg, until: time.Now().Add(cfg.Timeout), dir: dir, kernel: filepath.Join(found, "vmlinux"), initrd: filepath.Join(dir, "initrd")}
 	files, err := cfg.files()
 	if err != nil {
 		return 0, err
