@@ -50,9 +50,9 @@ try:
         subprocess.Popen(["sleep", "1000"]); n += 1
 except OSError as e: print(n, e.strerror)
 `
-	limit := guestTasks(s.Resources.MaxPIDs)
-	refused := func(a *machine, out string) {
+	refused := func(a *machine, pids int, out string) {
 		t.Helper()
+		limit := guestTasks(pids)
 		var n int
 		var why string
 		if i := strings.IndexByte(out, ' '); i > 0 {
@@ -63,12 +63,12 @@ except OSError as e: print(n, e.strerror)
 		}
 		u, err := a.Usage(t.Context())
 		check(t, err)
-		if u.PIDs >= s.Resources.MaxPIDs {
-			t.Errorf("%d tasks on the host, limit %d", u.PIDs, s.Resources.MaxPIDs)
+		if u.PIDs >= pids {
+			t.Errorf("%d tasks on the host, limit %d", u.PIDs, pids)
 		}
 		t.Logf("%d children of the guest are %d tasks of the host", n, u.PIDs)
 	}
-	refused(m, shell(t, a, "python3 -c '"+spawn+"' > /tmp/out; kill $(pidof sleep); cat /tmp/out"))
+	refused(m, s.Resources.MaxPIDs, shell(t, a, "python3 -c '"+spawn+"' > /tmp/out; kill $(pidof sleep); cat /tmp/out"))
 	// The classic, for as long as it likes.
 	p, err := a.Processes().Start(t.Context(), nacre.ProcessSpec{Cmd: "/bin/bash", Args: []string{"-c", "bomb() { bomb | bomb & }; bomb 2> /dev/null"}})
 	check(t, err)
@@ -89,14 +89,16 @@ except OSError as e: print(n, e.strerror)
 	dir := t.TempDir()
 	_, err = calm.Snapshot(t.Context(), dir, nacre.SnapshotOptions{})
 	check(t, err)
-	s2 := spec(t)
-	s2.Resources.MaxPIDs = s.Resources.MaxPIDs // fewer than it had
-	f, err := r.Restore(t.Context(), s2, dir)
-	check(t, err)
-	stopLater(t, f, s2)
-	c = agentOf(t, f, "token-calm")
-	initOf(t, c, "calm")
-	refused(f.(*machine), shell(t, c, "python3 -c '"+spawn+"' > /tmp/out; kill $(pidof sleep); cat /tmp/out"))
+	for _, pids := range []int{s.Resources.MaxPIDs, 1024} { // fewer than it had, and as many
+		s2 := spec(t)
+		s2.Resources.MaxPIDs = pids
+		f, err := r.Restore(t.Context(), s2, dir)
+		check(t, err)
+		stopLater(t, f, s2)
+		c = agentOf(t, f, "token-calm")
+		initOf(t, c, "calm")
+		refused(f.(*machine), pids, shell(t, c, "python3 -c '"+spawn+"' > /tmp/out; kill $(pidof sleep); cat /tmp/out"))
+	}
 }
 
 func atoi(s string) (n int) {

@@ -66,12 +66,13 @@ type birth struct {
 	Spec  json.RawMessage // of the guest, in OCI's words
 	Agent string          // the path of its file system on this host
 	Group string          // of gVisor's own cgroups: the guest's
+	Tasks int             // how many the guest may have; 0 in an older release's snapshots
 }
 
 // birth records what the machine is booted from.
 func (l *launch) birth(agent string) (b birth, err error) {
 	s := l.spec
-	b = birth{Agent: agent, Group: string(s.ID)}
+	b = birth{Agent: agent, Group: string(s.ID), Tasks: guestTasks(s.Resources.MaxPIDs)}
 	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
 	guest := guestSpec(s)
 	if !l.fresh() {
