@@ -89,7 +89,7 @@ func prepareSandbox() {
 	}
 	// Its root's /proc is taken away by a child when the verb says so: by then the
 	// process itself may not.
-	_, umount := sandboxsetup.ExecProcUmounter()
+	umount := startUmounter()
 	umountFD, err := unix.FcntlInt(umount.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		giveUp(err)
