@@ -77,6 +77,8 @@ func validate(s nacre.MachineSpec) error {
 		return nacre.Errorf(nacre.CodeUnsupported, "the runtime %.40q is not gVisor", s.Runtime)
 	case s.Resources.CPUs < 1:
 		return nacre.Invalidf("Resources.CPUs", "a machine needs at least one CPU")
+	case s.Resources.CPUs > maxCPUs:
+		return nacre.Invalidf("Resources.CPUs", "a machine has at most %d CPUs", maxCPUs)
 	case s.Resources.MemoryMiB < 32:
 		return nacre.Invalidf("Resources.MemoryMiB", "a machine needs at least 32 MiB of memory")
 	case s.Root.UpperMiB < 1:
@@ -232,7 +234,7 @@ func (l *launch) prepare() error {
 	for range 3 {
 		l.give("stdio-fds", null)
 	}
-	o.ID = string(s.ID)
+	o.ID, o.CPUs = string(s.ID), s.Resources.CPUs
 	return nil
 }
 

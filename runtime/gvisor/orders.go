@@ -28,6 +28,7 @@ const (
 // which some are the values of flags.
 type orders struct {
 	ID    string
+	CPUs  int
 	Args  []string
 	Files map[int]int // index of an argument that lacks its value: index of the file
 	Load  []int       // indexes of the files that a guest is loaded from, see serveLoad
@@ -101,7 +102,13 @@ func prepareSandbox() {
 		giveUp(err)
 	}
 	seccheck.Initialize() // 3 ms
+	if err := preparePlatform(); err != nil {
+		giveUp(err)
+	}
 	o, err := receiveOrders()
+	if err == nil {
+		err = sizePlatform(o.CPUs)
+	}
 	if err != nil {
 		giveUp(err)
 	}
