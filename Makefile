@@ -56,9 +56,10 @@ e2e: deps build
 	$(GO) test -timeout 45m -count 1 ./e2e
 
 # test-firecracker runs Firecracker, its jailer and the driver, what its machines reach
-# of the network, and the server with a published SDK: natively where this host's KVM
-# runs guests, or else inside QEMU machines with emulated virtualization, which it
-# makes of Debian's packages (nacretest/kvmhost). It says which, and why.
+# of the network, and the server with published SDKs and the end-to-end tests of previews
+# and isolation: natively where this host's KVM runs guests, or else inside QEMU machines
+# with emulated virtualization, which it makes of Debian's packages (nacretest/kvmhost). It
+# says which, and why.
 # FIRECRACKER is a pattern of tests. What concerns cgroups runs on an emulated host with
 # those of version 1 too.
 FIRECRACKER := .

@@ -280,7 +280,8 @@ func testRestoreMany(t *testing.T, h RuntimeHost) {
 	DialGuest(t, m).Do("keep", 4)
 	dir, _ := snap(t, m, nacre.SnapshotOptions{KeepRunning: true})
 	var all sync.WaitGroup
-	for range 10 {
+	guests := make([]*Guest, 10)
+	for i := range guests {
 		s := h.Spec(t)
 		all.Go(func() {
 			m, err := r.Restore(t.Context(), s, dir)
@@ -289,10 +290,39 @@ func testRestoreMany(t *testing.T, h RuntimeHost) {
 				return
 			}
 			h.stopLater(t, m, s)
-			DialGuest(t, m).Do("kept")
+			g := DialGuest(t, m)
+			g.Do("kept")
+			guests[i] = g
 		})
 	}
 	all.Wait()
+	for i, g := range guests {
+		if g == nil {
+			continue
+		}
+		least, most := clockOff(g)
+		t.Logf("the clock of copy %d is off by %v to %v", i, least, most)
+		if least > closeClock || most < -closeClock {
+			t.Errorf("the clock of one of ten that came at once is off by at least %v", min(least.Abs(), most.Abs()))
+		}
+	}
+}
+
+// closeClock is how far a guest's clock may be off.
+const closeClock = 50 * time.Millisecond
+
+// clockOff tells how far ahead a guest's clock is: the answer takes a while, so between
+// two times. Of a few answers that of the quickest counts.
+func clockOff(g *Guest) (least, most time.Duration) {
+	for i := range 8 {
+		before := time.Now()
+		at := time.Unix(0, g.Do("time").N)
+		l, m := at.Sub(time.Now()), at.Sub(before)
+		if i == 0 || m-l < most-least {
+			least, most = l, m
+		}
+	}
+	return least, most
 }
 
 func testRestoreCalledOff(t *testing.T, h RuntimeHost) {

@@ -1,6 +1,7 @@
-// Package microvm runs the real binary on an emulated host whose sandboxes are
-// Firecracker's and gVisor's, and a published SDK against it from the host around:
-// client, edge, agent, as a user has them.
+// Package microvm runs the real binary on a host whose sandboxes are Firecracker's and
+// gVisor's, mostly an emulated one; published SDKs against it from the host around:
+// client, edge, agent, as a user has them; and those end-to-end tests that are about what
+// is between a sandbox and the world.
 package microvm
 
 import (
@@ -22,6 +23,7 @@ const (
 	baseImage = "/assets/base.erofs"
 	release   = "/assets/release" // the release at hand, which is for tests only
 	vmlinux   = "/assets/vmlinux"
+	endToEnd  = "/assets/e2e.test" // the program of the tests in ..
 	httpPort  = 3000
 )
 
@@ -32,7 +34,7 @@ func TestMain(m *testing.M) {
 		os.Exit(firecracker.ProbeMain())
 	}
 	code := kvmhost.Main(m, kvmhost.Config{Files: files, Fit: fit, Check: []string{firecracker.ProbeArg},
-		Ports: []int{httpPort}, Outer: map[string]func(context.Context, kvmhost.Request) (string, error){"sdk": sdk}})
+		MemoryMiB: 4096, Timeout: 30 * time.Minute, Ports: []int{httpPort}, Outer: map[string]func(context.Context, kvmhost.Request) (string, error){"sdk": sdk, "miosa": miosa}})
 	if scratch != "" {
 		_ = os.RemoveAll(scratch)
 	}
@@ -72,11 +74,21 @@ func files() (map[string]string, error) {
 	if err := kvmhost.Image(base); err != nil {
 		return nil, fmt.Errorf("base image: %w", err)
 	}
-	m := map[string]string{"/bin/nacre": bin, baseImage: base, vmlinux: kernel}
+	program := filepath.Join(scratch, "e2e.test")
+	build := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", program, "github.com/nacrehq/nacre/e2e")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	resolv := filepath.Join(scratch, "resolv.conf") // which fakenet covers
+	if err := os.WriteFile(resolv, nil, 0o644); err != nil {
+		return nil, err
+	}
+	m := map[string]string{"/bin/nacre": bin, baseImage: base, vmlinux: kernel, endToEnd: program, "/etc/resolv.conf": resolv}
 	for _, name := range []string{"firecracker", "jailer"} {
 		m[filepath.Join(release, name)] = filepath.Join(from, name)
 	}
-	for _, program := range []string{"mkfs.ext4", "mkfs.erofs", "nft"} {
+	for _, program := range []string{"mkfs.ext4", "mkfs.erofs", "nft", "cp"} {
 		if err := kvmhost.WithLibraries(m, program); err != nil {
 			return nil, err
 		}
@@ -101,6 +113,22 @@ func sdk(ctx context.Context, r kvmhost.Request) (string, error) {
 		c.Env = append(c.Env, brand+"_API_URL="+url, brand+"_SANDBOX_URL="+url)
 	}
 	c.Env = append(c.Env, "NACRE_URL="+url)
+	out, err := c.CombinedOutput()
+	return string(out), err
+}
+
+// miosa runs the tests of previews that the published MIOSA client passes against gVisor's
+// sandboxes, on the host around; its arguments are variables of the environment.
+func miosa(ctx context.Context, r kvmhost.Request) (string, error) {
+	python, err := cached.Python("python-miosa", "../python-miosa/requirements.txt")
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, python, "-m", "pytest", "-q", "-rfs", "--tb=short", "--timeout=300", "-p", "no:cacheprovider", "--durations=5", "test_previews.py")
+	c.Dir = "../python-miosa"
+	c.Env = append(append(os.Environ(), r.Args...), "MIOSA_BASE_URL=http://"+r.Addrs[httpPort]+"/api/v1")
 	out, err := c.CombinedOutput()
 	return string(out), err
 }

@@ -14,12 +14,14 @@ import (
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
-// up starts the server and waits until it is ready. It returns what ends it.
-func up(t *testing.T) (kill func()) {
+// up starts the server, with flags of the caller's, and waits until it is ready. It
+// returns what ends it.
+func up(t *testing.T, flags ...string) (kill func()) {
 	t.Helper()
-	c := exec.Command("/bin/nacre", "up", "--data-dir", dataDir, "--runtime", "auto", "--base-image", baseImage,
+	args := append([]string{"up", "--data-dir", dataDir, "--runtime", "auto", "--base-image", baseImage,
 		"--http", fmt.Sprintf("0.0.0.0:%d", httpPort), "--https", "", "--install=false", "--warm=false", "--standby", "0",
-		"--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn")
+		"--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn"}, flags...)
+	c := exec.Command("/bin/nacre", args...)
 	c.Env = append(os.Environ(), "NACRE_FIRECRACKER_ALLOW_HOLES=1")
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
 	if err := c.Start(); err != nil {
@@ -36,10 +38,12 @@ func up(t *testing.T) (kill func()) {
 	if out, err := exec.CommandContext(ctx, "/bin/nacre", "env", "--data-dir", dataDir, "--wait", "4m").CombinedOutput(); err != nil {
 		t.Fatalf("the server does not get ready: %v: %s", err, out)
 	}
-	return func() {
+	kill = func() {
 		_ = c.Process.Kill()
 		<-ended
 	}
+	t.Cleanup(kill)
+	return kill
 }
 
 // setUp installs the release and the kernel as a user does who has them as files, and

@@ -94,6 +94,15 @@ const (
 
 const nestedEnv = "NACRE_NATIVE_INSIDE"
 
+// Slowness is how many times as long a test may wait here as on a real host, whose
+// bounds are those that count.
+func Slowness() int {
+	if Emulated() {
+		return 10
+	}
+	return 1
+}
+
 // Emulated tells whether this process runs inside an emulated host.
 func Emulated() bool { return strings.HasPrefix(os.Getenv(workerEnv), "emulated") }
 
@@ -400,7 +409,7 @@ func WithLibraries(files map[string]string, program string) error {
 	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return err
 	}
-	files["/sbin/"+program] = path
+	files["/sbin/"+filepath.Base(program)] = path
 	out, err := exec.Command("ldd", path).Output()
 	if err != nil {
 		return fmt.Errorf("ldd %s: %w", path, err)
