@@ -29,6 +29,29 @@ func (d *daemon) fork(ctx context.Context, s box, count int) ([]box, error) {
 	return out, nil
 }
 
+// snapshots takes some of a running sandbox: how long each took, how long the sandbox
+// stood still for it, and its size.
+func (d *daemon) snapshots(ctx context.Context, s box, times int) (took, still, bytes series, err error) {
+	for range times {
+		var snap struct {
+			SnapshotID string
+			StoppedMS  float64
+			SizeBytes  int64
+		}
+		begin := time.Now()
+		if err := d.call(ctx, http.MethodPost, "/sandboxes/"+s.ID+"/snapshots", "{}", &snap); err != nil {
+			return took, still, bytes, err
+		}
+		took.since(begin)
+		still.add(snap.StoppedMS)
+		bytes.add(float64(snap.SizeBytes) / (1 << 20))
+		if err := d.call(ctx, http.MethodDelete, "/templates/"+snap.SnapshotID, "", nil); err != nil {
+			return took, still, bytes, err
+		}
+	}
+	return took, still, bytes, nil
+}
+
 // benchFork: snapshots of a running sandbox, how long it stood still, and its forks.
 func benchFork(ctx context.Context, b *bench) error {
 	d, err := b.start(ctx, "--standby", "0")
@@ -41,23 +64,9 @@ func benchFork(ctx context.Context, b *bench) error {
 		if err := hold(ctx, a, 1); err != nil {
 			return err
 		}
-		var took, still, bytes series
-		for range b.samples(15) {
-			var snap struct {
-				SnapshotID string
-				StoppedMS  float64
-				SizeBytes  int64
-			}
-			begin := time.Now()
-			if err := d.call(ctx, http.MethodPost, "/sandboxes/"+s.ID+"/snapshots", "{}", &snap); err != nil {
-				return err
-			}
-			took.since(begin)
-			still.add(snap.StoppedMS)
-			bytes.add(float64(snap.SizeBytes) / (1 << 20))
-			if err := d.call(ctx, http.MethodDelete, "/templates/"+snap.SnapshotID, "", nil); err != nil {
-				return err
-			}
+		took, still, bytes, err := d.snapshots(ctx, s, b.samples(15))
+		if err != nil {
+			return err
 		}
 		r := b.report
 		r.add("snapshot of a running sandbox, idle", "ms", took, "", "")
