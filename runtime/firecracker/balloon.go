@@ -30,6 +30,9 @@ const (
 	// with balloonPerGiB more for what is moved: about what a slow host takes to write it.
 	balloonPatience = time.Second
 	balloonPerGiB   = 10 * time.Second
+	// balloonMost is the bound for any guest: one that gives its memory slowly on purpose
+	// keeps others' snapshots waiting for their turn.
+	balloonMost = 10 * time.Second
 	// A guest that has not begun after balloonPatience will not; one that has not moved
 	// for balloonStall, or for balloonMoves times as long as it needed before, is done.
 	balloonStall = 250 * time.Millisecond
@@ -101,7 +104,7 @@ func (s *saving) squeeze(ctx context.Context) error {
 // squeezeTo has all of the free memory but what is left put into the balloon and taken
 // out again, and returns how little was free.
 func (m *machine) squeezeTo(ctx context.Context, free, left int) (least int, err error) {
-	patience := m.r.allow(balloonPatience + time.Duration(free)*balloonPerGiB/1024)
+	patience := m.r.allow(fillTime(free))
 	defer func() {
 		// Whatever happened: it is let out, or the guest does so as soon as it can.
 		if lerr := m.letOut(context.WithoutCancel(ctx)); lerr != nil {
@@ -120,6 +123,11 @@ func (m *machine) squeezeTo(ctx context.Context, free, left int) (least int, err
 // awaitFree waits for the guest's free memory.
 func (m *machine) awaitFree(ctx context.Context, patience time.Duration, way, want int) (best int, err error) {
 	return waiting{m.freeMemory, patience, m.r.allow(balloonPatience), m.r.allow(balloonStall)}.until(ctx, way, want)
+}
+
+// fillTime is how long a guest may take to give so many MiB, or to take them back.
+func fillTime(mib int) time.Duration {
+	return min(balloonPatience+time.Duration(mib)*balloonPerGiB/1024, balloonMost)
 }
 
 // waiting is for a guest's free memory to change.
