@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -147,11 +148,25 @@ type conn struct {
 	all  *conns
 	key  machineKey
 	once sync.Once
+
+	closed  atomic.Bool
+	carried atomic.Pointer[upload] // the request that goes over it
 }
 
 func (c *conn) Close() error {
 	c.once.Do(func() { c.all.remove(c) })
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.closed.Store(true)
+	if u := c.carried.Load(); u != nil {
+		u.gone(c)
+	}
+	return err
+}
+
+// carry tells u when the connection is closed; false when it is already.
+func (c *conn) carry(u *upload) bool {
+	c.carried.Store(u)
+	return !c.closed.Load()
 }
 
 // largeCopy is what a busy upload borrows.

@@ -85,7 +85,7 @@ func New(c Config) *Edge {
 // are being served go on; whoever serves them ends them.
 func (e *Edge) Close() error {
 	for _, p := range []*httputil.ReverseProxy{e.agents, e.servers} {
-		p.Transport.(*http.Transport).CloseIdleConnections()
+		p.Transport.(uploads).next.CloseIdleConnections()
 	}
 	return nil
 }
@@ -177,7 +177,7 @@ func (e *Edge) serveAgent(w http.ResponseWriter, r *http.Request, t target, rout
 		defer cancel()
 		r = r.WithContext(ctx)
 	}
-	e.agents.ServeHTTP(w, withHop(r, hop{t, route}))
+	e.agents.ServeHTTP(w, withHop(r, newHop(w, r, t, route)))
 }
 
 // servePort passes on to whatever listens in the sandbox.
@@ -187,7 +187,7 @@ func (e *Edge) servePort(w http.ResponseWriter, r *http.Request, t target, route
 		return
 	}
 	e.touch(route.Sandbox)
-	h := hop{t, route}
+	h := newHop(w, r, t, route)
 	if upgradeOf(r) != "" {
 		e.serveUpgrade(w, r, h)
 		return
@@ -228,6 +228,15 @@ func notLetter(r rune) bool { return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 
 type hop struct {
 	target target
 	route  nacre.Route
+	client *http.ResponseController // who sends a body; nil when none comes
+}
+
+func newHop(w http.ResponseWriter, r *http.Request, t target, route nacre.Route) hop {
+	h := hop{target: t, route: route}
+	if r.ContentLength != 0 {
+		h.client = http.NewResponseController(w)
+	}
+	return h
 }
 
 type hopKey struct{}

@@ -38,7 +38,7 @@ const (
 // answer may take for ever, but for that of an agent that is asked whether it is well.
 func (e *Edge) newProxy(idle time.Duration) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
-		Transport: &http.Transport{
+		Transport: uploads{&http.Transport{
 			DialContext:            e.conns.dial,
 			DisableCompression:     true,
 			WriteBufferSize:        writeBuffer,
@@ -47,7 +47,7 @@ func (e *Edge) newProxy(idle time.Duration) *httputil.ReverseProxy {
 			MaxIdleConnsPerHost:    maxIdlePerPort,
 			MaxResponseHeaderBytes: maxGuestHeader,
 			ExpectContinueTimeout:  time.Second,
-		},
+		}},
 		Rewrite:        rewrite,
 		ModifyResponse: modifyResponse,
 		ErrorHandler:   e.proxyError,
@@ -148,6 +148,7 @@ func (e *Edge) proxyError(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // nobody waits for an answer
 	}
+	closeStalled(w, r, err)
 	h := hopOf(r.Context())
 	now, running := e.traffic.Route(h.route.Sandbox)
 	switch {
