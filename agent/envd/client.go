@@ -184,7 +184,12 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if opts.Header != nil {
 		opts.Header(r.Header)
 	}
-	return t.next.RoundTrip(r)
+	resp, err := t.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	guard(r, resp)
+	return resp, nil
 }
 
 func (t *transport) CloseIdleConnections() {

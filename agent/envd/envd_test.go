@@ -2,6 +2,7 @@ package envd
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -149,6 +151,61 @@ func TestHostileGuest(t *testing.T) {
 	}
 	if ctx.Err() != nil {
 		t.Error("a hostile guest kept its host busy")
+	}
+}
+
+// TestMessagesWithoutEnd: of a message that is too long no more is read than one may
+// have, whatever length the guest says.
+func TestMessagesWithoutEnd(t *testing.T) {
+	const enough = 8 * maxMessage
+	for _, kind := range []string{"stream", "answer"} {
+		sent := make(chan int, 1)
+		c := hostile(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+			if kind == "stream" {
+				_, _ = w.Write(binary.BigEndian.AppendUint32([]byte{0}, enough))
+			}
+			n, text := 0, []byte(strings.Repeat("x", 64<<10))
+			for n < enough {
+				m, err := w.Write(text)
+				if n += m; err != nil {
+					break
+				}
+			}
+			sent <- n
+		})
+		var err error
+		if kind == "stream" {
+			_, err = c.Processes().Start(t.Context(), nacre.ProcessSpec{Cmd: "x"})
+		} else {
+			_, err = c.Files().List(t.Context(), "", "x", 1)
+		}
+		if err == nil {
+			t.Errorf("%s: it was taken", kind)
+		}
+		if n := <-sent; n > 2*maxMessage {
+			t.Errorf("%s: %d bytes were read of a message that is refused", kind, n)
+		}
+	}
+}
+
+// TestEnvelopesArePassedOn however the guest's bytes are cut.
+func TestEnvelopesArePassedOn(t *testing.T) {
+	var body []byte
+	for _, size := range []int{0, 1, 5, 3000, 0, 70000} {
+		body = binary.BigEndian.AppendUint32(append(body, 0), uint32(size))
+		body = append(body, bytes.Repeat([]byte{255}, size)...)
+	}
+	for name, r := range map[string]io.Reader{
+		"as they are": bytes.NewReader(body), "by bytes": iotest.OneByteReader(bytes.NewReader(body)), "by halves": iotest.HalfReader(bytes.NewReader(body)),
+	} {
+		if got, err := io.ReadAll(&envelopes{ReadCloser: io.NopCloser(r)}); err != nil || !bytes.Equal(got, body) {
+			t.Errorf("%s: %d bytes of %d, %v", name, len(got), len(body), err)
+		}
+		long := io.MultiReader(r, bytes.NewReader(append(body, 0, 255, 255, 255, 255, 'x')))
+		if got, err := io.ReadAll(&envelopes{ReadCloser: io.NopCloser(long)}); err != errTooLong || len(got) != len(body)+5 {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
 	}
 }
 
