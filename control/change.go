@@ -155,10 +155,12 @@ func (s *Service) SetDeadline(ctx context.Context, team nacre.TeamID, id nacre.S
 	unlock := s.lock(id)
 	defer unlock()
 	var kept nacre.Sandbox
+	var at time.Time // when it was decided: a slow commit keeps nobody alive longer
 	rec, err := s.cfg.Store.Update(ctx, team, id, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 		if err := mustRun(r); err != nil {
 			return nil, err
 		}
+		at = time.Now()
 		now := s.now()
 		until := now.Add(d)
 		if r.AlwaysOn || extendOnly && !r.Deadline.Before(until) {
@@ -174,7 +176,7 @@ func (s *Service) SetDeadline(ctx context.Context, team nacre.TeamID, id nacre.S
 	if err != nil {
 		return nacre.Sandbox{}, err
 	}
-	s.roster.setDeadline(id, d)
+	s.roster.setDeadline(id, at.Add(d))
 	return rec, nil
 }
 

@@ -18,12 +18,12 @@ func (m *member) due() time.Time {
 	return at
 }
 
-// setDeadline sets a running sandbox's deadline to d from now.
-func (r *roster) setDeadline(id nacre.SandboxID, d time.Duration) {
+// setDeadline sets a running sandbox's deadline, which has a monotonic reading.
+func (r *roster) setDeadline(id nacre.SandboxID, until time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m := r.alive[id]; m != nil && m.running {
-		m.until, m.tries = time.Now().Add(d), 0
+		m.until, m.tries = until, 0
 		r.requeue(m)
 	}
 }

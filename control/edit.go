@@ -23,11 +23,12 @@ func (s *Service) Edit(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 	unlock := s.lock(id)
 	defer unlock()
 	var was nacre.Sandbox
+	var at time.Time // when it was decided
 	rec, err := s.cfg.Store.Update(ctx, team, id, func(rec *nacre.Sandbox) ([]nacre.Event, error) {
 		if !rec.Alive() {
 			return nil, rec.Gone()
 		}
-		was = *rec
+		was, at = *rec, time.Now()
 		return s.edit(rec, r)
 	})
 	if err != nil {
@@ -40,7 +41,7 @@ func (s *Service) Edit(ctx context.Context, team nacre.TeamID, id nacre.SandboxI
 	case rec.AlwaysOn && !was.AlwaysOn:
 		s.roster.clearDeadline(id)
 	case !rec.Deadline.Equal(was.Deadline):
-		s.roster.setDeadline(id, rec.Timeout)
+		s.roster.setDeadline(id, at.Add(rec.Timeout))
 	}
 	return rec, nil
 }

@@ -64,6 +64,64 @@ func TestDeadlines(t *testing.T) {
 	})
 }
 
+// lateStore commits, and is a while before it says so.
+type lateStore struct {
+	nacre.SandboxStore
+	late *atomic.Int64
+}
+
+func (s lateStore) Update(ctx context.Context, tm nacre.TeamID, id nacre.SandboxID, fn func(*nacre.Sandbox) ([]nacre.Event, error)) (nacre.Sandbox, error) {
+	rec, err := s.SandboxStore.Update(ctx, tm, id, fn)
+	time.Sleep(time.Duration(s.late.Load()))
+	return rec, err
+}
+
+// TestDeadlinesOfASlowStore: a deadline is when the record says, whatever time its
+// commit took.
+func TestDeadlinesOfASlowStore(t *testing.T) {
+	for _, move := range []string{"set", "edited", "resumed"} {
+		t.Run(move, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var late atomic.Int64
+				w := newWorld(t)
+				w.rules = func(c *control.Config) { c.Store = lateStore{c.Store, &late} }
+				w.start()
+				ten, first := 10*time.Second, time.Hour
+				if move == "resumed" {
+					first = time.Second // a resume makes no deadline earlier
+				}
+				s := w.create(nacre.CreateRequest{Timeout: first})
+				if move == "resumed" {
+					w.pause(s.ID)
+				}
+				late.Store(int64(3 * time.Second))
+				var err error
+				switch move {
+				case "set":
+					_, err = w.svc.SetDeadline(t.Context(), team, s.ID, ten, false)
+				case "edited":
+					_, err = w.svc.Edit(t.Context(), team, s.ID, nacre.EditRequest{Timeout: &ten})
+				case "resumed":
+					_, _, err = w.svc.Resume(t.Context(), team, s.ID, nacre.ResumeRequest{Timeout: ten})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				late.Store(0)
+				at := w.get(s.ID).Deadline
+				time.Sleep(time.Until(at) - time.Millisecond)
+				if st := w.get(s.ID).State; st != nacre.StateRunning {
+					t.Fatalf("%s too early", st)
+				}
+				time.Sleep(time.Second)
+				if got := w.get(s.ID); got.State != nacre.StateEnded || got.EndReason != nacre.EndTimeout {
+					t.Fatalf("a second after its time it is %s", got.State)
+				}
+			})
+		})
+	}
+}
+
 // TestADeadlineMovedBeforeTheRosterIsLoaded: the first request after a restart may
 // be this one.
 func TestADeadlineMovedBeforeTheRosterIsLoaded(t *testing.T) {

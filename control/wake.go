@@ -122,11 +122,13 @@ func (s *Service) goOn(ctx context.Context, rec nacre.Sandbox, how comeback) (na
 	if err != nil {
 		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, how.was, notStarted(rec, err))
 	}
-	var d time.Duration
+	var d time.Duration // that it has left, from at on
+	var at time.Time
 	out, err := s.cfg.Store.Update(ctx, rec.TeamID, rec.ID, func(r *nacre.Sandbox) ([]nacre.Event, error) {
 		if err := r.Move(nacre.StateRunning); err != nil {
 			return nil, err
 		}
+		at = time.Now()
 		now := s.now()
 		setDefault(&r.Timeout, s.cfg.Limits.DefaultTimeout)
 		timeout := r.Timeout
@@ -149,7 +151,7 @@ func (s *Service) goOn(ctx context.Context, rec nacre.Sandbox, how comeback) (na
 		s.stopMachine(ctx, node, rec.ID)
 		return nacre.Sandbox{}, s.asleepAgain(ctx, rec, how.was, err)
 	}
-	s.roster.run(out, d)
+	s.roster.run(out, d-time.Since(at))
 	return out, nil
 }
 
