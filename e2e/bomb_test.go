@@ -87,7 +87,7 @@ func TestFault13_ForkBomb(t *testing.T) {
 	}
 	state := "goes on"
 	if _, alive := d.handles()[bomb.ID]; !alive {
-		o := d.outcome(bomb.ID, 10*time.Second)
+		o := d.outcome(bomb.ID)
 		state = "ended: " + o.Reason + ", " + o.Detail
 		if o.Reason != "crash" && o.Reason != "oom" || o.Detail == "" {
 			t.Errorf("it ended without a reason: %+v", o)
@@ -130,7 +130,7 @@ while True: x.append(b"x" * (8 << 20))'`)
 			t.Errorf("who waited for the second bomb was told %v", err)
 		}
 	}
-	o := d.outcome(bomb.ID, 10*time.Second)
+	o := d.outcome(bomb.ID)
 	if o.EndReason != "error" || o.Reason != "oom" || !strings.Contains(o.Detail, "memory") {
 		t.Errorf("it ended: %+v", o)
 	}

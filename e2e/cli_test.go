@@ -93,7 +93,7 @@ func cliLifecycle(d *daemon) {
 		Metadata            map[string]string
 		EndAt               time.Time `json:"end_at"`
 	}
-	d.eventually(10*time.Second, func() error { // what was made of the template and by which key is written behind the deed
+	d.eventually(patience, func() error { // what was made of the template and by which key is written behind the deed
 		keys := js[[]struct {
 			UsedAt time.Time `json:"used_at"`
 		}](d, "key", "list")
@@ -250,7 +250,7 @@ func (s *screen) types(line, answer string) {
 	if _, err := io.WriteString(s.tty, line+"\r"); err != nil {
 		s.t.Fatal(err)
 	}
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(slow(patience)); ; time.Sleep(20 * time.Millisecond) {
 		s.mu.Lock()
 		text := s.text.String()
 		s.mu.Unlock()

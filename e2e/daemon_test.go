@@ -123,7 +123,7 @@ func (d *daemon) stop() {
 	}
 	select {
 	case <-d.done:
-	case <-time.After(slow(15 * time.Second)):
+	case <-time.After(slow(patience)):
 		d.t.Fatalf("the server did not end: %s", d.log)
 	}
 }
@@ -161,7 +161,7 @@ func (d *daemon) destroy() {
 		_ = d.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-d.done:
-		case <-time.After(slow(15 * time.Second)):
+		case <-time.After(slow(patience)):
 			_ = d.cmd.Process.Signal(syscall.SIGQUIT) // it tells what it waits for, and ends
 			<-d.done
 			d.t.Errorf("the server did not end: %s", d.log)

@@ -10,7 +10,6 @@ import (
 	"runtime/pprof"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spf13/pflag"
 
@@ -60,7 +59,7 @@ func TestEveryGoroutineEnds(t *testing.T) {
 		for _, c := range closing {
 			c.Close()
 		}
-		d.eventually(5*time.Second, func() error {
+		d.eventually(patience, func() error {
 			left := goroutines(t)
 			for stack, n := range begin {
 				left[stack] -= n

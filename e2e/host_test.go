@@ -40,7 +40,7 @@ func installBinary(t testing.TB, from, to string) string {
 // ahead tell: the test's /run/netns is its own.
 func (d *daemon) instance() (name string) {
 	d.t.Helper()
-	d.eventually(10*time.Second, func() error {
+	d.eventually(patience, func() error {
 		names, err := filepath.Glob("/run/netns/nacre-*-*")
 		if err == nil && len(names) == 0 {
 			err = errors.New("the server has no network slot yet")
@@ -182,7 +182,7 @@ func (d *daemon) processes(leaders bool) []int {
 func (d *daemon) settled(instance string, standbys int) traces {
 	d.t.Helper()
 	last, since := d.traces(instance), time.Now()
-	d.eventually(30*time.Second, func() error {
+	d.eventually(patience, func() error {
 		c := d.status().Capacity // first: what stands by has all its traces
 		now := d.traces(instance)
 		if now.String() != last.String() {

@@ -135,10 +135,11 @@ type outcome struct {
 	EndedAt   time.Time `json:"endedAt"`
 }
 
-// outcome waits until a sandbox has ended and tells how.
-func (d *daemon) outcome(id string, within time.Duration) (o outcome) {
+// outcome waits until a sandbox has ended and tells how. It waits no longer than it
+// takes until ends are looked for that nobody told of.
+func (d *daemon) outcome(id string) (o outcome) {
 	d.t.Helper()
-	d.eventually(within, func() error {
+	d.eventually(30*time.Second, func() error {
 		for path := "/v2/sandbox-runs"; path != ""; {
 			a := d.call(d.note().APIKey, http.MethodGet, path, nil)
 			var all []outcome

@@ -81,7 +81,7 @@ func TestSnapshotsCountWhatIsOnDisk(t *testing.T) {
 	if _, err := sb.Snapshot(t.Context()); !errors.Is(err, client.ErrRateLimited) {
 		t.Errorf("above the quota: %v", err)
 	}
-	d.eventually(90*time.Second, func() error { // it is cut when it is half a minute old
+	d.eventually(2*patience, func() error { // it is cut when it is half a minute old
 		if plain, err := os.ReadDir(d.path("snapshots", "plain")); err != nil || len(plain) > 0 {
 			return fmt.Errorf("%d plain copies, %v", len(plain), err)
 		}

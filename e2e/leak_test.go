@@ -36,7 +36,7 @@ func TestNothingLeaks(t *testing.T) {
 	begin := time.Now()
 	churn(100)
 	t.Logf("100 lives in %s", time.Since(begin).Round(time.Millisecond))
-	d.eventually(20*time.Second, func() error {
+	d.eventually(patience, func() error {
 		if now := d.settled(inst, 2); now.String() != before.String() {
 			return fmt.Errorf("left behind:\nbefore %s\nafter  %s", before, now)
 		}
@@ -71,7 +71,7 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	d.up()
 	for _, sb := range ended {
-		if o := d.outcome(sb.ID, 10*time.Second); o.Reason != "killed" || o.Detail == "" {
+		if o := d.outcome(sb.ID); o.Reason != "killed" || o.Detail == "" {
 			t.Errorf("a sandbox that nacre down ended: %+v", o)
 		}
 	}

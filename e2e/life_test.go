@@ -75,7 +75,7 @@ func TestLife(t *testing.T) {
 	if err := sb.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if o := d.outcome(sb.ID, 10*time.Second); o.EndReason != "killed" {
+	if o := d.outcome(sb.ID); o.EndReason != "killed" {
 		t.Errorf("it ended: %+v", o)
 	}
 	if left := d.cgroupFile(h, "memory", "memory.usage_in_bytes", "memory.current"); left != -1 {
@@ -91,7 +91,7 @@ func (d *daemon) outOfMemory(ctx context.Context, sb *client.Sandbox) {
 	if _, err := sb.Run(ctx, "cat /dev/zero > /dev/shm/bomb"); !errors.Is(err, client.ErrUnavailable) {
 		d.t.Errorf("who waited for the sandbox that ran out of memory was told %v", err)
 	}
-	if o := d.outcome(sb.ID, 30*time.Second); o.EndReason != "error" || o.Reason != "oom" {
+	if o := d.outcome(sb.ID); o.EndReason != "error" || o.Reason != "oom" {
 		d.t.Errorf("the sandbox that ran out of memory ended: %+v", o)
 	}
 }

@@ -162,7 +162,7 @@ func TestFault27_CreatesAndKillsAtOnce(t *testing.T) {
 					}
 				})
 				if sb, err := c.Create(t.Context(), client.Metadata(mark)); err == nil {
-					d.outcome(sb.ID, 20*time.Second)
+					d.outcome(sb.ID)
 				} else if !errors.Is(err, client.ErrConflict) && !errors.Is(err, client.ErrNotFound) && !errors.Is(err, client.ErrUnavailable) {
 					t.Errorf("a create that was killed: %v", err)
 				}
@@ -181,7 +181,7 @@ func TestFault27_CreatesAndKillsAtOnce(t *testing.T) {
 			t.Errorf("%s: %d", info.ID, code)
 		}
 	}
-	d.eventually(30*time.Second, func() error {
+	d.eventually(patience, func() error {
 		if now := d.settled(inst, 2); now.String() != before.String() {
 			return fmt.Errorf("left behind:\nbefore %s\nafter  %s", before, now)
 		}
@@ -252,7 +252,7 @@ func TestFault33_SlowClients(t *testing.T) {
 	for _, conn := range conns {
 		conn.Close()
 	}
-	d.eventually(10*time.Second, func() error {
+	d.eventually(patience, func() error {
 		if now := openFiles(t, pid); now > files+16 {
 			return fmt.Errorf("%d files are open, and %d were", now, files)
 		}

@@ -105,7 +105,7 @@ func TestMiosaOverRestart(t *testing.T) {
 
 func eventually(t testing.TB, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(slow(patience)); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it did not come to that in time")
 		}
@@ -115,7 +115,7 @@ func eventually(t testing.TB, ok func() bool) {
 // typeInto types into a terminal until it shows the text.
 func (m *miosa) typeInto(url, text, want string) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(m.t.Context(), slow(patience))
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, url, nil)
 	if err != nil {

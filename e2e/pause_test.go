@@ -44,7 +44,7 @@ func TestPausedHoldNoProcessAndNoMemory(t *testing.T) {
 		return now, err
 	}
 	sbs := begin()
-	d.eventually(30*time.Second, func() error {
+	d.eventually(patience, func() error {
 		now, err := more("files")
 		if err == nil && now["files"] <= before["files"] {
 			err = errors.New("they hold no files either")
@@ -59,7 +59,7 @@ func TestPausedHoldNoProcessAndNoMemory(t *testing.T) {
 	})
 	each(t, sbs[:3], func(ctx context.Context, _ int, sb *client.Sandbox) error { return sb.Pause(ctx) })
 	d.cli("kill", "--all")
-	d.eventually(30*time.Second, func() error { _, err := more(); return err })
+	d.eventually(patience, func() error { _, err := more(); return err })
 }
 
 // TestFault11_DiskFullDuringPause: a pause that the disk does not hold is a 507 with

@@ -77,7 +77,7 @@ func (d *daemon) servePreview(sb *client.Sandbox, shape ...func(*http.Request)) 
 	if _, err := sb.Start(d.t.Context(), "exec python3 /tmp/preview.py"); err != nil {
 		d.t.Fatal(err)
 	}
-	d.eventually(20*time.Second, func() error {
+	d.eventually(patience, func() error {
 		if a := d.preview(sb.ID, previewPort, "/", shape...); a.Status != http.StatusOK {
 			return errors.New(a.String())
 		}
@@ -192,7 +192,7 @@ func (d *daemon) previewWebSocket(t *testing.T, sb *client.Sandbox) {
 	if _, err := sb.Start(t.Context(), webSocketEcho); err != nil {
 		t.Fatal(err)
 	}
-	d.eventually(20*time.Second, func() error { return d.echo(sb.ID) })
+	d.eventually(patience, func() error { return d.echo(sb.ID) })
 	ctx, cancel := context.WithTimeout(t.Context(), slow(30*time.Second))
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, d.note().APIURL, &websocket.DialOptions{

@@ -47,7 +47,7 @@ func TestFault08_ManyLeftovers(t *testing.T) {
 
 	begin = time.Now()
 	d.launch()
-	took := d.answers(time.Minute).Sub(begin)
+	took := d.answers().Sub(begin)
 	if took > 5*time.Second {
 		t.Errorf("the API answered only after %s", took)
 	}
@@ -62,7 +62,7 @@ func TestFault08_ManyLeftovers(t *testing.T) {
 	if err := sb.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	d.eventually(time.Minute, func() error {
+	d.eventually(patience, func() error {
 		waiting := 2 * len(cgroupDirs(inst)) // groups of the processes that wait for a start
 		if now := d.traces(inst); now["netns"] > 17 || now["links"] > 17 || now["cgroups"] > waiting {
 			return fmt.Errorf("not reclaimed: %s", now)
@@ -105,7 +105,7 @@ func TestFault10_PIDReuse(t *testing.T) {
 	})
 
 	d.up()
-	if o := d.outcome(sbs[0].ID, 10*time.Second); o.EndReason != "error" || o.Reason != "crash" || o.Detail == "" {
+	if o := d.outcome(sbs[0].ID); o.EndReason != "error" || o.Reason != "crash" || o.Detail == "" {
 		t.Errorf("the sandbox whose process is gone: %+v", o)
 	}
 	if _, err := sbs[1].Run(t.Context(), "true"); err != nil {
@@ -163,7 +163,7 @@ func TestCrashReasons(t *testing.T) {
 	}
 	// The guest's own root may end its first process.
 	_, _ = exited.Run(t.Context(), "sudo kill -9 1")
-	first := d.outcome(killed.ID, 5*time.Second)
+	first := d.outcome(killed.ID)
 	if first.Detail == "" || !strings.Contains(first.Detail, "signal 9") {
 		t.Errorf("killed from outside: %+v", first)
 	}
@@ -186,7 +186,7 @@ func TestCrashReasons(t *testing.T) {
 	}
 	d.up()
 	for _, sb := range []*client.Sandbox{killed, exited, whileDown} {
-		if o := d.outcome(sb.ID, 10*time.Second); o.EndReason != "error" || o.Reason != "crash" || o.Detail == "" {
+		if o := d.outcome(sb.ID); o.EndReason != "error" || o.Reason != "crash" || o.Detail == "" {
 			t.Errorf("%s: %+v", sb.ID, o)
 		}
 		if out := d.cli("logs", sb.ID); !strings.Contains(out, "the last words\n") {
@@ -230,7 +230,7 @@ func TestSecondUpAnswersWithinTwoSeconds(t *testing.T) {
 	d.stop()
 	begin := time.Now()
 	d.launch()
-	took := d.answers(20 * time.Second).Sub(begin)
+	took := d.answers().Sub(begin)
 	t.Logf("the API answered after %s", took.Round(time.Millisecond))
 	if took > 4*time.Second {
 		t.Errorf("the second start took %s", took)

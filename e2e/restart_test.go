@@ -71,23 +71,23 @@ func (c *counter) value() int {
 }
 
 // beyond waits until the count is larger than n.
-func (c *counter) beyond(n int, within time.Duration) error {
-	late := time.After(within)
+func (c *counter) beyond(n int) error {
+	late := time.After(slow(patience))
 	for c.value() <= n {
 		select {
 		case <-c.more:
 		case <-late:
-			return fmt.Errorf("process %d of %s gave no number beyond %d within %s, but %d", c.proc.PID, c.sb.ID, n, within, c.value())
+			return fmt.Errorf("process %d of %s gave no number beyond %d within %s, but %d", c.proc.PID, c.sb.ID, n, slow(patience), c.value())
 		}
 	}
 	return nil
 }
 
 // answers waits for the API's first answer and returns when it came.
-func (d *daemon) answers(within time.Duration) time.Time {
+func (d *daemon) answers() time.Time {
 	d.t.Helper()
 	key := d.note().APIKey
-	d.eventually(within, func() error {
+	d.eventually(patience, func() error {
 		a, err := d.ask(d.t.Context(), http.MethodGet, "/v2/sandboxes", nil, as("X-API-Key", key))
 		if err == nil && a.Status != http.StatusOK {
 			err = errors.New(a.String())
@@ -147,7 +147,7 @@ func (d *daemon) serveInside(sb *client.Sandbox, port int, text string) {
 	if _, err := sb.Start(d.t.Context(), line); err != nil {
 		d.t.Fatal(err)
 	}
-	d.eventually(20*time.Second, func() error {
+	d.eventually(patience, func() error {
 		if a := d.preview(sb.ID, port, "/"); a.Status != 200 || !strings.Contains(a.Body, text) {
 			return errors.New(a.String())
 		}
@@ -167,7 +167,7 @@ func TestFault01_MachinesOutliveTheDaemon(t *testing.T) {
 		if counters[i], err = follow(t.Context(), sb, 0); err != nil {
 			return err
 		}
-		return counters[i].beyond(-1, 20*time.Second)
+		return counters[i].beyond(-1)
 	})
 	d.serveInside(sbs[0], 8000, "preview")
 	before, pids := d.settled(inst, 2), d.pids()
@@ -183,7 +183,7 @@ func TestFault01_MachinesOutliveTheDaemon(t *testing.T) {
 	}
 	launched := time.Now()
 	d.launch()
-	ready := d.answers(20 * time.Second)
+	ready := d.answers()
 	each(t, sbs, func(ctx context.Context, _ int, sb *client.Sandbox) error {
 		_, err := sb.Run(ctx, "true")
 		return err
@@ -201,7 +201,7 @@ func TestFault01_MachinesOutliveTheDaemon(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return again.beyond(counters[i].value(), 20*time.Second)
+		return again.beyond(counters[i].value())
 	})
 	if a := d.preview(sbs[0].ID, 8000, "/"); a.Status != 200 || !strings.Contains(a.Body, "preview") {
 		t.Errorf("preview: %s", a)
@@ -230,9 +230,9 @@ func TestDeadlinesHoldAcrossRestarts(t *testing.T) {
 	d.kill9()
 	time.Sleep(time.Until(ends[passed[1].ID].Add(time.Second))) // the time has to pass
 	d.launch()
-	ready := d.answers(20 * time.Second)
+	ready := d.answers()
 	for _, sb := range passed {
-		o := d.outcome(sb.ID, 5*time.Second)
+		o := d.outcome(sb.ID)
 		if late := o.EndedAt.Sub(ready); o.EndReason != "timeout" || late > time.Second {
 			t.Errorf("%s ended for %q, %s after the server was there", sb.ID, o.EndReason, late)
 		}
@@ -242,7 +242,7 @@ func TestDeadlinesHoldAcrossRestarts(t *testing.T) {
 		return err
 	})
 	for _, sb := range open {
-		o := d.outcome(sb.ID, 20*time.Second)
+		o := d.outcome(sb.ID)
 		if off := o.EndedAt.Sub(ends[sb.ID]); o.EndReason != "timeout" || off.Abs() > time.Second {
 			t.Errorf("%s ended for %q, %s after its deadline", sb.ID, o.EndReason, off)
 		}
@@ -266,7 +266,7 @@ func TestFault02_UpgradeUnderLoad(t *testing.T) {
 		if counters[i], err = follow(t.Context(), sb, 0); err != nil {
 			return err
 		}
-		return counters[i].beyond(-1, 20*time.Second)
+		return counters[i].beyond(-1)
 	})
 	pids := d.pids()
 
@@ -301,7 +301,7 @@ func TestFault02_UpgradeUnderLoad(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return again.beyond(counters[i].value(), 20*time.Second)
+		return again.beyond(counters[i].value())
 	})
 	now := d.pids()
 	for id, pid := range pids {
@@ -333,7 +333,7 @@ func readlink(t testing.TB, pid int) string {
 func (d *daemon) agree() {
 	d.t.Helper()
 	c := d.client()
-	d.eventually(30*time.Second, func() error {
+	d.eventually(patience, func() error {
 		machines := d.handles()
 		n := 0
 		for info, err := range c.List(d.t.Context()) {

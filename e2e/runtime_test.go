@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/client"
@@ -83,7 +82,7 @@ box.kill()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := sb.Run(t.Context(), "echo alive", client.Timeout(10*time.Second)); err != nil || r.Stdout != "alive\n" {
+	if r, err := sb.Run(t.Context(), "echo alive", client.Timeout(patience)); err != nil || r.Stdout != "alive\n" {
 		t.Errorf("it does not answer: %+v, %v", r, err)
 	}
 }

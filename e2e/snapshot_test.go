@@ -35,7 +35,7 @@ func entrust(ctx context.Context, sb *client.Sandbox, word string) error {
 
 // remembers asks the witness for its word, and the file beside it.
 func remembers(ctx context.Context, sb *client.Sandbox, word string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, slow(patience))
 	defer cancel()
 	res, err := sb.Run(ctx, "echo q > /tmp/ask; cat /tmp/answer")
 	if err == nil && res.Stdout != word+"-q\n" {
@@ -172,7 +172,7 @@ func TestFault03_KilledWhileItKeeps(t *testing.T) {
 	d.cli("kill", "--all")
 	d.stop()
 	d.up() // what nothing holds is collected at a start, and else now and then
-	d.eventually(time.Minute, func() error {
+	d.eventually(patience, func() error {
 		now := d.settled(inst, 1)
 		for kind, n := range now {
 			if n > before[kind] { // what the driver holds ready comes later
@@ -258,7 +258,7 @@ func TestFault27_ResumeAgainstKill(t *testing.T) {
 			t.Errorf("round %d: a killed one is there: %v", i, err)
 		}
 	}
-	d.eventually(20*time.Second, func() error {
+	d.eventually(patience, func() error {
 		if n := len(d.handles()); n != 0 {
 			return fmt.Errorf("%d machines are left", n)
 		}
@@ -331,7 +331,7 @@ python3 -c 'import random,uuid,secrets; print(random.random()); print(uuid.uuid4
 	if _, err := all[50].Run(t.Context(), "curl -s --max-time 3 http://8.8.8.8/"); err == nil {
 		t.Error("a fork reaches what its source may not")
 	}
-	if _, err := all[50].Run(t.Context(), "curl -s --max-time 5 http://1.1.1.1/"); err != nil {
+	if _, err := all[50].Run(t.Context(), "curl -s --max-time 30 http://1.1.1.1/"); err != nil {
 		t.Errorf("a fork does not reach what its source may: %v", err)
 	}
 	d.cli("kill", "--all")

@@ -247,7 +247,7 @@ func (d *daemon) signatures(t *testing.T, sb *client.Sandbox) {
 		t.Errorf("a download's signature on an upload: %s", a)
 	}
 	short := sb.Files.DownloadURL("f", time.Second)
-	ctx, cancel := context.WithTimeout(t.Context(), slow(10*time.Second))
+	ctx, cancel := context.WithTimeout(t.Context(), slow(patience))
 	defer cancel()
 	for get("GET", short).Status != 401 {
 		select {

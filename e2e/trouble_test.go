@@ -249,7 +249,7 @@ func TestFault18_NoMoreFiles(t *testing.T) {
 	if err := again.Kill(t.Context()); err != nil {
 		t.Error(err)
 	}
-	d.eventually(20*time.Second, func() error {
+	d.eventually(patience, func() error {
 		if now := d.settled(inst, 0); now.String() != before.String() {
 			return fmt.Errorf("left behind:\nbefore %s\nafter  %s", before, now)
 		}

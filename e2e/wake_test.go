@@ -26,7 +26,7 @@ func TestWakeOnRequest(t *testing.T) {
 	if _, err := sb.Start(t.Context(), webSocketEcho); err != nil {
 		t.Fatal(err)
 	}
-	d.eventually(20*time.Second, func() error { return d.echo(sb.ID) })
+	d.eventually(patience, func() error { return d.echo(sb.ID) })
 	started := func() time.Time {
 		t.Helper()
 		info, err := sb.Info(t.Context())
@@ -120,7 +120,7 @@ func TestFault21_WakeThatDoesNotFit(t *testing.T) {
 	d := start(t, "--memory-mib", "256", "--max-sandboxes", "1", "--standby", "0")
 	c := d.client()
 	var sb *client.Sandbox
-	d.eventually(30*time.Second, func() (err error) { // a built-in template may be made at the moment
+	d.eventually(patience, func() (err error) { // a built-in template may be made at the moment
 		sb, err = c.Create(t.Context(), client.AutoResume())
 		return err
 	})
@@ -168,7 +168,7 @@ S(("0.0.0.0", 8001), H).serve_forever()'`
 
 // echo says hello over a WebSocket through the edge.
 func (d *daemon) echo(id string) error {
-	ctx, cancel := context.WithTimeout(d.t.Context(), slow(30*time.Second))
+	ctx, cancel := context.WithTimeout(d.t.Context(), slow(patience))
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, d.note().APIURL, &websocket.DialOptions{Host: "8001-" + id + "." + d.note().Domain})
 	if err != nil {
@@ -192,7 +192,7 @@ func TestWebSocketAcrossAPause(t *testing.T) {
 	if _, err := sb.Start(t.Context(), webSocketEcho); err != nil {
 		t.Fatal(err)
 	}
-	d.eventually(20*time.Second, func() error { return d.echo(sb.ID) })
+	d.eventually(patience, func() error { return d.echo(sb.ID) })
 	conn, _, err := websocket.Dial(t.Context(), d.note().APIURL, &websocket.DialOptions{Host: "8001-" + sb.ID + "." + d.note().Domain})
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +210,7 @@ func TestWebSocketAcrossAPause(t *testing.T) {
 	select {
 	case at := <-cut:
 		t.Logf("cut after %s, paused after %s", at.Sub(begin).Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
-	case <-time.After(slow(5 * time.Second)):
+	case <-time.After(slow(patience)):
 		t.Error("a WebSocket hangs across a pause")
 	}
 	if err := sb.Resume(t.Context()); err != nil {

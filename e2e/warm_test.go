@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestWarmTemplate: a sandbox of a template with a start command goes on from the
@@ -16,7 +15,7 @@ func TestWarmTemplate(t *testing.T) {
 	c := d.client()
 	for round := range 2 {
 		var made struct{ SandboxID, BootPath string }
-		d.eventually(time.Minute, func() error {
+		d.eventually(2*patience, func() error {
 			a := d.call(d.note().APIKey, http.MethodPost, "/sandboxes", map[string]any{"templateID": "python", "timeout": 60})
 			if err := a.decode(&made); err != nil || a.Status != http.StatusCreated {
 				return fmt.Errorf("status %d, %w", a.Status, err)
