@@ -46,8 +46,9 @@ def make(sdk):
         sbx.kill()
 
 
-def eventually(check, seconds=15, every=0.25):
-    """Returns check()'s first true answer; fails when none comes in time."""
+def eventually(check, seconds=60, every=0.25):
+    """Returns check()'s first true answer; fails when none comes in time: a minute is for
+    what must happen at all, on a host with whatever other work; a promise gives its own."""
     end = time.monotonic() + seconds
     while True:
         value = check()
@@ -55,6 +56,18 @@ def eventually(check, seconds=15, every=0.25):
             return value
         assert time.monotonic() < end, "condition not met in %s s" % seconds
         time.sleep(every)
+
+
+def read_until(handle, mark, stream=0):
+    """Follows a command until its output holds mark, and leaves it running; stream is 0
+    for stdout, 2 for a terminal. The SDK reads in the caller's thread."""
+    seen = "" if stream == 0 else b""
+    for event in handle:
+        if event[stream] is not None:
+            seen += event[stream] if stream == 0 else bytes(event[stream])
+            if mark in seen:
+                return seen
+    raise AssertionError("the command ended and said %r" % seen)
 
 
 only_moru = pytest.mark.skipif(SDK != "moru", reason="a behaviour of the moru package only")

@@ -9,7 +9,13 @@ LOOP = asyncio.new_event_loop()
 
 
 def run(coro):
-    return LOOP.run_until_complete(asyncio.wait_for(coro, 120))
+    return LOOP.run_until_complete(asyncio.wait_for(coro, 110))
+
+
+async def eventually(check):
+    async with asyncio.timeout(60):
+        while not check():
+            await asyncio.sleep(0.05)
 
 
 def test_async_walk(sdk, exc):
@@ -35,11 +41,7 @@ def test_async_background_and_stdin(sdk):
             seen = []
             h = await sbx.commands.run("cat", background=True, stdin=True, on_stdout=lambda d: seen.append(d))
             await sbx.commands.send_stdin(h.pid, "ping")
-            for _ in range(100):
-                if "".join(seen) == "ping":
-                    break
-                await asyncio.sleep(0.05)
-            assert "".join(seen) == "ping"
+            await eventually(lambda: "".join(seen) == "ping")
             assert await h.kill()
             results = await asyncio.gather(*[sbx.commands.run("echo %d" % i) for i in range(20)])
             assert [r.stdout for r in results] == ["%d\n" % i for i in range(20)]
@@ -53,10 +55,7 @@ def test_async_watch(sdk):
             events = []
             h = await sbx.files.watch_dir("w", on_event=lambda e: events.append(getattr(e.type, "value", e.type)))
             await sbx.files.write("w/f", "x")
-            for _ in range(100):
-                if len(events) >= 3:
-                    break
-                await asyncio.sleep(0.05)
+            await eventually(lambda: len(events) >= 3)
             assert events == ["create", "chmod", "write"]
             await h.stop()
     run(walk())

@@ -69,18 +69,22 @@ def test_kill_by_id_and_context_manager(make, sdk):
 
 
 def test_wire4_13_set_timeout(make):
-    sbx = make(timeout=60)
+    """It has ended a second and a half after its deadline; on a busy host, after the time
+    that ending another one by a request took."""
+    sbx, other = make(timeout=60), make(timeout=60)
     sbx.set_timeout(3)
-    time.sleep(4.5)
+    time.sleep(3)
+    other.kill()
+    time.sleep(1.5)
     t0 = time.monotonic()
     assert sbx.is_running(request_timeout=5) is False
     assert time.monotonic() - t0 < 5
 
 
 def test_set_timeout_extends(make, sdk):
-    sbx = make(timeout=4)
+    sbx = make(timeout=10)
     sdk.Sandbox.set_timeout(sbx.sandbox_id, 60)
-    time.sleep(5.5)
+    time.sleep(11.5)
     assert sbx.is_running() is True
 
 
@@ -178,16 +182,16 @@ def test_ten_at_once(sdk):
 
 
 @pytest.mark.skipif(SDK != "moru" or MODE != "http", reason="5 GiB of traffic is enough once")
-@pytest.mark.timeout(300)  # no less than it gives a request: on a host with other work 5 GiB take as long as they take
+@pytest.mark.timeout(600)  # no less than it gives a request: on a host with other work 5 GiB take as long as they take
 def test_wire4_20_ten_at_once_256_mib_each_way(sdk):
     data = os.urandom(1 << 20) * 256
     errors = []
 
     def one():
         try:
-            with sdk.Sandbox.create(timeout=300) as s:
-                s.files.write("/tmp/big", data, request_timeout=240)
-                if bytes(s.files.read("/tmp/big", format="bytes", request_timeout=240)) != data:
+            with sdk.Sandbox.create(timeout=600) as s:
+                s.files.write("/tmp/big", data, request_timeout=500)
+                if bytes(s.files.read("/tmp/big", format="bytes", request_timeout=500)) != data:
                     errors.append("other bytes came back")
         except Exception as e:  # noqa: BLE001 - reported below
             errors.append(e)
@@ -199,8 +203,9 @@ def test_wire4_20_ten_at_once_256_mib_each_way(sdk):
 
 
 def test_clock_is_right(sandbox):
+    before = time.time()
     guest = float(sandbox.commands.run("date +%s.%N").stdout)
-    assert abs(guest - time.time()) < 2
+    assert before - 2 < guest < time.time() + 2
 
 
 @only_tls
@@ -215,11 +220,11 @@ def test_trap10_and_wire4_22_get_host_over_https(make):
 
     def get():
         try:
-            return urllib.request.urlopen(url, timeout=5).read()
+            return urllib.request.urlopen(url, timeout=30).read()
         except urllib.error.HTTPError as err:
             assert err.code == 502
             return None
-    assert eventually(get, 10, 0.5) == b"served"
+    assert eventually(get) == b"served"
     sbx.kill()
     with pytest.raises(urllib.error.HTTPError) as e:
         urllib.request.urlopen(url)
@@ -241,7 +246,7 @@ def test_private_traffic_and_mask_host(make):
 
     def get():
         try:
-            return urllib.request.urlopen(req, timeout=5).read()
+            return urllib.request.urlopen(req, timeout=30).read()
         except urllib.error.HTTPError as err:
             assert err.code == 502
-    assert eventually(get, 10, 0.5) == b"custom-host.example.com:8000"
+    assert eventually(get) == b"custom-host.example.com:8000"

@@ -1,12 +1,13 @@
 """Egress, against a fake internet: 1.1.1.1, 8.8.8.8 and 93.184.216.34 answer HTTP there."""
 import pytest
 
-CURL = "curl -s -o /dev/null --connect-timeout 3 --max-time 5 http://%s/"
+CURL = "curl -s -o /dev/null --max-time 50 http://%s/"
 
 
 def reaches(sbx, address, sdk):
+    """What is open answers in whatever time a busy host takes; what is closed refuses at once."""
     try:
-        return sbx.commands.run(CURL % address, timeout=10).exit_code == 0
+        return sbx.commands.run(CURL % address).exit_code == 0
     except sdk.CommandExitException:
         return False
 

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from conftest import SDK, eventually, only_tls
+from conftest import SDK, eventually, only_tls, read_until
 
 KEEPER = open(os.path.join(os.path.dirname(__file__), "keeper.py")).read()
 ALL_THERE = {"memory": True, "file": "56789", "deleted": "still here", "pipe": "in the pipe", "socketpair": "in the socket",
@@ -48,8 +48,8 @@ def state_of(sdk, sbx):
     return sbx.get_info().state
 
 
-def wait_paused(sdk, sbx, seconds=30):
-    eventually(lambda: state_of(sdk, sbx) == sdk.SandboxState.PAUSED, seconds, 0.2)
+def wait_paused(sdk, sbx):
+    eventually(lambda: state_of(sdk, sbx) == sdk.SandboxState.PAUSED, every=0.2)
 
 
 def test_pause_keeps_processes_memory_and_files(make, sdk):
@@ -86,10 +86,8 @@ def test_pause_ends_connections_to_the_outside(make):
     assert curl(sbx, "/check")["outside"] == "open"
     pause(sbx)
     sbx.connect()
-    t0 = time.monotonic()
-    end = eventually(lambda: (lambda o: o if o != "open" else None)(curl(sbx, "/check")["outside"]), 5, 0.1)
+    end = eventually(lambda: (lambda o: o if o != "open" else None)(curl(sbx, "/check")["outside"]), 30, 0.1)
     assert end in ("ConnectionResetError", "ConnectionAbortedError", "TimeoutError", "end", "OSError"), end
-    assert time.monotonic() - t0 < 5
 
 
 def test_pause_keeps_id_token_metadata_and_deadline(make, sdk):
@@ -151,11 +149,10 @@ def test_trap09_and_wire4_16_half_done_sleep(make):
     pause(sbx)
     time.sleep(2)
     sbx.connect()
-    assert eventually(lambda: sbx.files.exists("/tmp/slept"), 10, 0.1)
-    assert sbx.files.read("/tmp/slept") == "slept\n"
+    assert eventually(lambda: sbx.files.exists("/tmp/slept") and sbx.files.read("/tmp/slept")) == "slept\n"
 
 
-def test_background_command_is_connected_to_by_pid(make):
+def test_background_command_is_connected_to_by_pid(make, sdk):
     sbx = make()
     handle = sbx.commands.run("i=0; while :; do i=$((i+1)); echo n$i; sleep 0.1; done", background=True, timeout=0)
     pid = handle.pid
@@ -165,12 +162,15 @@ def test_background_command_is_connected_to_by_pid(make):
     seen = []
     again = sbx.commands.connect(pid, timeout=0)
     assert again.pid == pid
-    killer = threading.Timer(1.5, lambda: sbx.commands.kill(pid))
-    killer.start()
-    with pytest.raises(Exception):
-        again.wait(on_stdout=seen.append)
-    numbers = [int(x[1:]) for x in "".join(seen).split() if x.startswith("n") and x[1:].isdigit()]
-    assert len(numbers) > 3 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+    def on_stdout(text):
+        seen.append(text)
+        if len("".join(seen).split()) == 8:
+            assert sbx.commands.kill(pid)
+    with pytest.raises(sdk.CommandExitException):
+        again.wait(on_stdout=on_stdout)
+    numbers = [int(x[1:]) for x in "".join(seen).split()]
+    assert len(numbers) >= 8 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def test_stdin_goes_on(make):
@@ -181,15 +181,14 @@ def test_stdin_goes_on(make):
     pause(sbx)
     sbx.connect()
     sbx.commands.send_stdin(handle.pid, "two\n")
-    assert eventually(lambda: sbx.files.exists("/tmp/both"), 10, 0.1)
-    assert eventually(lambda: sbx.files.read("/tmp/both"), 5, 0.1) == "one two\n"
+    assert eventually(lambda: sbx.files.exists("/tmp/both") and sbx.files.read("/tmp/both")) == "one two\n"
 
 
 def test_terminal_is_listed_and_goes_on(make, sdk):
     sbx = make()
     term = sbx.pty.create(sdk.PtySize(rows=24, cols=80), timeout=0)
-    sbx.pty.send_stdin(term.pid, b"export KEPT=yes; cd /usr\n")
-    time.sleep(0.5)
+    sbx.pty.send_stdin(term.pid, b"export KEPT=yes; cd /usr; echo do''ne\n")
+    read_until(term, b"done", stream=2)
     term.disconnect()
     pause(sbx)
     sbx.connect()
@@ -213,15 +212,15 @@ def test_exec_stream_across_a_pause_ends_with_the_documented_exception(make, exc
     begun = threading.Event()
     t = threading.Thread(target=follow)
     t.start()
-    assert begun.wait(15)
-    t0 = time.monotonic()
+    assert begun.wait(60)
     pause(sbx)
+    paused = time.monotonic()
     t.join(20)
     assert not t.is_alive(), "the stream hangs across a pause"
     assert isinstance(raised[0][0], exc.TimeoutException), repr(raised)
     sbx.connect()
     assert sbx.commands.run("pgrep -x sleep").stdout.strip()  # the command itself goes on
-    assert raised[0][1] - t0 < 10
+    assert raised[0][1] - paused < 10
 
 
 def test_fault43_network_policy_survives(make, sdk):
@@ -229,7 +228,7 @@ def test_fault43_network_policy_survives(make, sdk):
 
     def reaches(address):
         try:
-            return sbx.commands.run("curl -s -o /dev/null --connect-timeout 3 --max-time 5 http://%s/" % address).exit_code == 0
+            return sbx.commands.run("curl -s -o /dev/null --max-time 50 http://%s/" % address).exit_code == 0
         except sdk.CommandExitException:
             return False
     for _ in range(2):
@@ -255,20 +254,25 @@ def test_clock_is_right_after_a_pause(make):
 
 def test_fault22_auto_pause_loses_no_write_and_is_kept_across_resumes(sdk):
     """A writer appends until the very moment; no line is lost, and the next deadline pauses again."""
-    sbx = auto(sdk, timeout=4)
+    sbx = auto(sdk, timeout=120)
     try:
         sbx.files.write("/tmp/w.py", "import time\ni=0\nf=open('/tmp/log','a',buffering=1)\n"
                         "while True:\n  i+=1\n  f.write('%d\\n'%i)\n  time.sleep(0.002)\n")
         handle = sbx.commands.run("exec python3 /tmp/w.py", background=True, timeout=0)
         handle.disconnect()
+        eventually(lambda: sbx.files.exists("/tmp/log"))
         last = 0
         for _ in range(2):
+            sbx.set_timeout(2)
             wait_paused(sdk, sbx)
             assert sbx.is_running() is False
-            sbx.connect(timeout=4)
+            sbx.connect(timeout=120)
             lines = sbx.files.read("/tmp/log").split()
             assert len(lines) > last and lines == [str(i + 1) for i in range(len(lines))]
             last = len(lines)
+        sbx.set_timeout(2)
+        wait_paused(sdk, sbx)
+        sbx.connect(timeout=2)
         wait_paused(sdk, sbx)
     finally:
         assert sbx.kill() is True
@@ -342,8 +346,11 @@ def test_strict_pause(make, sdk, exc):
     assert sbx.pause(strict=True) is True
     sbx.connect()
     sbx.files.write("kept.txt", "kept")
-    with pytest.raises(Exception):  # nobody is there to answer any more
-        sbx.commands.run("sudo kill -STOP 1", timeout=3, request_timeout=3)
+    try:
+        sbx.commands.run("sleep 0.5; sudo kill -STOP 1", background=True).disconnect()
+    except exc.SandboxException:
+        pass  # nobody is there to answer any more
+    eventually(lambda: not sbx.is_running())
     with pytest.raises(exc.ServiceBusyException):
         sbx.pause(strict=True)
     assert state_of(sdk, sbx) == sdk.SandboxState.RUNNING

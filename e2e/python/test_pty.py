@@ -1,8 +1,6 @@
-import time
-
 import pytest
 
-from conftest import eventually
+from conftest import eventually, read_until
 
 
 def collect(handle, into):
@@ -23,8 +21,8 @@ def test_wire4_08_pty(sandbox, sdk):
 
 def test_pty_reconnect(sandbox, sdk):
     term = sandbox.pty.create(sdk.PtySize(rows=24, cols=80))
-    sandbox.pty.send_stdin(term.pid, b"export KEPT=yes\n")
-    time.sleep(0.5)
+    sandbox.pty.send_stdin(term.pid, b"export KEPT=yes; echo do''ne\n")
+    read_until(term, b"done", stream=2)
     term.disconnect()
     again = sandbox.pty.connect(term.pid)
     assert again.pid == term.pid

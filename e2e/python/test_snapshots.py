@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from conftest import SDK, eventually
+from conftest import SDK, eventually, read_until
 from test_pause import ALL_THERE, curl, keeper
 
 pytestmark = pytest.mark.skipif(SDK != "e2b", reason="Moru's SDK has no snapshots and no forks")
@@ -148,15 +148,15 @@ def test_fault23_twenty_forks_share_no_random_stream(make, sdk):
 def test_a_running_programs_own_random_stream_is_copied(make, sdk):
     """What a program has in its memory is copied with it; docs/snapshots.md says so."""
     sbx = make()
-    handle = sbx.commands.run("exec python3 -uc 'import random\nwhile True:\n  input()\n  open(\"/tmp/r\",\"w\").write(str(random.random()))'",
-                              background=True, stdin=True, timeout=0)
+    handle = sbx.commands.run("exec python3 -uc 'import random\nprint(\"seeded\")\nwhile True:\n  input()\n"
+                              "  open(\"/tmp/r\",\"w\").write(str(random.random()))'", background=True, stdin=True, timeout=0)
+    read_until(handle, "seeded")
     handle.disconnect()
-    time.sleep(1)
     forks = sbx.fork(count=2, timeout=120)
     try:
         for f in forks:
             f.commands.send_stdin(handle.pid, "\n")
-        own = [eventually(lambda: f.files.exists("/tmp/r") and f.files.read("/tmp/r"), 10, 0.1) for f in forks]
+        own = [eventually(lambda: f.files.exists("/tmp/r") and f.files.read("/tmp/r")) for f in forks]
         assert own[0] == own[1]
     finally:
         for f in forks:

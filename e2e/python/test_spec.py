@@ -167,7 +167,7 @@ sandbox = Sandbox.create()
 # Start a background process
 sandbox.commands.run("python3 server.py", background=True)
 # Graceful shutdown
-sandbox.commands.run("sleep 1000 & pkill -SIGTERM sleep")
+sandbox.commands.run("sleep 1000 & until pkill -SIGTERM sleep; do :; done")
 # Wait for cleanup
 import time
 time.sleep(2)
