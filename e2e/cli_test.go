@@ -280,8 +280,9 @@ func cliShell(d *daemon) {
 	if err := pty.Setsize(s.tty, &pty.Winsize{Rows: 44, Cols: 132}); err != nil {
 		t.Fatal(err)
 	}
-	s.types("sleep 0.5; stty size", `44 132\r`)
-	s.types("sleep 1000", "sleep 1000\r\n")
+	s.types(`until [ "$(stty size)" = "44 132" ]; do sleep 0.05; done; echo a $((40+4)) lines terminal`, "a 44 lines terminal") // it is told behind what is typed
+	// Once it has spoken it is what the terminal is for; before, Ctrl-C is the shell's.
+	s.types("sh -c 'echo asleep for $((900+100)); exec sleep 1000'", "asleep for 1000")
 	s.types("\x03echo $((30+3)) again", "33 again") // Ctrl-C ends the sleep
 	s.types("exit 5", "exit")
 	if got := s.end(); got != 5 {
