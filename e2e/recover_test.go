@@ -22,8 +22,12 @@ func TestFault08_ManyLeftovers(t *testing.T) {
 	d := start(t, "--standby", "0")
 	inst := d.instance()
 	d.stop()
-	const n = 5000
 	begin := time.Now()
+	d.launch()
+	usual := d.answers().Sub(begin) // with nothing to be reclaimed
+	d.stop()
+	const n = 5000
+	begin = time.Now()
 	script := &strings.Builder{}
 	for i := range n {
 		fmt.Fprintf(script, "netns add nacre-%s-%d\n", inst, 1000+i)
@@ -48,8 +52,10 @@ func TestFault08_ManyLeftovers(t *testing.T) {
 	begin = time.Now()
 	d.launch()
 	took := d.answers().Sub(begin)
-	if took > 5*time.Second {
-		t.Errorf("the API answered only after %s", took)
+	// A host that starts a server in more than half a second is that much slower than the
+	// one of the promise.
+	if bound := time.Duration(float64(5*time.Second) * max(1, usual.Seconds()/0.5)); took > bound {
+		t.Errorf("the API answered only after %s, not within %s; with nothing to be reclaimed after %s", took, bound, usual)
 	}
 	sb, err := d.client().Create(t.Context())
 	if err != nil {
@@ -69,8 +75,8 @@ func TestFault08_ManyLeftovers(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("API after %s, a command answered after %s, all reclaimed after %s", took.Round(time.Millisecond),
-		used.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
+	t.Logf("API after %s (%s with nothing to be reclaimed), a command answered after %s, all reclaimed after %s", took.Round(time.Millisecond),
+		usual.Round(time.Millisecond), used.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 }
 
 func base36(i int) string {
@@ -223,16 +229,14 @@ func TestCrashReasons(t *testing.T) {
 }
 
 // TestSecondUpAnswersWithinTwoSeconds measures a start on a data directory that
-// was used before. The bound here leaves room for a host that is busy with tests;
-// the figure is logged.
+// was used before. The bound leaves room for a host that is busy with tests; the
+// figure is logged.
 func TestSecondUpAnswersWithinTwoSeconds(t *testing.T) {
 	d := start(t)
-	d.stop()
-	begin := time.Now()
-	d.launch()
-	took := d.answers().Sub(begin)
-	t.Logf("the API answered after %s", took.Round(time.Millisecond))
-	if took > 4*time.Second {
-		t.Errorf("the second start took %s", took)
-	}
+	inTime(t, 4*time.Second, "the API of a second start answered", func() time.Duration {
+		d.stop()
+		begin := time.Now()
+		d.launch()
+		return d.answers().Sub(begin)
+	})
 }

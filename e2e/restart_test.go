@@ -181,18 +181,29 @@ func TestFault01_MachinesOutliveTheDaemon(t *testing.T) {
 			t.Errorf("the stream of %s ended as if its process had", c.sb.ID)
 		}
 	}
-	launched := time.Now()
-	d.launch()
-	ready := d.answers()
-	each(t, sbs, func(ctx context.Context, _ int, sb *client.Sandbox) error {
-		_, err := sb.Run(ctx, "true")
-		return err
-	})
-	took := time.Since(ready)
-	t.Logf("30 machines: API after %s, then all of them within %s", ready.Sub(launched).Round(time.Millisecond), took.Round(time.Millisecond))
-	if took > 2*time.Second {
-		t.Errorf("the last sandbox answered %s after the API did", took)
+	all := func() {
+		each(t, sbs, func(ctx context.Context, _ int, sb *client.Sandbox) error {
+			_, err := sb.Run(ctx, "true")
+			return err
+		})
 	}
+	// A host that takes more than half a second for thirty commands with nothing to be
+	// taken back is that much slower than the one of the promise.
+	inTime(t, 2*time.Second, "the last of 30 sandboxes answered", func() time.Duration {
+		if d.running() {
+			d.kill9()
+		}
+		launched := time.Now()
+		d.launch()
+		ready := d.answers()
+		all()
+		took := time.Since(ready)
+		again := time.Now()
+		all()
+		usual := time.Since(again)
+		t.Logf("30 machines: API after %s, then all of them within %s, and once more within %s", ready.Sub(launched).Round(time.Millisecond), took.Round(time.Millisecond), usual.Round(time.Millisecond))
+		return time.Duration(float64(took) / max(1, usual.Seconds()/0.5))
+	})
 	if now := d.pids(); !maps.Equal(now, pids) {
 		t.Errorf("machines are other processes now: %v, before %v", now, pids)
 	}
@@ -209,48 +220,79 @@ func TestFault01_MachinesOutliveTheDaemon(t *testing.T) {
 	if now := d.settled(inst, 2); now.String() != before.String() {
 		t.Errorf("the restart left something:\nbefore %s\nafter  %s", before, now)
 	}
-	if out, err := sbs[1].Run(t.Context(), "curl -s --max-time 5 http://93.184.216.34/"); err != nil {
+	if out, err := sbs[1].Run(t.Context(), "curl -s --max-time 30 http://93.184.216.34/"); err != nil {
 		t.Errorf("egress: %v %+v", err, out)
 	}
 }
 
 func TestDeadlinesHoldAcrossRestarts(t *testing.T) {
+	begin := time.Now()
 	d := start(t, "--memory-mib", "256", "--standby", "2")
-	c := d.client()
-	passed := many(t, c, 2, client.Timeout(2*time.Second))
-	open := many(t, c, 2, client.Timeout(9*time.Second))
-	ends := map[string]time.Time{}
-	for _, sb := range append(passed, open...) {
-		info, err := sb.Info(t.Context())
-		if err != nil {
-			t.Fatal(err)
+	slowest := time.Since(begin) // of the host's starts
+	inTime(t, time.Second, "sandboxes ended behind their deadlines", func() time.Duration {
+		c := d.client()
+		// Time enough to start again, and for a command.
+		open := many(t, c, 2, client.Timeout((7*time.Second + 3*slowest).Truncate(time.Second)))
+		passed := many(t, c, 2)
+		ends := map[string]time.Time{}
+		for _, sb := range passed {
+			if err := sb.SetTimeout(t.Context(), 2*time.Second); err != nil {
+				t.Fatal(err)
+			}
 		}
-		ends[sb.ID] = info.EndAt
-	}
-	d.kill9()
-	time.Sleep(time.Until(ends[passed[1].ID].Add(time.Second))) // the time has to pass
-	d.launch()
-	ready := d.answers()
-	for _, sb := range passed {
-		o := d.outcome(sb.ID)
-		if late := o.EndedAt.Sub(ready); o.EndReason != "timeout" || late > time.Second {
-			t.Errorf("%s ended for %q, %s after the server was there", sb.ID, o.EndReason, late)
+		for _, sb := range append(passed, open...) {
+			info, err := sb.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ends[sb.ID] = info.EndAt
 		}
-	}
-	each(t, open, func(ctx context.Context, _ int, sb *client.Sandbox) error {
-		_, err := sb.Run(ctx, "true") // before its deadline
-		return err
+		d.kill9()
+		time.Sleep(time.Until(ends[passed[1].ID].Add(time.Second))) // the time has to pass
+		launched := time.Now()
+		d.launch()
+		ready := d.answers()
+		slowest = max(slowest, ready.Sub(launched))
+		var late, lateOpen time.Duration
+		for _, sb := range passed {
+			o := d.outcome(sb.ID)
+			if o.EndReason != "timeout" {
+				t.Errorf("%s ended for %q", sb.ID, o.EndReason)
+			}
+			late = max(late, o.EndedAt.Sub(ready))
+		}
+		each(t, open, func(ctx context.Context, _ int, sb *client.Sandbox) error {
+			_, err := sb.Run(ctx, "true") // before its deadline
+			return err
+		})
+		for _, sb := range open {
+			time.Sleep(time.Until(ends[sb.ID]))
+			o := d.outcome(sb.ID)
+			off := o.EndedAt.Sub(ends[sb.ID])
+			if o.EndReason != "timeout" || off < -time.Second {
+				t.Errorf("%s ended for %q, %s after its deadline", sb.ID, o.EndReason, off)
+			}
+			lateOpen = max(lateOpen, off)
+			if _, err := sb.Run(t.Context(), "true"); !errors.Is(err, client.ErrNotRunning) {
+				t.Errorf("after its deadline: %v", err)
+			}
+		}
+		ending := d.ending()
+		t.Logf("deadlines that passed meanwhile were held %s after the start, others with a delay of %s; an end takes %s", late.Round(time.Millisecond), lateOpen.Round(time.Millisecond), ending.Round(time.Millisecond))
+		return max(late, lateOpen) - ending
 	})
-	for _, sb := range open {
-		o := d.outcome(sb.ID)
-		if off := o.EndedAt.Sub(ends[sb.ID]); o.EndReason != "timeout" || off.Abs() > time.Second {
-			t.Errorf("%s ended for %q, %s after its deadline", sb.ID, o.EndReason, off)
-		}
-		if _, err := sb.Run(t.Context(), "true"); !errors.Is(err, client.ErrNotRunning) {
-			t.Errorf("after its deadline: %v", err)
-		}
-	}
 	d.agree()
+}
+
+// ending is how long this host takes at the moment to end a sandbox.
+func (d *daemon) ending() time.Duration {
+	d.t.Helper()
+	sb := many(d.t, d.client(), 1)[0]
+	begin := time.Now()
+	if err := sb.Kill(d.t.Context()); err != nil {
+		d.t.Fatal(err)
+	}
+	return time.Since(begin)
 }
 
 // TestFault02_UpgradeUnderLoad: the program is replaced and started again while
@@ -354,7 +396,7 @@ func (d *daemon) agree() {
 
 func TestFault06_SecondServerIsRefused(t *testing.T) {
 	d := start(t, "--standby", "0")
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), slow(time.Minute)) // it would serve for ever
 	defer cancel()
 	out, err := exec.CommandContext(ctx, d.bin, d.args...).CombinedOutput()
 	want := regexp.MustCompile(`in use by another nacre \(process ` + strconv.Itoa(d.cmd.Process.Pid) + `\)`)
