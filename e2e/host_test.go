@@ -176,9 +176,11 @@ func (d *daemon) processes(leaders bool) []int {
 	return out
 }
 
+// ahead is how many sandboxes gVisor's driver has wait for a start, or more after forks.
+const ahead = 2
+
 // settled waits until the pools are full and nothing has changed for a third of a
-// second, after which the runtime would have begun to fill its own, and returns the
-// last look.
+// second, and returns the last look.
 func (d *daemon) settled(instance string, standbys int) traces {
 	d.t.Helper()
 	last, since := d.traces(instance), time.Now()
@@ -192,6 +194,9 @@ func (d *daemon) settled(instance string, standbys int) traces {
 		last = now
 		if c == nil || c.Standbys != standbys {
 			return fmt.Errorf("the standbys are not all there: %+v", c)
+		}
+		if machines := len(d.machines(instance)); now["processes"] < machines+ahead {
+			return fmt.Errorf("%d machines, and nothing waits for a start: %s", machines, now)
 		}
 		if !same {
 			return fmt.Errorf("still changing: %s", now)
@@ -250,15 +255,21 @@ type handle struct {
 	Slot nacre.Slot
 }
 
-// handles returns the handle of each sandbox that has a machine, by sandbox.
-func (d *daemon) handles() map[string]handle {
+// machines lists the files of the handles, of standbys too.
+func (d *daemon) machines(instance string) []string {
 	d.t.Helper()
-	files, err := filepath.Glob("/run/nacre/" + d.instance() + "/*.json")
+	files, err := filepath.Glob("/run/nacre/" + instance + "/*.json")
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	return files
+}
+
+// handles returns the handle of each sandbox that has a machine, by sandbox.
+func (d *daemon) handles() map[string]handle {
+	d.t.Helper()
 	out := map[string]handle{}
-	for _, f := range files {
+	for _, f := range d.machines(d.instance()) {
 		h, err := readHandle(f)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it ended meanwhile
