@@ -35,13 +35,17 @@ func TestRequestsLostInACrash(t *testing.T) {
 	}
 	before := make([]string, 2*each) // what the clients were told, "" when they were cut off
 	var wg sync.WaitGroup
+	sent := make(chan struct{}, len(before))
 	for i := range before {
 		wg.Go(func() {
 			time.Sleep(time.Duration(i*10) * time.Millisecond) // so that the kill meets each at another point
 			before[i], _ = send(i)
+			sent <- struct{}{}
 		})
 	}
-	time.Sleep(2 * each * 10 / 2 * time.Millisecond)
+	for range each / 2 { // some have been told
+		<-sent
+	}
 	d.kill9()
 	wg.Wait()
 	d.up()
@@ -68,9 +72,7 @@ func TestRequestsLostInACrash(t *testing.T) {
 			t.Errorf("request %d is %s, then %s", i, after[i], again[i])
 		}
 	}
-	if lost == 0 || lost == len(after) {
-		t.Logf("%d of %d requests were cut off", lost, len(after))
-	}
+	t.Logf("%d of %d requests were cut off", lost, len(after))
 	var alive []struct {
 		SandboxID string `json:"sandboxID"`
 	}
