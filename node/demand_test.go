@@ -53,6 +53,7 @@ func TestStandbysInDemand(t *testing.T) {
 			return id
 		}
 		warm, theirs := keep(nacre.SystemTeam), keep(parent.Team)
+		time.Sleep(5 * time.Second) // they had taken all three
 		for name, c := range map[string]struct {
 			change func(*nacre.StartSpec)
 			first  nacre.BootPath
