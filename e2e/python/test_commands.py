@@ -34,7 +34,7 @@ def test_env_cwd_user(sandbox, sdk, exc):
 def test_wire4_01_base_has_what_is_promised(sandbox):
     for tool in ("bash python python3 pip node npm git curl gcc make tput apt-get pgrep ss nc sudo").split():
         assert sandbox.commands.run("command -v " + tool).exit_code == 0, tool
-    sandbox.commands.run("python3 -m venv /tmp/v && /tmp/v/bin/python -c 'import ssl'")
+    sandbox.commands.run("python3 -m venv /tmp/v && /tmp/v/bin/python -c 'import ssl'", timeout=110)
     sandbox.commands.run("sudo -n id -u | grep -qx 0")
     sandbox.commands.run("printf 'int main(){return 0;}' > /tmp/a.c && gcc /tmp/a.c -o /tmp/a && /tmp/a")
     assert sandbox.commands.run("node -e 'console.log(6*7)'").stdout == "42\n"

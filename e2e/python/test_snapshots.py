@@ -165,7 +165,8 @@ def test_a_running_programs_own_random_stream_is_copied(make, sdk):
 
 def test_a_fork_lives_fifteen_seconds_unless_more_is_said(make, sdk):
     sbx = make(timeout=600)
-    for fork, seconds in ((sbx.fork()[0], 15), (sbx.fork(timeout=90)[0], 90)):
+    for said, seconds in (({}, 15), ({"timeout": 90}, 90)):
+        fork = sbx.fork(**said)[0]
         info = fork.get_info()
         assert abs((info.end_at - info.started_at).total_seconds() - seconds) < 1
         fork.kill()

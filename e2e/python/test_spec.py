@@ -260,7 +260,7 @@ def test_sample(name, sdk, make, tmp_path, monkeypatch):
     if "sbx_abc123..." in code:
         code = code.replace("sbx_abc123...", make().sandbox_id)
     if "asyncio.run" in code:  # a second loop in one process is not the SDK's idea of a program
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=110)
         return
     made = []
     create = sdk.Sandbox.create
