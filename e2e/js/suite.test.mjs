@@ -8,7 +8,7 @@ const { Sandbox } = sdk
 const tls = process.env.NACRE_MODE === 'tls'
 let sbx
 
-before(async () => { sbx = await Sandbox.create({ timeoutMs: 300_000, metadata: { suite: 'js' } }) })
+before(async () => { sbx = await Sandbox.create({ timeoutMs: 900_000, metadata: { suite: 'js' } }) })
 after(async () => { await sbx?.kill() })
 
 const sleep = (ms) => new Promise((r) => setTimeout(r, ms))

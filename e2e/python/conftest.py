@@ -25,7 +25,7 @@ def exc():
 
 @pytest.fixture(scope="module")
 def sandbox(sdk):
-    sbx = sdk.Sandbox.create(timeout=300, metadata={"suite": "shared"})
+    sbx = sdk.Sandbox.create(timeout=900, metadata={"suite": "shared"})
     yield sbx
     sbx.kill()
 
