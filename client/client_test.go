@@ -45,6 +45,23 @@ func serve(t *testing.T, h http.HandlerFunc) *Client {
 const created = `{"sandboxID":"iaaaaaaaaaaaaaaaaaaaa","templateID":"tbase","clientID":"x","envdVersion":"0.4.0",` +
 	`"envdAccessToken":"tok","trafficAccessToken":"traffic","domain":"nacre.test:8443"}`
 
+// TestCreateMayTakeItsTime: a create of a snapshot reads a sandbox's memory, and what it may
+// take is for the server to say.
+func TestCreateMayTakeItsTime(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(300 * time.Millisecond):
+			w.WriteHeader(http.StatusCreated)
+			_, _ = io.WriteString(w, created)
+		case <-r.Context().Done():
+		}
+	})
+	c.cfg.requestTimeout = 30 * time.Millisecond
+	if _, err := c.Create(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWire1_3_CreateBody(t *testing.T) {
 	for _, tc := range []struct {
 		name string

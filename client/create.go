@@ -194,7 +194,7 @@ func (c *Client) Create(ctx context.Context, opts ...CreateOption) (*Sandbox, er
 		o.create(&body)
 	}
 	var out sandboxAnswer
-	if _, err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes", in: body, out: &out}); err != nil {
+	if _, err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes", in: body, out: &out, long: true}); err != nil {
 		return nil, err
 	}
 	return c.handle(out)

@@ -50,6 +50,7 @@ type Config struct {
 	Overcommit         float64
 	ReserveMiB         int
 	MaxTimeout         time.Duration
+	BootTimeout        time.Duration
 	Retention          time.Duration
 
 	NetworkPool  string
@@ -98,6 +99,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Float64Var(&c.Overcommit, "memory-overcommit", 10, "sum of memory limits over the host's memory")
 	fs.IntVar(&c.ReserveMiB, "memory-reserve-mib", 0, "memory that creates leave free; 0 means the larger of 512 and 5 %")
 	fs.DurationVar(&c.MaxTimeout, "max-timeout", 24*time.Hour, "longest deadline that a client may ask for")
+	fs.DurationVar(&c.BootTimeout, "boot-timeout", 30*time.Second, "longest that a machine may take to boot or to be restored, until its agent answers")
 	fs.DurationVar(&c.Retention, "retention", 7*24*time.Hour, "how long records and logs of ended sandboxes are kept")
 
 	fs.StringVar(&c.NetworkPool, "network-pool", "", "IPv4 prefix for the sandboxes' addresses (default: one that is free here)")
@@ -233,6 +235,9 @@ func (c *Config) validate() error {
 		if _, err := netip.ParsePrefix(p); err != nil {
 			return fmt.Errorf("--allow-private %q: want a prefix such as 10.1.0.0/16", p)
 		}
+	}
+	if c.BootTimeout < time.Second {
+		return fmt.Errorf("--boot-timeout %v: want a second at least", c.BootTimeout)
 	}
 	if c.CPUs < 1 || c.MemoryMiB < 128 || c.DiskMiB < 64 || c.MaxPIDs < 64 {
 		return errors.New("a sandbox needs at least --cpus 1, --memory-mib 128, --disk-mib 64 and --max-pids 64")

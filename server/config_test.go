@@ -61,6 +61,7 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"", "--network-pool=10.231.0.0", "--network-pool"},
 		{"", "--tls-cert=x.pem", "--tls-key"},
 		{"", "--memory-mib=1", "--memory-mib"},
+		{"", "--boot-timeout=0", "--boot-timeout"},
 		{"standby = \"many\"", "", "standby"},
 		{"snapshots_plain_mib = -1", "", "--snapshots-plain-mib"},
 		{"", "--snapshots-low-water-mib=-1", "--snapshots-low-water-mib"},

@@ -145,7 +145,7 @@ func (s *Server) drivers(cgroup, agent string) drivers {
 			return nil, errors.New("this program does not know it")
 		}
 		c, _ := firecrackerConfig(s.cfg.DataDir)
-		c.CgroupParent, c.Agent, c.Log = cgroup, agent, s.log
+		c.CgroupParent, c.Agent, c.Log, c.BootTimeout = cgroup, agent, s.log, 2*s.cfg.BootTimeout
 		return firecracker.New(c)
 	}
 }

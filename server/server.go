@@ -252,7 +252,7 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 		Standby: node.Standby{Count: s.cfg.Standby},
 		Admission: node.Admission{MaxSandboxes: s.cfg.MaxSandboxes, Overcommit: s.cfg.Overcommit,
 			MemoryReserve: int64(s.cfg.ReserveMiB) << 20},
-		Retention: s.cfg.Retention, Clock: time.Now, Logger: s.log,
+		BootTimeout: s.cfg.BootTimeout, Retention: s.cfg.Retention, Clock: time.Now, Logger: s.log,
 	})
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
