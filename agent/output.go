@@ -158,9 +158,7 @@ func (pm *pump) run() {
 			pm.deliver(buf[:held])
 			pm.lines.flush(pm)
 			close(pm.drained)
-			if pm.kind != streamTerm {
-				pm.discard()
-			}
+			pm.discard()
 			return
 		}
 	}
@@ -194,7 +192,7 @@ func (pm *pump) discard() {
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := pm.f.Read(buf)
-		if n > 0 {
+		if n > 0 && pm.kind != streamTerm {
 			pm.lines.add(pm, buf[:n])
 		}
 		if err != nil {

@@ -31,7 +31,7 @@ type process struct {
 	started time.Time
 	out     broadcast
 	input   *processInput // nil: stdin is /dev/null
-	tty     *os.File      // the terminal's master side, nil without one
+	tty     *terminal     // nil without one
 	pumps   []*pump
 
 	mu       sync.Mutex
@@ -108,7 +108,7 @@ func (p *process) finish() {
 		p.input.close()
 	}
 	if p.tty != nil {
-		_ = p.tty.Close()
+		p.tty.forget()
 	}
 	p.end = endEvent(p.status)
 	p.logs.processEnd(p)

@@ -241,7 +241,7 @@ func (s *processService) Update(_ context.Context, req *connect.Request[pb.Updat
 		if p.tty == nil {
 			return nil, rpcError(nacre.Invalidf("pty", "process %d has no terminal", p.pid))
 		}
-		if err := resize(p.tty, int(size.GetCols()), int(size.GetRows())); err != nil {
+		if err := p.tty.resize(int(size.GetCols()), int(size.GetRows())); err != nil {
 			return nil, rpcError(nacre.Wrap(nacre.CodeNotFound, err, "the terminal is closed"))
 		}
 	}

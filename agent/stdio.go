@@ -49,7 +49,7 @@ func (s *stdio) terminal(p *process) error {
 		return err
 	}
 	s.close, s.parent = append(s.close, tty), append(s.parent, master)
-	if err := resize(master, p.spec.term.Cols, p.spec.term.Rows); err != nil {
+	if err := setSize(master, unix.Winsize{Col: clampSize(p.spec.term.Cols), Row: clampSize(p.spec.term.Rows)}); err != nil {
 		return err
 	}
 	// The user may open the terminal by its name too, as after a login.
@@ -57,9 +57,21 @@ func (s *stdio) terminal(p *process) error {
 	_ = tty.Chmod(0o620)
 	fd := tty.Fd() // also makes it blocking, as programs expect
 	s.child = []uintptr{fd, fd, fd}
-	p.tty = master
-	p.input = newProcessInput(master)
-	p.pumps = []*pump{newPump(p, streamTerm, master)}
+	// What is written to and what is read end at different times: a background job may
+	// hold the terminal long after the shell.
+	in, err := duplicate(master)
+	if err != nil {
+		return err
+	}
+	s.parent = append(s.parent, in)
+	out, err := pollable(master)
+	if err != nil {
+		return err
+	}
+	s.parent[0] = out
+	p.tty = &terminal{f: in}
+	p.input = newProcessInput(in)
+	p.pumps = []*pump{newPump(p, streamTerm, out)}
 	return nil
 }
 
@@ -125,11 +137,17 @@ func widen(f *os.File) (holds int) {
 	return max(holds, 0)
 }
 
-// pollable gives our end of a pipe to the runtime's poller, so that reads and
+// pollable gives our end of a stream to the runtime's poller, so that reads and
 // writes take no thread and know deadlines. f is used up.
 func pollable(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	out, err := duplicate(f)
 	_ = f.Close()
+	return out, err
+}
+
+// duplicate is f again, in the runtime's poller.
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -137,12 +155,5 @@ func pollable(f *os.File) (*os.File, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), "pipe"), nil
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
-
-func resize(master *os.File, cols, rows int) error {
-	return pty.Setsize(master, &pty.Winsize{Cols: uint16(clampSize(cols)), Rows: uint16(clampSize(rows))})
-}
-
-// clampSize keeps a size within what a terminal can have.
-func clampSize(n int) int { return min(max(n, 1), 1<<16-1) }

@@ -384,7 +384,8 @@ func conformTerminal(t *testing.T, c *client.Client) {
 	if err := term.Resize(ctx, client.Size{Cols: 123, Rows: 45}); err != nil {
 		t.Error(err)
 	}
-	say(t, term, "stty size", "45 123")
+	// Bash sets the size that it read before each prompt, so that it may undo this one.
+	say(t, term, `until [ "$(stty size)" = "45 123" ]; do sleep 0.05; done; echo resized$((40+2))`, "resized42")
 	if err := term.Close(); err != nil {
 		t.Error(err)
 	}

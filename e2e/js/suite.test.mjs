@@ -140,11 +140,10 @@ test('wire4_08 pty', async () => {
   let out = ''
   const t = await sbx.pty.create({ cols: 80, rows: 24, envs: { ABC: '123' }, onData: (d) => { out += Buffer.from(d).toString() } })
   await sbx.pty.resize(t.pid, { cols: 100, rows: 30 })
-  await sbx.pty.sendInput(t.pid, new TextEncoder().encode('tput cols; echo $ABC\n'))
+  await sbx.pty.sendInput(t.pid, new TextEncoder().encode('until [ "$(stty size)" = "30 100" ]; do sleep 0.05; done; echo $(tput cols)-$ABC\n'))
   await sbx.pty.sendInput(t.pid, new TextEncoder().encode('exit\n'))
   assert.equal((await t.wait()).exitCode, 0)
-  assert.match(out, /100/)
-  assert.match(out, /123/)
+  assert.match(out, /100-123/)
 })
 
 test('pty: reconnect and kill', async () => {

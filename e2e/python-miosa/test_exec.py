@@ -132,11 +132,31 @@ def test_terminal(sbx):
     t = sbx.terminal.create(cols=100, rows=30, env={"PS1": "ready> "})
     shown, end = asyncio.run(talk(t["ws_url"], [
         (b"stty size; echo $((6*7))\n", "42"),
+        # Bash sets the size that it read before each prompt, so that it may undo this one.
         (json.dumps({"type": "resize", "cols": 120, "rows": 40}), ""),
-        (b"stty size\n", "40 120"),
+        (b'until [ "$(stty size)" = "40 120" ]; do sleep 0.05; done; echo sized $((40+120))\n', "sized 160"),
         (b"tty; exit 9\n", "/dev/pts"),
     ]))
     assert "30 100" in shown and end == {"type": "exit", "exit_code": 9}
+
+
+def test_terminal_ends_with_its_shell(sbx):
+    """What the shell leaves in the background goes on, and holds nobody up."""
+    t = sbx.terminal.create()
+    _, end = asyncio.run(talk(t["ws_url"], [
+        (b"setsid sh -c 'sleep 1; yes | head -c 500000; touch /tmp/written; sleep 600' & exit 3\n", "exit"),
+    ]))
+    assert end == {"type": "exit", "exit_code": 3}
+    eventually(lambda: sbx.exec.run("test -e /tmp/written").exit_code == 0)
+
+
+def test_terminal_is_typed_ahead(sbx):
+    """Nothing that is typed before the shell asks for it is lost, nor out of order."""
+    t = sbx.terminal.create()
+    script = [(b"said() { echo heard-$1; }\n", "")] + [(b"said %d\n" % i, "") for i in range(20)]
+    shown, end = asyncio.run(talk(t["ws_url"], script + [(b"exit\n", "heard-19")]))
+    at = [shown.find(f"heard-{i}\r\n") for i in range(20)]
+    assert at == sorted(at) and at[0] > 0 and end["exit_code"] == 0, shown
 
 
 def test_terminal_stays_until_deleted(sbx):
