@@ -33,7 +33,7 @@ type RuntimeHost struct {
 // patience is how long to wait for what comes at once; emulated hosts are slow.
 func patience() time.Duration {
 	if kvmhost.Emulated() {
-		return 2 * time.Minute
+		return 5 * time.Minute
 	}
 	return 30 * time.Second
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
@@ -129,15 +131,67 @@ func TestFault24_PausedTimeIsNotLived(t *testing.T) {
 	check(t, err)
 	after := ticks(m)
 	passed := time.Since(saved)
-	off := time.Since(time.Unix(0, nacretest.DialGuest(t, m).Do("time").N))
+	off := wrong(nacretest.DialGuest(t, m))
 	t.Logf("Firecracker %s: of %v the guest counted %v; its wall clock is off by %v", r.version, passed, after-before, off)
-	if off.Abs() > time.Second {
+	if off > time.Second {
 		t.Errorf("the wall clock is off by %v", off)
 	}
 	if counted := after-before > age/2; counted && r.version.compare(version{1, 16, 0}) >= 0 {
 		t.Errorf("of %v the guest counted %v", passed, after-before)
 	}
 	check(t, m.Stop(t.Context()))
+}
+
+// TestFault24_HostClockStepped: the host's clock is set an hour on while a guest is a file,
+// and back again. A restored guest has the time that the host has then, and what it
+// measures time-outs with has not jumped (of releases before 1.16 see above).
+func TestFault24_HostClockStepped(t *testing.T) {
+	if !kvmhost.Emulated() {
+		t.Skip("it sets the host's clock, and only an emulated host is the tests' own")
+	}
+	r := newRuntime(t)
+	m, err := r.Start(t.Context(), newSpec(t))
+	check(t, err)
+	begin := time.Now()
+	ticks := func() time.Duration { return time.Duration(nacretest.DialGuest(t, m).Do("ticks").N) }
+	first := ticks()
+	for _, step := range []time.Duration{time.Hour, -time.Hour} {
+		dir := t.TempDir()
+		_, err := m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{})
+		check(t, err)
+		check(t, m.Stop(t.Context()))
+		stepClock(t, step)
+		m, err = r.Restore(t.Context(), newSpec(t), dir)
+		check(t, err)
+		if off := wrong(nacretest.DialGuest(t, m)); off > time.Second {
+			t.Errorf("the host's clock was set by %v, and the guest's is off by %v", step, off)
+		}
+		// What passed is the host's own measure of it, which does not jump.
+		lived, passed := ticks()-first, time.Since(begin)
+		t.Logf("Firecracker %s: the host's clock was set by %v; since its start the guest counted %v, the host %v", r.version, step, lived, passed)
+		if jumped := lived < 0 || lived > passed+time.Second; jumped && r.version.compare(version{1, 16, 0}) >= 0 {
+			t.Errorf("since its start the guest counted %v, the host %v", lived, passed)
+		}
+	}
+	check(t, m.Stop(t.Context()))
+}
+
+// wrong is by how much a guest's wall clock is wrong at least: its answer takes a while.
+func wrong(g *nacretest.Guest) time.Duration {
+	from := time.Now()
+	at := time.Unix(0, g.Do("time").N)
+	return max(from.Sub(at), at.Sub(time.Now()), 0)
+}
+
+// stepClock sets the host's clock, and back when the test ends.
+func stepClock(t *testing.T, by time.Duration) {
+	t.Helper()
+	set := func(by time.Duration) error {
+		now := unix.NsecToTimespec(time.Now().Add(by).UnixNano())
+		return unix.ClockSettime(unix.CLOCK_REALTIME, &now)
+	}
+	check(t, set(by))
+	t.Cleanup(func() { check(t, set(-by)) })
 }
 
 // TestSnapshotLoad: a release is told what it knows, by the name that it has for it.
