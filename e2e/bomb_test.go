@@ -156,7 +156,11 @@ func TestFault14_MemoryBomb(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	// The host's kernel ends the process, as on any Linux, or the whole sandbox.
-	_, err := bomb.Run(ctx, `echo before; python3 -c 'x = []
+	if _, err := bomb.Run(ctx, "echo before"); err != nil {
+		t.Fatal(err)
+	}
+	d.logged(bomb.ID, "before\n")
+	_, err := bomb.Run(ctx, `python3 -c 'x = []
 while True: x.append(b"x" * (8 << 20))'`)
 	var exit *client.ExitError
 	if !errors.As(err, &exit) && !errors.Is(err, client.ErrUnavailable) {

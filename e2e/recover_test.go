@@ -162,6 +162,7 @@ func TestCrashReasons(t *testing.T) {
 		if _, err := sb.Run(t.Context(), "echo the last words"); err != nil {
 			t.Fatal(err)
 		}
+		d.logged(sb.ID, "the last words\n") // what is killed from outside takes along what it told nobody
 	}
 	hs := d.handles()
 	if err := syscall.Kill(hs[killed.ID].Handle.State.PID, syscall.SIGKILL); err != nil {
