@@ -305,12 +305,18 @@ func (r *Runtime) spawn(g *cgroup.Group, orders *os.File) (*pidfd.Process, error
 // programFD returns a descriptor of the program that the child still has when it
 // executes it, and then no more. Between fork and exec the child moves its files to
 // their places, through numbers above the highest of them; ours is above those.
+//
+// It is so high, too, that the child's table of files has room for the numbers that
+// gVisor moves the guest's streams to, up to 255: the child's threads share the table,
+// and to enlarge it then waits until each processor of the host has passed by (an RCU
+// grace period, 5 to 20 ms), which every boot did.
 func (r *Runtime) programFD(files []*os.File) (int, error) {
+	const last64 = 256 - 64 // fork copies a table in steps of 64, as far as it is used
 	above := len(files)
 	for _, f := range files {
 		above = max(above, int(f.Fd()))
 	}
-	fd, err := unix.FcntlInt(r.program.Fd(), unix.F_DUPFD_CLOEXEC, above+2*len(files)+16)
+	fd, err := unix.FcntlInt(r.program.Fd(), unix.F_DUPFD_CLOEXEC, max(above+2*len(files)+16, last64))
 	if err == unix.EINVAL { // such a number is above the limit of open files
 		err = unix.EMFILE
 	}

@@ -36,6 +36,21 @@ func waiting(t testing.TB, r *Runtime) []*sandbox {
 	}
 }
 
+// TestAheadHasRoomForFiles: a sandbox that waits has the table of files that its boot
+// needs, and does not wait for the host's processors to have a larger one.
+func TestAheadHasRoomForFiles(t *testing.T) {
+	r := newRuntime(t)
+	for _, s := range waiting(t, r) {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(s.proc.PID) + "/status")
+		check(t, err)
+		_, rest, _ := strings.Cut(string(b), "\nFDSize:")
+		size, _, _ := strings.Cut(rest, "\n")
+		if n, err := strconv.Atoi(strings.TrimSpace(size)); err != nil || n < 256 {
+			t.Errorf("room for %q files (%v), want 256", size, err)
+		}
+	}
+}
+
 // TestAheadBecomesMachine: a machine from a sandbox that waited has its name, its
 // limits and its confinement, and the pool is filled again.
 func TestAheadBecomesMachine(t *testing.T) {
