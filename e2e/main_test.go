@@ -105,16 +105,7 @@ func pythonSDKs(suite string) (string, error) {
 }
 
 func nodeSDKs() (string, error) {
-	path, err := cached.Once("node", "js/package.json", "node_modules", func(dir string) error {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		if err := command("", "cp", "js/package.json", dir); err != nil {
-			return err
-		}
-		return command(dir, "npm", "install", "--no-audit", "--no-fund")
-	})
-	return filepath.Dir(path), err
+	return cached.Node("node", "js/package.json")
 }
 
 func command(dir, name string, args ...string) error { return cached.Command(dir, name, args...) }

@@ -35,6 +35,20 @@ func Python(name, requirements string) (string, error) {
 	})
 }
 
+// Node installs what a package.json asks for and returns the folder with node_modules.
+func Node(name, packages string) (string, error) {
+	path, err := Once(name, packages, "node_modules", func(dir string) error {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := Command("", "cp", packages, dir); err != nil {
+			return err
+		}
+		return Command(dir, "npm", "install", "--no-audit", "--no-fund")
+	})
+	return filepath.Dir(path), err
+}
+
 // Once makes e2e-<name>-<hash of the file> unless it is there, and returns the path
 // of want in it. A half-made one is made again.
 func Once(name, file, want string, make func(dir string) error) (string, error) {

@@ -1,21 +1,24 @@
 // The published JavaScript SDKs against a real server. NACRE_SDK names the
-// package, NACRE_MODE how it is reached; the rest is what `nacre env` prints.
+// package, NACRE_MODE how it is reached, NACRE_TEST_SLOWNESS how many times as long the
+// tests may wait as on a real host; the rest is what `nacre env` prints.
 import { after, before, test } from 'node:test'
 import assert from 'node:assert/strict'
 
 const sdk = await import(process.env.NACRE_SDK)
 const { Sandbox } = sdk
 const tls = process.env.NACRE_MODE === 'tls'
+const slow = Number(process.env.NACRE_TEST_SLOWNESS ?? 1)
+const patient = slow > 1 ? { requestTimeoutMs: 60_000 * slow } : {}
 let sbx
 
-before(async () => { sbx = await Sandbox.create({ timeoutMs: 900_000, metadata: { suite: 'js' } }) })
+before(async () => { sbx = await Sandbox.create({ timeoutMs: 900_000 * slow, metadata: { suite: 'js' }, ...patient }) })
 after(async () => { await sbx?.kill() })
 
 const sleep = (ms) => new Promise((r) => setTimeout(r, ms))
 
 // A minute is for what must happen at all, on a host with whatever other work.
 async function eventually(check, ms = 60_000, every = 250) {
-  const end = Date.now() + ms
+  const end = Date.now() + ms * slow
   for (;;) {
     const v = await check()
     if (v) return v
@@ -25,7 +28,8 @@ async function eventually(check, ms = 60_000, every = 250) {
 }
 
 async function withSandbox(opts, fn) {
-  const s = typeof opts === 'string' ? await Sandbox.create(opts, { timeoutMs: 120_000 }) : await Sandbox.create({ timeoutMs: 120_000, ...opts })
+  const usual = { timeoutMs: 120_000 * slow, ...patient }
+  const s = typeof opts === 'string' ? await Sandbox.create(opts, usual) : await Sandbox.create({ ...usual, ...opts })
   try { return await fn(s) } finally { await s.kill() }
 }
 
@@ -209,7 +213,7 @@ test('list with filters and pages', async () => {
 })
 
 test('wire4_17 and 18 network', async () => {
-  const curl = (ip) => `curl -s -o /dev/null --max-time 50 http://${ip}/`
+  const curl = (ip) => `curl -s -o /dev/null --max-time ${50 * slow} http://${ip}/`
   await withSandbox({ allowInternetAccess: false }, async (s) => { await assert.rejects(s.commands.run(curl('1.1.1.1'))) })
   await withSandbox({ network: { denyOut: ['0.0.0.0/0'], allowOut: ['1.1.1.1'] } }, async (s) => {
     await s.commands.run(curl('1.1.1.1'))

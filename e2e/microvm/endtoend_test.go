@@ -32,7 +32,7 @@ func TestEndToEnd(t *testing.T) {
 			c.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NACRE_KVMHOST") }),
 				"NACRE_E2E_BINARY=/bin/nacre", "NACRE_TEST_SLOWNESS="+fmt.Sprint(kvmhost.Slowness()),
 				"NACRE_RUNTIME=firecracker", "NACRE_BASE_IMAGE="+baseImage, "NACRE_CACHE_DIR=/tmp/cache",
-				"NACRE_CPUS=1", "NACRE_DISK_MIB=64", "NACRE_SLOTS_READY=1", "NACRE_STANDBY=0",
+				"NACRE_BOOT_TIMEOUT="+bootTimeout, "NACRE_CPUS=1", "NACRE_DISK_MIB=64", "NACRE_SLOTS_READY=1", "NACRE_STANDBY=0",
 				"NACRE_FIRECRACKER_FROM="+release, "NACRE_FIRECRACKER_KERNEL="+vmlinux, "NACRE_FIRECRACKER_ALLOW_HOLES=1")
 			out, err := c.CombinedOutput()
 			text := strings.TrimSpace(string(out))

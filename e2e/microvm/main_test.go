@@ -25,6 +25,10 @@ const (
 	vmlinux   = "/assets/vmlinux"
 	endToEnd  = "/assets/e2e.test" // the program of the tests in ..
 	httpPort  = 3000
+
+	// bootTimeout is ten times the usual one: on an emulated host that shares its processor
+	// with other work a boot of five seconds takes half a minute.
+	bootTimeout = "5m"
 )
 
 var scratch string // of the host around
@@ -34,7 +38,8 @@ func TestMain(m *testing.M) {
 		os.Exit(firecracker.ProbeMain())
 	}
 	code := kvmhost.Main(m, kvmhost.Config{Files: files, Fit: fit, Check: []string{firecracker.ProbeArg},
-		MemoryMiB: 4096, Timeout: 30 * time.Minute, Ports: []int{httpPort}, Outer: map[string]func(context.Context, kvmhost.Request) (string, error){"sdk": sdk, "miosa": miosa}})
+		MemoryMiB: 4096, Timeout: 45 * time.Minute, Ports: []int{httpPort},
+		Outer: map[string]func(context.Context, kvmhost.Request) (string, error){"sdk": sdk, "miosa": miosa, "python": python, "javascript": javascript}})
 	if scratch != "" {
 		_ = os.RemoveAll(scratch)
 	}

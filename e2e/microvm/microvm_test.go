@@ -20,7 +20,7 @@ func up(t *testing.T, flags ...string) (kill func()) {
 	t.Helper()
 	args := append([]string{"up", "--data-dir", dataDir, "--runtime", "auto", "--base-image", baseImage,
 		"--http", fmt.Sprintf("0.0.0.0:%d", httpPort), "--https", "", "--install=false", "--warm=false", "--standby", "0",
-		"--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn"}, flags...)
+		"--boot-timeout", bootTimeout, "--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn"}, flags...)
 	c := exec.Command("/bin/nacre", args...)
 	c.Env = append(os.Environ(), "NACRE_FIRECRACKER_ALLOW_HOLES=1")
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr

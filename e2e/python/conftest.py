@@ -1,7 +1,8 @@
 """The published Python SDKs against a real server.
 
 NACRE_SDK says which package ("moru" or "e2b"), NACRE_MODE how it is reached
-("http" or "tls"); the rest of the environment is what `nacre env` prints.
+("http" or "tls"), NACRE_TEST_SLOWNESS how many times as long the tests may wait as on
+a real host; the rest of the environment is what `nacre env` prints.
 """
 import importlib
 import os
@@ -11,6 +12,8 @@ import pytest
 
 SDK = os.environ["NACRE_SDK"]
 MODE = os.environ["NACRE_MODE"]
+SLOW = int(os.environ.get("NACRE_TEST_SLOWNESS", "1"))
+PATIENT = {"request_timeout": 60 * SLOW} if SLOW > 1 else {}  # 60 s are the packages' own
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +28,7 @@ def exc():
 
 @pytest.fixture(scope="module")
 def sandbox(sdk):
-    sbx = sdk.Sandbox.create(timeout=900, metadata={"suite": "shared"})
+    sbx = sdk.Sandbox.create(timeout=900 * SLOW, metadata={"suite": "shared"}, **PATIENT)
     yield sbx
     sbx.kill()
 
@@ -36,7 +39,7 @@ def make(sdk):
     made = []
 
     def create(*args, **kwargs):
-        kwargs.setdefault("timeout", 120)
+        kwargs = {"timeout": 120 * SLOW, **PATIENT, **kwargs}
         sbx = sdk.Sandbox.create(*args, **kwargs)
         made.append(sbx)
         return sbx
@@ -49,12 +52,12 @@ def make(sdk):
 def eventually(check, seconds=60, every=0.25):
     """Returns check()'s first true answer; fails when none comes in time: a minute is for
     what must happen at all, on a host with whatever other work; a promise gives its own."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * SLOW
     while True:
         value = check()
         if value:
             return value
-        assert time.monotonic() < end, "condition not met in %s s" % seconds
+        assert time.monotonic() < end, "condition not met in %s s" % (seconds * SLOW)
         time.sleep(every)
 
 

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from conftest import SDK, eventually
+from conftest import SLOW
 
 
 def test_write_and_read(sandbox):
@@ -163,16 +163,16 @@ def multipart(name, content):
 
 def test_signed_urls(sandbox):
     sandbox.files.write("signed dir/ä+b.txt", "signed content")
-    url = sandbox.download_url("signed dir/ä+b.txt", user="user", use_signature_expiration=30)
+    url = sandbox.download_url("signed dir/ä+b.txt", user="user", use_signature_expiration=30 * SLOW)
     assert fetch(url) == (200, "signed content")
-    up = sandbox.upload_url("uploaded.txt", user="user", use_signature_expiration=30)
+    up = sandbox.upload_url("uploaded.txt", user="user", use_signature_expiration=30 * SLOW)
     body, h = multipart("whatever.txt", "uploaded content")
     assert fetch(up, body, h)[0] == 200
     assert sandbox.files.read("uploaded.txt") == "uploaded content"
 
 
 def test_signed_url_for_root(sandbox):
-    up = sandbox.upload_url("hello.txt", user="root", use_signature_expiration=30)
+    up = sandbox.upload_url("hello.txt", user="root", use_signature_expiration=30 * SLOW)
     body, h = multipart("hello.txt", "x")
     status, text = fetch(up, body, h)
     assert status == 200 and '"/root/hello.txt"' in text
@@ -183,6 +183,6 @@ def test_signed_url_expired_and_tampered(sandbox):
     url = sandbox.download_url("s.txt", user="user", use_signature_expiration=-120)
     status, text = fetch(url)
     assert status == 401 and text.strip() == '{"code":401,"message":"signature is already expired"}'
-    good = sandbox.download_url("s.txt", user="user", use_signature_expiration=60)
+    good = sandbox.download_url("s.txt", user="user", use_signature_expiration=60 * SLOW)
     status, _ = fetch(good.replace("s.txt", "passwd"))
     assert status == 401

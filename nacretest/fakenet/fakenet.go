@@ -124,6 +124,13 @@ func Start(t testing.TB) *Internet {
 	if !Inside() {
 		t.Skip("needs root, for network namespaces")
 	}
+	return StartHere(t)
+}
+
+// StartHere is Start on a host that is the test's own altogether, such as an emulated
+// one, whatever Main did. There must be a /etc/resolv.conf, and no link named Uplink.
+func StartHere(t testing.TB) *Internet {
+	t.Helper()
 	n, err := start()
 	if err != nil {
 		t.Fatalf("fakenet: %v", err)

@@ -36,7 +36,7 @@ latest() { apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends
 mkdir -p "$cache"
 exec 9>"$cache/kvmhost.lock"
 flock 9
-need qemu-system-x86 e2fsprogs python3-pip
+need qemu-system-x86 e2fsprogs procps python3-pip
 signed() { apt-cache show --no-all-versions "$1" 2>/dev/null | sed -n 's/^SHA256: //p'; }
 choose() {
 	image=${linux% *} sum=${linux#* }

@@ -46,7 +46,7 @@ func Image(path string) error {
 func programs(root string) error {
 	files := map[string]string{}
 	for _, program := range []string{"bash", "cat", "ls", "mkdir", "mkfifo", "rm", "sleep", "id", "whoami", "uname", "env", "perl", "sha256sum", "head",
-		"curl", "getent", "hostname", "ip", "grep", "awk", "/usr/bin/python3"} {
+		"sh", "tr", "ln", "stat", "stty", "tput", "pgrep", "pkill", "ps", "seq", "curl", "getent", "hostname", "ip", "grep", "awk", "/usr/bin/python3"} {
 		if err := WithLibraries(files, program); err != nil {
 			return err
 		}
@@ -61,6 +61,13 @@ func programs(root string) error {
 		}
 	}
 	if err := python(root); err != nil {
+		return err
+	}
+	terminals := filepath.Join(root, "lib/terminfo/x")
+	if err := os.MkdirAll(terminals, 0o755); err != nil {
+		return err
+	}
+	if err := command("cp", "-L", "/lib/terminfo/x/xterm", "/lib/terminfo/x/xterm-256color", terminals); err != nil {
 		return err
 	}
 	modules, err := filepath.Glob("/usr/lib/*/perl-base")

@@ -67,7 +67,8 @@ func Outside(ctx context.Context, name string, args ...string) (string, error) {
 	return a.Out, nil
 }
 
-// card brings up the network of a host that has one.
+// card brings up the network of a host that has one. It leaves the usual name of a link
+// and a better default route to a test that brings an internet of its own.
 func card() error {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -81,8 +82,8 @@ func card() error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(netlink.AddrAdd(l, addr), netlink.LinkSetUp(l),
-			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(routerIP)}))
+		return errors.Join(netlink.LinkSetName(l, "card"), netlink.AddrAdd(l, addr), netlink.LinkSetUp(l),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(routerIP), Priority: 1000}))
 	}
 	return nil
 }
