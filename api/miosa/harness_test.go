@@ -39,6 +39,7 @@ type harness struct {
 	api  *API
 	db   *sqlstore.DB
 	node *node.Node
+	host *nacretest.FakeHost
 	log  *safeBuffer
 
 	teamA, teamB nacre.TeamID
@@ -84,7 +85,8 @@ func newHarness(t *testing.T) *harness {
 		must(db.PutTemplate(ctx, nacre.Template{ID: id, Names: []string{name}, Public: true, Build: build, CreatedAt: now, UpdatedAt: now,
 			Resources: nacre.Resources{CPUs: 1, MemoryMiB: 1024, DiskMiB: 3072}}))
 	}
-	fake := nacretest.NewFakeHost(build).Daemon()
+	h.host = nacretest.NewFakeHost(build)
+	fake := h.host.Daemon()
 	arts, err := image.OpenArtifacts(image.ArtifactOptions{Dir: filepath.Join(dir, "snapshots"), ReserveMiB: -1})
 	must(err)
 	h.node, err = node.New(node.Config{

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -163,7 +162,9 @@ func (a *API) terminalSocket(c *api.Call) error {
 	go func() {
 		defer close(input)
 		defer cancel()
-		g.typed(ctx, j, conn)
+		if err := g.typed(ctx, j, conn); err != nil {
+			refuse(ctx, conn, err)
+		}
 	}()
 	err = g.shown(ctx, j, conn)
 	if err == nil {
@@ -228,35 +229,71 @@ func (g *guest) shown(ctx context.Context, j *job, conn *websocket.Conn) error {
 	return send(websocket.MessageText, encode(streamEvent{Type: "exit", ExitCode: j.object().ExitCode}))
 }
 
-// typed passes on what the client types: binary frames are bytes, text frames are
-// requests.
-func (g *guest) typed(ctx context.Context, j *job, conn *websocket.Conn) {
+// typed passes on what the client types. What cannot be done is told and does no
+// harm; an error means that something that was typed may be lost, so that what follows
+// must not be passed on.
+func (g *guest) typed(ctx context.Context, j *job, conn *websocket.Conn) error {
 	for {
 		kind, data, err := conn.Read(ctx)
 		if err != nil {
-			return
+			return nil
 		}
 		g.api.touch(g.id)
-		if kind == websocket.MessageText {
-			var in struct {
-				Type string `json:"type"`
-				Data string `json:"data"`
-				terminalBody
+		err = g.passOn(ctx, j, kind, data)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil, nacre.IsCode(err, nacre.CodeNotFound):
+			return nil // it has ended
+		case nacre.IsCode(err, nacre.CodeInvalid):
+			if tell(ctx, conn, err) != nil {
+				return nil
 			}
-			if json.Unmarshal(data, &in) != nil {
-				continue
-			}
-			switch in.Type {
-			case "resize":
-				err = g.resize(ctx, j, in.terminalBody)
-			case "stdin", "input":
-				err = g.agent.Processes().Input(ctx, j.pid, []byte(in.Data))
-			}
-		} else {
-			err = g.agent.Processes().Input(ctx, j.pid, data)
+		default:
+			return err
 		}
-		if nacre.IsCode(err, nacre.CodeNotFound) || errors.Is(err, context.Canceled) {
-			return // it has ended
-		}
+	}
+}
+
+// passOn does one frame: binary ones are bytes, text ones are requests.
+func (g *guest) passOn(ctx context.Context, j *job, kind websocket.MessageType, data []byte) error {
+	// Asked each time: after a pause the sandbox is another machine.
+	agent, err := g.api.Traffic.Agent(ctx, g.id)
+	if err != nil {
+		return starting(g.id)
+	}
+	now := *g
+	now.agent = agent
+	if kind == websocket.MessageBinary {
+		return agent.Processes().Input(ctx, j.pid, data)
+	}
+	var in struct {
+		Type string `json:"type"`
+		Data string `json:"data"`
+		terminalBody
+	}
+	if err := json.Unmarshal(data, &in); err != nil {
+		return nacre.Invalidf("", "a text frame must be a request in JSON; bytes for the terminal go in binary frames")
+	}
+	switch in.Type {
+	case "resize":
+		return now.resize(ctx, j, in.terminalBody)
+	case "stdin", "input":
+		return agent.Processes().Input(ctx, j.pid, []byte(in.Data))
+	}
+	return nacre.Invalidf("type", "type %.40q is neither resize nor input", in.Type)
+}
+
+// tell sends an error as a text frame.
+func tell(ctx context.Context, conn *websocket.Conn, err error) error {
+	ctx, cancel := context.WithTimeout(ctx, terminalWrite)
+	defer cancel()
+	return conn.Write(ctx, websocket.MessageText, encode(streamEvent{Type: "error", Message: nacre.ErrorMessage(err)}))
+}
+
+// refuse ends a socket whose input may be lost. The terminal goes on: who connects
+// again sees what came of it.
+func refuse(ctx context.Context, conn *websocket.Conn, err error) {
+	if tell(ctx, conn, err) == nil {
+		_ = conn.Close(websocket.StatusTryAgainLater, "what was typed last may be lost; connect again")
 	}
 }
