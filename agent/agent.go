@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,7 @@ type Agent struct {
 
 	trimMu  sync.Mutex
 	trim    *time.Timer
+	trimmed uint64 // what had been allocated when memory was given back last; 0: never
 	closing context.Context
 	close   context.CancelFunc
 }
@@ -137,6 +139,11 @@ func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.handler.ServeHTTP(w, r)
 }
 
+// trimWorth is how much must have been allocated since the agent gave memory back
+// for it to do so again: that takes the host some milliseconds, and of a pool of
+// standbys one is asked every moment whether it is well.
+const trimWorth = 1 << 20
+
 // trimLater returns memory to the system once the agent has been idle for a
 // while: between two bursts a guest should cost as little as a fresh one.
 func (a *Agent) trimLater() {
@@ -145,15 +152,30 @@ func (a *Agent) trimLater() {
 	}
 	a.trimMu.Lock()
 	defer a.trimMu.Unlock()
-	if a.trim != nil {
+	switch {
+	case a.trimmed != 0 && allocated()-a.trimmed < trimWorth:
+	case a.trim != nil:
 		a.trim.Reset(a.cfg.TrimAfter)
+	default:
+		a.trim = time.AfterFunc(a.cfg.TrimAfter, a.trimNow)
+	}
+}
+
+func (a *Agent) trimNow() {
+	if a.active.Load() > 0 {
 		return
 	}
-	a.trim = time.AfterFunc(a.cfg.TrimAfter, func() {
-		if a.active.Load() == 0 {
-			debug.FreeOSMemory()
-		}
-	})
+	debug.FreeOSMemory()
+	a.trimMu.Lock()
+	defer a.trimMu.Unlock()
+	a.trimmed = allocated()
+}
+
+// allocated is how many bytes this process has ever allocated.
+func allocated() uint64 {
+	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64()
 }
 
 var _ http.Handler = (*Agent)(nil)

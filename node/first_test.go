@@ -99,11 +99,15 @@ type overs struct {
 	greeted, told []net.Conn
 	inits         []nacre.AgentInit
 	err           error // of the next words over a spare connection
+	broken        net.Conn
 }
 
 func (a overAgent) Greet(_ context.Context, conn net.Conn) error {
 	a.all.mu.Lock()
 	defer a.all.mu.Unlock()
+	if conn == a.all.broken {
+		return errors.New("reset by the guest")
+	}
 	a.all.greeted = append(a.all.greeted, conn)
 	return nil
 }
@@ -269,5 +273,34 @@ func TestStandbysAreNotAskedWhileSandboxesStart(t *testing.T) {
 	}
 	if early > 1 { // one may have been on its way; they are asked every 5 ms
 		t.Errorf("the standby was asked %d times while a sandbox started", early)
+	}
+}
+
+// TestAStandbyIsAskedOverTheConnectionOfItsFirstClient: whether it answers is asked
+// over the connection that it keeps, which so lasts as long as it waits, and no other is
+// made for that. One that broke meanwhile is replaced before anybody needs it.
+func TestAStandbyIsAskedOverTheConnectionOfItsFirstClient(t *testing.T) {
+	all := &overs{}
+	w := all.world(t, node.Standby{Count: 1, Quiet: time.Millisecond, Check: 5 * time.Millisecond})
+	w.n.KeepReady(node.Shape{Build: build, Resources: resources})
+	w.eventually("the standby is asked", func() bool { return len(all.ready()) > 3 })
+	spare := all.ready()[0]
+	for _, conn := range all.ready() {
+		if conn != spare {
+			t.Fatal("it was asked over a connection that nobody else will have")
+		}
+	}
+	all.mu.Lock()
+	all.broken = spare
+	all.mu.Unlock()
+	w.eventually("it has another", func() bool {
+		greeted := all.ready()
+		return greeted[len(greeted)-1] != spare
+	})
+	if _, err := spare.Write([]byte{0}); err == nil {
+		t.Error("the broken connection was left open")
+	}
+	if w.standbys() != 1 {
+		t.Error("the standby was given up for its connection")
 	}
 }

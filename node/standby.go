@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net"
 	"runtime"
 	"time"
 
@@ -30,15 +31,16 @@ type Standby struct {
 
 const (
 	// By the size of the host standbys take a sixteenth of its memory, for one takes
-	// 15 MiB. What an idle guest does is a third of a thousandth of a processor:
-	// as many as are allowed for each take less than a fiftieth of it.
+	// 15 MiB. What an idle guest does is a fifth of a thousandth of a processor:
+	// as many as are allowed for each take a hundredth of it.
 	standbyMemory  = 15 << 20
 	standbyPart    = 16
 	standbysPerCPU = 50
 
-	burstQuiet = 4 // times as quiet must it be for those that are there for bursts
-	burstPause = 3 // times as long as one took to make is the pause before the next
-	checked    = 8 // standbys in one round of checks: a check costs ten milliseconds
+	burstQuiet = 4           // times as quiet must it be for those that are there for bursts
+	burstPause = 3           // times as long as one took to make is the pause before the next
+	checked    = 8           // standbys in one round of checks: a check costs some milliseconds
+	asking     = time.Second // for an answer
 )
 
 // first is how many standbys of a shape are made without a pause.
@@ -325,12 +327,37 @@ func (n *Node) checkStandbys(ctx context.Context, round int) {
 		if n.untilQuiet(n.cfg.Standby.Quiet) > 0 {
 			return
 		}
-		u.mu.Lock()
-		agent := u.agent
-		u.mu.Unlock()
-		if err := n.healthy(ctx, agent); err != nil && ctx.Err() == nil {
+		if err := n.ask(ctx, u); err != nil && ctx.Err() == nil {
 			n.log.Warn("a standby does not answer", "machine", u.id, "err", err)
 			n.dropStandby(u)
 		}
 	}
+}
+
+// ask returns nil when the standby answers: over the connection that its sandbox's
+// client will have, which the guest would end if nobody used it for minutes. One that
+// is of no use any more is replaced.
+func (n *Node) ask(ctx context.Context, u *unit) error {
+	agent := u.client()
+	if conn := u.takeSpare(); conn != nil {
+		if greets(ctx, agent, conn) {
+			u.putSpare(conn)
+			return nil
+		}
+		_ = conn.Close()
+	}
+	if err := n.healthy(ctx, agent); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	u.keepSpare(ctx)
+	return nil
+}
+
+func greets(ctx context.Context, agent nacre.Agent, conn net.Conn) bool {
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	g, ok := agent.(greeter)
+	return ok && g.Greet(ctx, conn) == nil
 }

@@ -207,7 +207,7 @@ func (n *Node) awaitAgent(ctx context.Context, u *unit) error {
 }
 
 func (n *Node) healthy(ctx context.Context, agent nacre.Agent) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
 	return agent.Healthy(ctx)
 }

@@ -38,7 +38,7 @@ func run(listen string) error {
 	cfg := agent.Config{
 		Logger:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Init:      init,
-		TrimAfter: 2 * time.Second,
+		TrimAfter: 100 * time.Millisecond,
 	}
 	if init {
 		outliveSignals()
