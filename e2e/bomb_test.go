@@ -23,7 +23,6 @@ import (
 // neighbour is a sandbox in which commands run one after the other.
 type neighbour struct {
 	t      testing.TB
-	factor float64 // by how much this host is slower than that of the promise before anything happens
 	n      atomic.Int64
 	worst  time.Duration
 	cancel context.CancelFunc
@@ -41,12 +40,6 @@ func pressed(t testing.TB, sb *client.Sandbox) *neighbour {
 		nb.worst = max(nb.worst, time.Since(begin))
 		return err
 	}
-	for range 10 {
-		if err := run(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	nb.factor, nb.worst = max(1, nb.worst.Seconds()/0.25), 0
 	go func() {
 		defer close(nb.done)
 		for ctx.Err() == nil {
@@ -61,11 +54,6 @@ func pressed(t testing.TB, sb *client.Sandbox) *neighbour {
 	}()
 	t.Cleanup(func() { cancel(); <-nb.done })
 	return nb
-}
-
-// bound is what on this host is as long as d on that of the promise.
-func (nb *neighbour) bound(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * nb.factor)
 }
 
 // unhurt ends the commands, of which some must have run, none for long.
@@ -84,8 +72,8 @@ func (nb *neighbour) unhurt() {
 	nb.cancel()
 	<-nb.done
 	nb.t.Logf("%d commands beside it, the slowest in %s", nb.n.Load(), nb.worst.Round(time.Millisecond))
-	if bound := nb.bound(5 * time.Second); nb.worst > bound {
-		nb.t.Errorf("beside it a command took %s, which is more than %s", nb.worst, bound)
+	if nb.worst > 5*time.Second {
+		nb.t.Errorf("beside it a command took %s", nb.worst)
 	}
 }
 
@@ -139,8 +127,8 @@ func TestFault13_ForkBomb(t *testing.T) {
 	if err := bomb.Kill(t.Context()); err != nil && !errors.Is(err, client.ErrNotFound) {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took > beside.bound(5*time.Second) {
-		t.Errorf("killing it took %s, and not %s", took, beside.bound(5*time.Second))
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("killing it took %s", took)
 	}
 	if left := d.cgroupFile(h, "pids", "pids.current", "pids.current"); left != -1 {
 		t.Errorf("%d tasks are left", left)

@@ -187,12 +187,7 @@ func TestFault01_MachinesOutliveTheDaemon(t *testing.T) {
 			return err
 		})
 	}
-	// A host that takes more than half a second for thirty commands with nothing to be
-	// taken back is that much slower than the one of the promise.
 	inTime(t, 2*time.Second, "the last of 30 sandboxes answered", func() time.Duration {
-		if d.running() {
-			d.kill9()
-		}
 		launched := time.Now()
 		d.launch()
 		ready := d.answers()
@@ -202,7 +197,7 @@ func TestFault01_MachinesOutliveTheDaemon(t *testing.T) {
 		all()
 		usual := time.Since(again)
 		t.Logf("30 machines: API after %s, then all of them within %s, and once more within %s", ready.Sub(launched).Round(time.Millisecond), took.Round(time.Millisecond), usual.Round(time.Millisecond))
-		return time.Duration(float64(took) / max(1, usual.Seconds()/0.5))
+		return took
 	})
 	if now := d.pids(); !maps.Equal(now, pids) {
 		t.Errorf("machines are other processes now: %v, before %v", now, pids)
@@ -277,22 +272,10 @@ func TestDeadlinesHoldAcrossRestarts(t *testing.T) {
 				t.Errorf("after its deadline: %v", err)
 			}
 		}
-		ending := d.ending()
-		t.Logf("deadlines that passed meanwhile were held %s after the start, others with a delay of %s; an end takes %s", late.Round(time.Millisecond), lateOpen.Round(time.Millisecond), ending.Round(time.Millisecond))
-		return max(late, lateOpen) - ending
+		t.Logf("deadlines that passed meanwhile were held %s after the start, others with a delay of %s", late.Round(time.Millisecond), lateOpen.Round(time.Millisecond))
+		return max(late, lateOpen)
 	})
 	d.agree()
-}
-
-// ending is how long this host takes at the moment to end a sandbox.
-func (d *daemon) ending() time.Duration {
-	d.t.Helper()
-	sb := many(d.t, d.client(), 1)[0]
-	begin := time.Now()
-	if err := sb.Kill(d.t.Context()); err != nil {
-		d.t.Fatal(err)
-	}
-	return time.Since(begin)
 }
 
 // TestFault02_UpgradeUnderLoad: the program is replaced and started again while

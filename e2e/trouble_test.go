@@ -24,14 +24,12 @@ func TestFault05_HangingMachines(t *testing.T) {
 	inst := d.instance()
 	d.settled(inst, 2)
 	c := d.client()
-	sbs := many(t, c, 4)
-	stopped, neighbour := sbs[:3], sbs[3]
+	sbs := many(t, c, 2)
+	stopped, neighbour := sbs[0], sbs[1]
 	d.settled(inst, 2)
-	hs := d.handles()
-	for _, sb := range stopped {
-		if err := syscall.Kill(hs[sb.ID].Handle.State.PID, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+	pid := d.handles()[stopped.ID].Handle.State.PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
 	}
 	for _, standby := range d.standbys() {
 		if err := syscall.Kill(standby, syscall.SIGSTOP); err != nil {
@@ -54,14 +52,12 @@ func TestFault05_HangingMachines(t *testing.T) {
 		t.Errorf("the one beside: %v", err)
 	}
 	inTime(t, 5*time.Second, "a sandbox that stands still ended", func() time.Duration {
-		sb := stopped[0]
-		stopped = stopped[1:]
 		begin := time.Now()
-		if err := sb.Kill(t.Context()); err != nil {
+		if err := stopped.Kill(t.Context()); err != nil {
 			t.Errorf("ending a sandbox that stands still: %v", err)
 		}
 		took := time.Since(begin)
-		if err := syscall.Kill(hs[sb.ID].Handle.State.PID, 0); err == nil {
+		if err := syscall.Kill(pid, 0); err == nil {
 			t.Error("its process is there")
 		}
 		return took
@@ -186,12 +182,6 @@ func TestFault09_StoreIsLocked(t *testing.T) {
 		}
 		return time.Since(begin)
 	}
-	usual := time.Duration(0)
-	for i := range 10 {
-		usual = max(usual, use(i))
-	}
-	// A host on which that takes more than half a second is slower than that of the promise.
-	bound := time.Duration(float64(5*time.Second) * max(1, usual.Seconds()/0.5))
 	db, err := sql.Open("sqlite", "file:"+d.path("nacre.db")+"?_txlock=exclusive")
 	if err != nil {
 		t.Fatal(err)
@@ -213,8 +203,8 @@ func TestFault09_StoreIsLocked(t *testing.T) {
 		refused <- err
 	}()
 	for i := 0; len(refused) == 0; i++ {
-		if took := use(i); took > bound {
-			t.Errorf("a command, a file and a preview took %s, and not %s", took, bound)
+		if took := use(i); took > 5*time.Second {
+			t.Errorf("a command, a file and a preview took %s", took)
 		}
 		if time.Since(begin) > 45*time.Second {
 			t.Fatal("a create is neither done nor refused")

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre"
-	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
 func snapshotCases() []runtimeCase {
@@ -303,15 +302,14 @@ func testRestoreMany(t *testing.T, h RuntimeHost) {
 		}
 		least, most := clockOff(g)
 		t.Logf("the clock of copy %d is off by %v to %v", i, least, most)
-		if least > closeClock() || most < -closeClock() {
+		if least > closeClock || most < -closeClock {
 			t.Errorf("the clock of one of ten that came at once is off by at least %v", min(least.Abs(), most.Abs()))
 		}
 	}
 }
 
-// closeClock is how far a guest's clock may be off. It is told the time by way of a
-// connection, as exactly as the way there and back takes the same time.
-func closeClock() time.Duration { return 50 * time.Millisecond * time.Duration(kvmhost.Slowness()) }
+// closeClock is how far a guest's clock may be off.
+const closeClock = 50 * time.Millisecond
 
 // clockOff tells how far ahead a guest's clock is: the answer takes a while, so between
 // two times. Of a few answers that of the quickest counts.

@@ -70,7 +70,7 @@ func testRestoredClock(t *testing.T, h RuntimeHost) {
 		t.Fatal(err)
 	}
 	time.Sleep(1200 * time.Millisecond) // what the guest's clock must catch up
-	if least, most := clockOff(DialGuest(t, h.restore(t, r, h.Spec(t), dir))); least > closeClock() || most < -closeClock() {
+	if least, most := clockOff(DialGuest(t, h.restore(t, r, h.Spec(t), dir))); least > closeClock || most < -closeClock {
 		t.Errorf("the guest's clock is off by at least %v", min(least.Abs(), most.Abs()))
 	}
 }

@@ -86,7 +86,7 @@ def test_pause_ends_connections_to_the_outside(make):
     assert curl(sbx, "/check")["outside"] == "open"
     pause(sbx)
     sbx.connect()
-    end = eventually(lambda: (lambda o: o if o != "open" else None)(curl(sbx, "/check")["outside"]), 30, 0.1)
+    end = eventually(lambda: (lambda o: o if o != "open" else None)(curl(sbx, "/check")["outside"]), 5, 0.1)
     assert end in ("ConnectionResetError", "ConnectionAbortedError", "TimeoutError", "end", "OSError"), end
 
 

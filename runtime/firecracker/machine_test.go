@@ -16,7 +16,6 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/thread"
 	"github.com/nacrehq/nacre/nacretest"
-	"github.com/nacrehq/nacre/nacretest/kvmhost"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
@@ -166,13 +165,10 @@ func TestFault05_VMMKilledOrStopped(t *testing.T) {
 			r := newRuntime(t)
 			if c.name == "frozen" {
 				r.askEvery, r.askWithin = 500*time.Millisecond, 3*time.Second
-				if kvmhost.Emulated() { // one that boots is asked as well
-					r.askWithin = 10 * time.Second
-				}
 			}
 			m, spec := startMachineOf(t, r)
 			check(t, c.do(m))
-			ctx, cancel := context.WithTimeout(t.Context(), c.within*time.Duration(kvmhost.Slowness()))
+			ctx, cancel := context.WithTimeout(t.Context(), c.within)
 			defer cancel()
 			e, err := m.Wait(ctx)
 			if err != nil || e.Reason != nacre.EndCrash || !strings.Contains(e.Detail, c.want) {
