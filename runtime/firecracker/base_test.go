@@ -143,7 +143,7 @@ func TestSweepRemovesOldInitDrives(t *testing.T) {
 	for _, path := range []string{old, used} {
 		check(t, os.Chtimes(path, past, past))
 	}
-	c := config(testLog(t))
+	c := config(nacretest.Log(t))
 	c.Agent = spec.AgentPath
 	r, err := New(c)
 	check(t, err)

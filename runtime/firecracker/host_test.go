@@ -5,28 +5,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/sparse"
+	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/nacretest/fakenet"
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
 	"github.com/nacrehq/nacre/nacretest/reach"
@@ -46,8 +37,7 @@ const (
 
 // host is what all tests share.
 var host struct {
-	dir   string
-	slots atomic.Int32
+	dir string
 }
 
 func TestMain(m *testing.M) {
@@ -177,7 +167,7 @@ func config(log *slog.Logger) Config {
 func newRuntime(t testing.TB) *Runtime {
 	t.Helper()
 	kvmhost.Report(t)
-	r, err := New(config(testLog(t)))
+	r, err := New(config(nacretest.Log(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,88 +180,11 @@ func newRuntime(t testing.TB) *Runtime {
 	return r
 }
 
-func testLog(t testing.TB) *slog.Logger {
-	w := io.Discard
-	if testing.Verbose() {
-		w = os.Stderr
-	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo})).With("test", t.Name())
-}
-
-// newSpec returns the spec of a machine that has a slot, a root and a state
-// directory of its own, all gone when the test ends.
+// newSpec returns the spec of a machine of the tests' guest.
 func newSpec(t testing.TB) nacre.MachineSpec {
 	t.Helper()
 	kvmhost.Report(t)
-	id := nacre.NewMachineID()
-	dir := t.TempDir()
-	spec := nacre.MachineSpec{
-		ID:        id,
-		Hostname:  "box",
-		AgentPath: filepath.Join(host.dir, "testguest"),
-		Root:      nacre.RootFS{Image: filepath.Join(host.dir, "root.erofs"), UpperDir: filepath.Join(dir, "upper"), UpperMiB: 64},
-		StateDir:  filepath.Join(dir, "state"),
-		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 128, MaxPIDs: 256},
-		Slot:      newSlot(t, string(id)),
-	}
-	for _, d := range []string{spec.Root.UpperDir, spec.StateDir} {
-		if err := os.Mkdir(d, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return spec
-}
-
-// newSlot makes a network namespace with one veth pair: no way out, only the
-// host's end.
-func newSlot(t testing.TB, name string) nacre.Slot {
-	t.Helper()
-	n := int(host.slots.Add(1))
-	base := netip.AddrFrom4([4]byte{10, 213, byte(n >> 6), byte(n << 2)})
-	gw := base.Next()
-	guest := gw.Next()
-	s := nacre.Slot{Name: name, Path: "/run/netns/" + name, HostLink: "nft" + strconv.Itoa(n),
-		Guest: netip.PrefixFrom(guest, 30), Gateway: gw, MTU: 1500}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	orig, err := netns.Get()
-	check(t, err)
-	defer orig.Close()
-	ns, err := netns.NewNamed(name)
-	check(t, err)
-	defer ns.Close()
-	check(t, netns.Set(orig))
-	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	check(t, err)
-	t.Cleanup(func() {
-		defer here.Close()
-		if l, err := here.LinkByName(s.HostLink); err == nil {
-			check(t, here.LinkDel(l))
-		}
-		check(t, netns.DeleteNamed(name))
-	})
-	la := netlink.NewLinkAttrs()
-	la.Name = s.HostLink
-	check(t, here.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))}))
-	up := func(h *netlink.Handle, name string, addr netip.Addr) {
-		l, err := h.LinkByName(name)
-		check(t, err)
-		if addr.IsValid() {
-			check(t, h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(30, 32)}}))
-		}
-		check(t, h.LinkSetUp(l))
-	}
-	there, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	check(t, err)
-	defer there.Close()
-	up(here, s.HostLink, gw)
-	up(there, "lo", netip.Addr{})
-	up(there, "eth0", guest)
-	l, err := there.LinkByName("eth0")
-	check(t, err)
-	s.MAC = l.Attrs().HardwareAddr.String()
-	check(t, there.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice()}))
-	return s
+	return nacretest.NewSpec(t, filepath.Join(host.dir, "testguest"), filepath.Join(host.dir, "root.erofs"))
 }
 
 func check(t testing.TB, err error) {

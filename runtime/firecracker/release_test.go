@@ -19,7 +19,7 @@ import (
 // the message names both. Where two are at hand, it is tried in both directions.
 func TestFault25_OtherRelease(t *testing.T) {
 	tested := newRuntime(t)
-	c := config(testLog(t))
+	c := config(nacretest.Log(t))
 	c.Firecracker, c.Jailer, c.CgroupParent = kvmhost.PinnedFirecracker, kvmhost.PinnedJailer, parent+"-pinned"
 	pinned, err := New(c)
 	check(t, err)

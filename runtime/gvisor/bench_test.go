@@ -26,7 +26,7 @@ func BenchmarkColdStart(b *testing.B) {
 }
 
 func benchColdStart(b *testing.B, ahead int) {
-	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: testLog(b), Ahead: ahead})
+	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: nacretest.Log(b), Ahead: ahead})
 	check(b, err)
 	b.Cleanup(func() { check(b, r.Close()) })
 	ctx := context.Background()

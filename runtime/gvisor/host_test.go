@@ -5,28 +5,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
-
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/cgroup"
 	"github.com/nacrehq/nacre/internal/sparse"
+	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
@@ -48,7 +40,6 @@ const dieEnv = "NACRE_TEST_DIE_AT"
 // build of this test binary, and a cgroup of this test run.
 var host struct {
 	dir, image, agent, program, parent string
-	slots                              atomic.Int32
 }
 
 func TestMain(m *testing.M) {
@@ -181,7 +172,7 @@ func buildGuest() error {
 // newRuntime returns a driver; its machines are gone when the test ends.
 func newRuntime(t testing.TB) *Runtime {
 	t.Helper()
-	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: testLog(t), Debug: os.Getenv("NACRE_GVISOR_DEBUG") != ""})
+	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: nacretest.Log(t), Debug: os.Getenv("NACRE_GVISOR_DEBUG") != ""})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,91 +184,11 @@ func newRuntime(t testing.TB) *Runtime {
 	return r
 }
 
-func testLog(t testing.TB) *slog.Logger {
-	w := io.Discard
-	if testing.Verbose() {
-		w = os.Stderr
-	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo})).With("test", t.Name())
-}
-
-// newSpec returns the spec of a machine that has a slot, a root and a state
-// directory of its own, all gone when the test ends.
+// newSpec returns the spec of a machine of the tests' guest.
 func newSpec(t testing.TB) nacre.MachineSpec {
 	t.Helper()
 	kvmhost.Report(t)
-	id := nacre.NewMachineID()
-	dir := t.TempDir()
-	spec := nacre.MachineSpec{
-		ID:        id,
-		Hostname:  "box",
-		AgentPath: host.agent,
-		Root:      nacre.RootFS{Image: host.image, UpperDir: filepath.Join(dir, "upper"), UpperMiB: 64},
-		StateDir:  filepath.Join(dir, "state"),
-		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 128, MaxPIDs: 256},
-		Slot:      newSlot(t, string(id)),
-	}
-	for _, d := range []string{spec.Root.UpperDir, spec.StateDir} {
-		if err := os.Mkdir(d, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return spec
-}
-
-// newSlot makes a network namespace with one veth pair: no way out, only the
-// host's end.
-func newSlot(t testing.TB, name string) nacre.Slot {
-	t.Helper()
-	s := nacre.Slot{Name: name, Path: "/run/netns/" + name, MTU: 1500}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	orig, err := netns.Get()
-	check(t, err)
-	defer orig.Close()
-	ns, err := netns.NewNamed(name)
-	check(t, err)
-	defer ns.Close()
-	check(t, netns.Set(orig))
-	t.Cleanup(func() {
-		if l, err := netlink.LinkByName(s.HostLink); s.HostLink != "" && err == nil {
-			check(t, netlink.LinkDel(l))
-		}
-		check(t, netns.DeleteNamed(name))
-	})
-	n := 0
-	for err = unix.EEXIST; errors.Is(err, unix.EEXIST); { // other tests on this host take numbers too
-		n = (int(host.slots.Add(1)) + os.Getpid()%64*256) % (64 * 256)
-		la := netlink.NewLinkAttrs()
-		la.Name = "ngt" + strconv.Itoa(n)
-		err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))})
-	}
-	check(t, err)
-	gw := netip.AddrFrom4([4]byte{10, 213, byte(n >> 6), byte(n<<2) + 1})
-	guest := gw.Next()
-	s.HostLink, s.Gateway, s.Guest = "ngt"+strconv.Itoa(n), gw, netip.PrefixFrom(guest, 30)
-	up := func(h *netlink.Handle, name string, addr netip.Addr) {
-		l, err := h.LinkByName(name)
-		check(t, err)
-		if addr.IsValid() {
-			check(t, h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(30, 32)}}))
-		}
-		check(t, h.LinkSetUp(l))
-	}
-	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	check(t, err)
-	defer here.Close()
-	there, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	check(t, err)
-	defer there.Close()
-	up(here, s.HostLink, gw)
-	up(there, "lo", netip.Addr{})
-	up(there, "eth0", guest)
-	l, err := there.LinkByName("eth0")
-	check(t, err)
-	s.MAC = l.Attrs().HardwareAddr.String()
-	check(t, there.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice()}))
-	return s
+	return nacretest.NewSpec(t, host.agent, host.image)
 }
 
 func check(t testing.TB, err error) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/agentfs"
+	"github.com/nacrehq/nacre/nacretest"
 )
 
 // raise looks for the limit of tasks as the guest's root, and as root of namespaces
@@ -117,7 +118,7 @@ func TestSweepRemovesOldAgents(t *testing.T) {
 	b, err := os.ReadFile(host.agent)
 	check(t, err)
 	check(t, os.WriteFile(s.AgentPath, b, 0o755))
-	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: testLog(t)})
+	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: nacretest.Log(t)})
 	check(t, err)
 	m, err := r.Start(t.Context(), s)
 	check(t, err)
@@ -137,7 +138,7 @@ func TestSweepRemovesOldAgents(t *testing.T) {
 			check(t, os.Chtimes(path, past, past))
 		}
 	}
-	r, err = New(Config{CgroupParent: host.parent, Program: host.program, Agent: s.AgentPath, Log: testLog(t)})
+	r, err = New(Config{CgroupParent: host.parent, Program: host.program, Agent: s.AgentPath, Log: nacretest.Log(t)})
 	check(t, err)
 	t.Cleanup(func() { check(t, r.Close()) })
 	keep := func(id nacre.MachineID) bool { return id == s.ID }

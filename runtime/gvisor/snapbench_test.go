@@ -95,7 +95,7 @@ func benchSnapshot(b *testing.B, mib int) {
 // and what an idle restored machine holds, two seconds later, beside a booted one.
 func BenchmarkFork(b *testing.B) {
 	newReal := realHost(b)
-	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: testLog(b), Boots: 10, Ahead: benchAhead()})
+	r, err := New(Config{CgroupParent: host.parent, Program: host.program, Log: nacretest.Log(b), Boots: 10, Ahead: benchAhead()})
 	check(b, err)
 	b.Cleanup(func() { check(b, r.Close()) })
 	ctx := context.Background()
