@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/nacrehq/nacre/agent/envd/filesystempb"
 	"github.com/nacrehq/nacre/agent/envd/filesystempb/filesystempbconnect"
+	"github.com/nacrehq/nacre/nacretest"
 )
 
 const fsRPC = "/filesystem.Filesystem/"
@@ -243,7 +244,7 @@ func TestWire2_6_Entries(t *testing.T) {
 func TestMoveAcrossFileSystems(t *testing.T) {
 	g := newGuest(t)
 	g.initialised(t, "")
-	mountTmpfs(t, g.dir, "size=4m,mode=0777")
+	nacretest.SmallDisk(t, g.dir, "size=4m,mode=0777")
 	must(t, os.MkdirAll(g.home+"/tree/sub", 0o750))
 	must(t, os.WriteFile(g.home+"/tree/sub/f", []byte("content"), 0o640))
 	must(t, os.Chown(g.home+"/tree/sub/f", 1000, 1000))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre/agent/envd"
+	"github.com/nacrehq/nacre/nacretest"
 )
 
 func TestFault37_SignedURLs(t *testing.T) {
@@ -201,7 +202,7 @@ func TestFault29_OddFiles(t *testing.T) {
 func TestFault15_DiskFull(t *testing.T) {
 	g := newGuest(t)
 	g.initialised(t, "")
-	mountTmpfs(t, g.dir, "size=1m")
+	nacretest.SmallDisk(t, g.dir, "size=1m")
 	must(t, os.WriteFile(g.dir+"/old", []byte("old"), 0o666))
 	big := bytes.Repeat([]byte("x"), 3<<20)
 	status, body, _ := g.request(t, "POST", "/files?path="+g.dir+"/old", bytes.NewReader(big), "Content-Type: application/octet-stream")

@@ -115,10 +115,7 @@ func TestFault11_DiskFull(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }()
+	nacretest.SmallDisk(t, dir, "size=1m")
 	d := openDir(t, dir)
 	small := strings.Repeat("s", 400<<10)
 	if _, err := d.Put(t.Context(), "k", strings.NewReader(small)); err != nil {
@@ -144,10 +141,7 @@ func TestFault12_NoInodes(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "nr_inodes=8"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }()
+	nacretest.SmallDisk(t, dir, "nr_inodes=8")
 	d := openDir(t, dir)
 	var err error
 	stored := 0

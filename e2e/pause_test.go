@@ -13,6 +13,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/client"
+	"github.com/nacrehq/nacre/nacretest"
 )
 
 // TestPausedHoldNoProcessAndNoMemory: while it is paused nothing of a sandbox is on
@@ -70,10 +71,7 @@ func TestFault11_DiskFullDuringPause(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=3m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	nacretest.SmallDisk(t, dir, "size=3m")
 	d.up()
 	c := d.client()
 	sb := many(t, c, 1)[0]
@@ -115,10 +113,7 @@ func TestFault11_DiskFillsWhileAPauseIsWritten(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=560m"); err != nil { // 512 are kept in reserve
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	nacretest.SmallDisk(t, dir, "size=560m") // 512 are kept in reserve
 	d.up()
 	sb := many(t, d.client(), 1, client.Timeout(10*time.Minute))[0]
 	if err := entrust(t.Context(), sb, "kept"); err != nil {

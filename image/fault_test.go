@@ -144,10 +144,7 @@ func TestFault11_Reserve(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }()
+	nacretest.SmallDisk(t, dir, "size=8m")
 	s := open(t, image.Options{Dir: dir, ReserveMiB: 4})
 	b := nacre.NewBuildID()
 	if err := s.Import(t.Context(), b, nacretest.EROFSImage(t, "")); err != nil {
@@ -192,10 +189,7 @@ func TestFault11_ImportFillsDisk(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }()
+	nacretest.SmallDisk(t, dir, "size=2m")
 	s := open(t, image.Options{Dir: dir, ReserveMiB: -1, Blobs: openBlobs(t, filepath.Join(dir, "blobs"))})
 	for range 2 {
 		err := s.Import(t.Context(), nacre.NewBuildID(), nacretest.EROFSImage(t, strings.Repeat("x", 4<<20)))

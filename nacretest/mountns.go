@@ -43,3 +43,17 @@ func InMountNamespace(t *testing.T) bool {
 	}
 	return false
 }
+
+// SmallDisk puts an empty file system over dir until the test ends, of a size
+// (size=2m) or a number of files (nr_inodes=8). Without root the test is skipped. What
+// uses it must be closed by then.
+func SmallDisk(t testing.TB, dir, options string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a small disk needs root to be mounted")
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+}

@@ -14,7 +14,6 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
-	"golang.org/x/sys/unix"
 )
 
 func wantCode(t testing.TB, what string, err error, code nacre.Code) {
@@ -146,14 +145,7 @@ func TestFault09_ReadOnly(t *testing.T) {
 // TestFault11_DiskFull: the disk of the database fills up and is freed again.
 func TestFault11_DiskFull(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		t.Skip("needs a small disk, which needs root to mount: ", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	nacretest.SmallDisk(t, dir, "size=2m")
 	db := reopen(t, filepath.Join(dir, "nacre.db"), Options{})
 	s := sample()
 	if err := db.Insert(t.Context(), s); err != nil {

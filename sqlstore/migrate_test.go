@@ -75,31 +75,35 @@ func TestFault47_UpDownUp(t *testing.T) {
 		if err := again.Close(); err != nil {
 			t.Fatal(err)
 		}
-		pool := db.pool
-		if !db.d.postgres {
-			if err := db.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if pool, err = sql.Open("sqlite", sqliteDSN(url, 0, false)); err != nil {
-				t.Fatal(err)
-			}
-			defer pool.Close()
-		}
-		p, err := provider(db.d, pool)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.DownTo(t.Context(), 0); err != nil {
-			t.Fatal(err)
-		}
-		if !db.d.postgres {
-			pool.Close()
-		}
+		downgrade(t, db, url, 0)
 		fresh := reopen(t, url, Options{})
 		if err := fresh.Insert(t.Context(), s); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// downgrade takes the database back to a version; db is not to be used afterwards.
+func downgrade(t *testing.T, db *DB, url string, version int64) {
+	t.Helper()
+	pool := db.pool
+	if !db.d.postgres { // whose pool only reads
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if pool, err = sql.Open("sqlite", sqliteDSN(url, 0, false)); err != nil {
+			t.Fatal(err)
+		}
+		defer pool.Close()
+	}
+	p, err := provider(db.d, pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.DownTo(t.Context(), version); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestOpenAtOnce: of many that open a new database at once, one makes it.
@@ -365,23 +369,7 @@ func TestUseFromBefore(t *testing.T) {
 		}
 		insert(nacre.Event{Kind: nacre.EventCreated, Time: s.CreatedAt, Data: map[string]string{"template": "base"}}) // not folded yet
 
-		pool := db.pool
-		if !db.d.postgres {
-			if err := db.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if pool, err = sql.Open("sqlite", sqliteDSN(url, 0, false)); err != nil {
-				t.Fatal(err)
-			}
-			defer pool.Close()
-		}
-		p, err := provider(db.d, pool)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.DownTo(t.Context(), 3); err != nil {
-			t.Fatal(err)
-		}
+		downgrade(t, db, url, 3)
 		db = reopen(t, url, Options{})
 		want := map[string]nacre.TemplateUse{"base": {Count: 2, Last: s.CreatedAt}, "é \" \\ x": {Count: 1, Last: s.CreatedAt}}
 		for range 2 {
