@@ -76,9 +76,9 @@ type StartSpec struct {
 	Snapshot SnapshotID
 	// Boot has of the Snapshot the files alone, whatever else it keeps.
 	Boot bool
-	// Chosen, when set, is called at most once, with a standby that is to become the
-	// sandbox's machine, before its guest learns of that: what else takes its time
-	// may begin. Start may fail yet, or come back with another machine. A node that
+	// Chosen, when set, is called at most once, with a machine whose guest lived before
+	// (a standby, a restored one) and is to become the sandbox's, before the guest learns
+	// of that: what else takes its time may begin. Start may fail yet, or come back with another machine. A node that
 	// dies in between ends the machine with EndFailed. It must not block.
 	Chosen func(Started) `json:"-"`
 }

@@ -10,7 +10,8 @@
 // What keeps a sandbox (pause, snapshot, fork) goes through one order: the record of
 // the snapshot, the sandbox's record that names it, the files on the node, and back.
 // A snapshot lives while a sandbox's record names it or its owner keeps it; what
-// neither does is deleted, by whoever made it or by the reconciler.
+// neither does is deleted, by whoever made it or by the reconciler. That between a
+// running sandbox and its copies is this process's alone, and nobody waits for its record.
 package control
 
 import (
@@ -61,6 +62,7 @@ type Service struct {
 	roster *roster
 	flight *flight
 	hand   *inHand
+	behind behind
 
 	resumes singleflight.Group // by sandbox
 	warming singleflight.Group // by template

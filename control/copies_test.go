@@ -1,13 +1,16 @@
 package control_test
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/nacrehq/nacre"
+	"github.com/nacrehq/nacre/control"
 )
 
 // TestSnapshotsOfSandboxes: of a running one and of a paused one, named, described,
@@ -345,4 +348,127 @@ func TestRestoreOfAPausedOneFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.settles("restored")
+}
+
+// gatedSnapshots holds the writes of snapshots' records.
+type gatedSnapshots struct {
+	nacre.SnapshotStore
+	insert, retire func()
+}
+
+func (s gatedSnapshots) InsertSnapshot(ctx context.Context, n nacre.Snapshot, ev ...nacre.Event) error {
+	s.insert()
+	return s.SnapshotStore.InsertSnapshot(ctx, n, ev...)
+}
+
+func (s gatedSnapshots) RetireSnapshot(ctx context.Context, t nacre.TeamID, id nacre.SnapshotID, ev ...nacre.Event) (nacre.Snapshot, error) {
+	s.retire()
+	return s.SnapshotStore.RetireSnapshot(ctx, t, id, ev...)
+}
+
+// TestAForkWaitsForFewWrites: the record of the snapshot between a sandbox and its copies
+// is written while that is taken and deleted behind the answer, which the end of the
+// server waits for. A copy's is written once, while its guest is told who it is, and
+// what the copies are made of is no event of anybody's.
+func TestAForkWaitsForFewWrites(t *testing.T) {
+	taken, told, answered := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var forks atomic.Bool
+	w := newWorld(t)
+	w.rules = func(c *control.Config) {
+		c.Snapshots = gatedSnapshots{c.Snapshots,
+			func() { await(t, "the snapshot is taken while its record is written", taken) },
+			func() { await(t, "the fork is answered before its snapshot is deleted", answered) }}
+		c.Store = gatedStore{c.Store, func(rec nacre.Sandbox) {
+			if !forks.Load() {
+				return
+			}
+			if rec.State != nacre.StateRunning || rec.Machine == "" || rec.BootPath != nacre.BootWarm {
+				t.Errorf("a copy's record is written as %s, on %q, %s", rec.State, rec.Machine, rec.BootPath)
+			}
+			await(t, "the guest is told while the record is written", told)
+		}, nil}
+		c.RecordAfter = time.Minute
+	}
+	w.start()
+	s := w.create(nacre.CreateRequest{})
+	forks.Store(true)
+	var once, again sync.Once
+	w.host.SetHook(func(op string, _ nacre.MachineID) error {
+		switch op {
+		case "machine.snapshot":
+			once.Do(func() { close(taken) })
+		case "agent.init":
+			again.Do(func() { close(told) })
+		}
+		return nil
+	})
+	list, err := w.svc.Fork(t.Context(), team, nacre.ForkRequest{Sandbox: s.ID})
+	if err != nil || list[0].Err != nil {
+		t.Fatal(list, err)
+	}
+	c := list[0].Sandbox
+	if got := w.get(c.ID); got.State != nacre.StateRunning || got.Machine != c.Machine || got.Parent != s.ID || got.Snapshot != "" {
+		t.Errorf("the copy's record is %+v", got)
+	}
+	if n := len(w.snapshots()[nacre.SnapshotFork]); n != 1 {
+		t.Errorf("%d snapshots are yet to be deleted", n)
+	}
+	for _, k := range w.kinds(s.ID) {
+		if k == nacre.EventSnapshotCreated || k == nacre.EventSnapshotDeleted {
+			t.Errorf("the source's team is told %s", k)
+		}
+	}
+	time.AfterFunc(10*time.Millisecond, func() { close(answered) })
+	w.stop()
+	w.rules = nil
+	w.start()
+	if n := w.snapshots(); len(n) > 0 {
+		t.Errorf("the server ended before the snapshot was deleted: %+v", n)
+	}
+	w.settles("forked")
+}
+
+// TestAForkWhoseSnapshotHasNoRecord fails, and leaves no files.
+func TestAForkWhoseSnapshotHasNoRecord(t *testing.T) {
+	for _, when := range []string{"before it is taken", "when it is taken"} {
+		t.Run(when, func(t *testing.T) {
+			taken := make(chan struct{})
+			w := newWorld(t)
+			w.rules = func(c *control.Config) {
+				c.Snapshots = refusingSnapshots{c.Snapshots, func() {
+					if when == "when it is taken" {
+						await(t, "the snapshot is taken", taken)
+					}
+				}}
+			}
+			w.start()
+			s := w.create(nacre.CreateRequest{})
+			w.host.SetHook(func(op string, _ nacre.MachineID) error {
+				if op == "machine.snapshot" {
+					close(taken)
+				}
+				return nil
+			})
+			_, err := w.svc.Fork(t.Context(), team, nacre.ForkRequest{Sandbox: s.ID})
+			wantCode(t, err, nacre.CodeUnavailable)
+			if n, err := w.node.Snapshots(t.Context()); err != nil || len(n) > 0 {
+				t.Errorf("left behind: %+v, %v", n, err)
+			}
+			if got := w.get(s.ID); got.State != nacre.StateRunning || got.Machine != s.Machine {
+				t.Errorf("the source: %+v", got)
+			}
+			w.settles("not forked")
+		})
+	}
+}
+
+// refusingSnapshots is a store that cannot be written.
+type refusingSnapshots struct {
+	nacre.SnapshotStore
+	wait func()
+}
+
+func (s refusingSnapshots) InsertSnapshot(context.Context, nacre.Snapshot, ...nacre.Event) error {
+	s.wait()
+	return nacre.Errorf(nacre.CodeUnavailable, "the store is out of reach")
 }

@@ -16,6 +16,10 @@ import (
 // of creates that do not fit leaves no storm of records.
 const fullFor = time.Second
 
+// copyRecordAfter is how many times Config.RecordAfter the start of a fork's copy may
+// take whose record is written once.
+const copyRecordAfter = 25
+
 // Create returns a running sandbox; see nacre.Service.
 //
 // A create waits for the store once: the record is written while the guest of a
@@ -132,6 +136,9 @@ func (s *Service) ofTemplate(rec *nacre.Sandbox, tpl nacre.Template, r nacre.Cre
 	if rec.Runtime, err = chosen(can, r.Runtime, tpl.Runtime); err != nil {
 		return false, err
 	}
+	if on, _ := can.Of(rec.Runtime); !on.HugePages {
+		rec.Resources.HugePages = false // the create asks for another runtime than the template
+	}
 	if tpl.Warm == "" || s.cfg.Snapshots == nil {
 		return false, nil
 	}
@@ -232,10 +239,14 @@ func (s *Service) make(ctx context.Context, rec nacre.Sandbox) (nacre.Sandbox, e
 	eager := time.Now().UnixNano()-s.lastFull.Load() > int64(fullFor)
 	switch {
 	case !eager:
-	case s.cfg.RecordAfter <= 0 || rec.Snapshot != "": // which is kept for the records that name it
+	case s.cfg.RecordAfter <= 0 || rec.Snapshot != "" && !s.hand.has(rec.Snapshot): // which is kept for the records that name it
 		b.begin(bg, nil)
 	default:
-		early := time.AfterFunc(s.cfg.RecordAfter, func() { b.begin(bg, nil) })
+		after := s.cfg.RecordAfter
+		if rec.Snapshot != "" { // a copy: it takes longer, and is known to nobody before its source's fork is answered
+			after *= copyRecordAfter
+		}
+		early := time.AfterFunc(after, func() { b.begin(bg, nil) })
 		defer early.Stop()
 	}
 	spec := specOf(rec)

@@ -129,3 +129,29 @@ func (h *inHand) has(id nacre.SnapshotID) bool {
 	defer h.mu.Unlock()
 	return h.ids[id]
 }
+
+// behind is what is still to be done for requests that were answered. Run waits for it.
+type behind struct {
+	mu   sync.Mutex
+	over bool
+	work sync.WaitGroup
+}
+
+// do has fn done, now when nobody would wait for it any more.
+func (b *behind) do(fn func()) {
+	b.mu.Lock()
+	if !b.over {
+		defer b.mu.Unlock()
+		b.work.Go(fn)
+		return
+	}
+	b.mu.Unlock()
+	fn()
+}
+
+func (b *behind) end() {
+	b.mu.Lock()
+	b.over = true
+	b.mu.Unlock()
+	b.work.Wait()
+}

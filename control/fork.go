@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -103,21 +104,53 @@ func (s *Service) forkSource(ctx context.Context, team nacre.TeamID, r nacre.For
 	if err := s.mayKeep(ctx, team, false); err != nil {
 		return rec, n, done, err
 	}
-	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTime)
+	between, give, err := s.keepBetween(ctx, rec)
+	if err != nil {
+		return rec, n, done, err
+	}
+	return rec, between, give, nil
+}
+
+// keepBetween takes the snapshot between a running sandbox and its copies, who wait for
+// no write of its record: that is written beside the files, never told of them, and
+// deleted behind the answer. In hand the snapshot is nobody else's. What a crash leaves
+// are files without a manifest and a record of a snapshot that nobody makes any more.
+func (s *Service) keepBetween(ctx context.Context, rec nacre.Sandbox) (n nacre.Snapshot, done func(), err error) {
+	node := s.nodeOf(rec.Node)
+	if node == nil {
+		return n, nil, errNoHost(rec.ID)
+	}
+	bg := context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(bg, keepTime)
 	defer cancel()
 	n = s.snapshotOf(rec, nacre.SnapshotFork)
 	remove := s.hand.add(n.ID)
-	n, err = s.keep(kctx, n)
-	if err != nil {
-		remove()
-		return rec, n, done, err
-	}
-	return rec, n, func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	inserted := make(chan error, 1)
+	go func() { // waited for below
+		err := s.cfg.Snapshots.InsertSnapshot(ctx, n)
+		if err != nil {
+			cancel()
+		}
+		inserted <- err
+	}()
+	// The copies that it is for are started by this process, or not at all.
+	man, err := node.Snapshot(ctx, rec.ID, nacre.SnapshotSpec{ID: n.ID, Transient: true})
+	ierr := <-inserted
+	n.RestoreKey = man.RestoreKey
+	giveUp := func() {
+		defer remove()
+		ctx, cancel := context.WithTimeout(bg, stopTime)
 		defer cancel()
 		s.discard(ctx, n)
-		remove()
-	}, nil
+	}
+	if ierr != nil && err == nil { // without a record, so whoever discards it finds none
+		err = node.DeleteSnapshot(bg, n.ID)
+	}
+	if ierr != nil || err != nil {
+		giveUp()
+		return n, nil, cmp.Or(ierr, err)
+	}
+	return n, func() { s.behind.do(giveUp) }, nil
 }
 
 // forkOf is what all copies have in common.

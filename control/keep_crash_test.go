@@ -141,6 +141,9 @@ func crashKeep(t *testing.T, c keepCase, at int) bool {
 	}
 	w.crashAt(at)
 	err := c.do(w, s, n)
+	if err == nil { // a fork's snapshot is deleted behind the answer
+		w.eventually("all is done", func() bool { return w.fake.Killed() || len(w.snapshots()[nacre.SnapshotFork]) == 0 })
+	}
 	crashed := w.fake.Killed()
 	if err != nil && !crashed {
 		t.Fatalf("at %d: %v", at, err)

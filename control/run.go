@@ -22,8 +22,10 @@ const (
 )
 
 // Run holds the loops: deadlines, exits, reconciliation, the watch on the clock and
-// the deletion of old records. It returns when ctx has ended and all of them have.
+// the deletion of old records. It returns when ctx has ended, all of them have, and
+// what is done behind answers.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.behind.end()
 	var wg sync.WaitGroup
 	for _, loop := range []func(context.Context){s.holdDeadlines, s.watchExits, s.keepReconciled, s.watchClock, s.purge, s.expireSnapshots} {
 		wg.Go(func() { loop(ctx) })

@@ -66,10 +66,7 @@ func (s *Service) keep(ctx context.Context, snap nacre.Snapshot) (nacre.Snapshot
 	if err := s.cfg.Snapshots.InsertSnapshot(ctx, snap); err != nil {
 		return nacre.Snapshot{}, err
 	}
-	man, err := node.Snapshot(ctx, snap.Sandbox, nacre.SnapshotSpec{
-		ID: snap.ID, FilesOnly: snap.FilesOnly,
-		Transient: snap.Kind == nacre.SnapshotFork, // the copies that it is for are started by this process, or not at all
-	})
+	man, err := node.Snapshot(ctx, snap.Sandbox, nacre.SnapshotSpec{ID: snap.ID, FilesOnly: snap.FilesOnly})
 	var out nacre.Snapshot
 	if err == nil {
 		out, err = s.kept(ctx, snap.TeamID, man)

@@ -230,6 +230,39 @@ func TestAStandbyIsToldOverTheConnectionOfItsFirstClient(t *testing.T) {
 	}
 }
 
+// TestARestoredGuestIsToldAtOnce: its agent answered before, so the first word to it is
+// whose it is now, and the record may be written meanwhile.
+func TestARestoredGuestIsToldAtOnce(t *testing.T) {
+	all := &overs{}
+	w := all.world(t, node.Standby{})
+	source, _ := w.begin()
+	id := nacre.NewSnapshotID()
+	if _, err := w.n.Snapshot(t.Context(), source.Sandbox, nacre.SnapshotSpec{ID: id, Transient: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the source's connection is there", func() bool { return len(all.ready()) == 1 })
+	asked := w.asked()
+	spec := w.spec()
+	spec.Snapshot = id
+	var chosen []nacre.Started
+	spec.Chosen = func(st nacre.Started) { chosen = append(chosen, st) }
+	st, err := w.n.Start(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(chosen) != 1 || chosen[0].Machine != st.Machine || chosen[0].BootPath != nacre.BootWarm || st.BootPath != nacre.BootWarm {
+		t.Errorf("chosen was %+v, and started %+v", chosen, st)
+	}
+	if n := len(asked.of("agent.healthy", st.Machine)); n > 0 {
+		t.Errorf("it was asked %d times whether it answers", n)
+	}
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if len(all.told) != 1 || len(all.inits) != 2 || !all.inits[1].NewIdentity || len(all.inits[1].Entropy) < 32 {
+		t.Errorf("told over %d connections: %+v", len(all.told), all.inits)
+	}
+}
+
 // TestAStandbyHasRunCommands: a client's first command is not the guest's first.
 func TestAStandbyHasRunCommands(t *testing.T) {
 	w := newWorld(t)

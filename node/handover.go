@@ -32,7 +32,7 @@ func (n *Node) handStandby(ctx context.Context, shape Shape, spec nacre.StartSpe
 			return nil, nil
 		}
 		hctx, cancel := context.WithTimeout(ctx, handOver)
-		err := n.bind(hctx, u, spec, policy)
+		err := n.bind(hctx, u, nacre.BootStandby, spec, policy)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return u, err
@@ -58,7 +58,7 @@ func (n *Node) disown(u *unit) error {
 // bind gives the machine to the sandbox. The handle says so before the guest
 // learns anything: a standby that has met a sandbox is never handed to another,
 // and a guest that has not is nobody's, whenever this process is killed.
-func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy nacre.EgressPolicy) error {
+func (n *Node) bind(ctx context.Context, u *unit, path nacre.BootPath, spec nacre.StartSpec, policy nacre.EgressPolicy) error {
 	token := ""
 	if spec.Secure {
 		token = n.cfg.TokenKey.AccessToken(spec.Sandbox, spec.TokenEpoch)
@@ -83,7 +83,7 @@ func (n *Node) bind(ctx context.Context, u *unit, spec nacre.StartSpec, policy n
 		return err
 	}
 	if spec.Chosen != nil {
-		spec.Chosen(nacre.Started{Machine: u.id, Runtime: u.runtime, BootPath: nacre.BootStandby})
+		spec.Chosen(nacre.Started{Machine: u.id, Runtime: u.runtime, BootPath: path})
 	}
 
 	g, gctx := errgroup.WithContext(ctx)

@@ -70,7 +70,7 @@ func fits(m nacre.SnapshotManifest, shape Shape, can nacre.Capabilities) error {
 	was, is := m.Resources, shape.Resources
 	was.MaxPIDs = is.MaxPIDs
 	if m.FilesOnly { // a guest that boots takes what it is given
-		was.CPUs, was.MemoryMiB = is.CPUs, is.MemoryMiB
+		was.CPUs, was.MemoryMiB, was.HugePages = is.CPUs, is.MemoryMiB, is.HugePages
 	}
 	if err := can.CanRestore(m.ID, m.RestoreKey); err != nil {
 		return err

@@ -142,8 +142,10 @@ func (n *Node) machineFor(ctx context.Context, spec nacre.StartSpec, policy nacr
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout)
 	defer cancel()
-	spec.Chosen = nil // of standbys alone
-	return u, path, n.bind(ctx, u, spec, policy)
+	if u.from == nil {
+		spec.Chosen = nil // of guests that lived before alone
+	}
+	return u, path, n.bind(ctx, u, path, spec, policy)
 }
 
 // publish makes the machine the sandbox's for everybody.

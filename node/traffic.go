@@ -127,6 +127,18 @@ func (u *unit) keepSpare(ctx context.Context) {
 	}
 }
 
+// wake makes the spare connection and says nothing over it.
+func (u *unit) wake(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	conn, err := u.dial(ctx, nacre.AgentPort)
+	if err != nil {
+		return err
+	}
+	u.putSpare(conn)
+	return nil
+}
+
 func (u *unit) putSpare(conn net.Conn) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -183,15 +183,20 @@ func (n *Node) prepare(ctx context.Context, u *unit) (root nacre.RootFS, err err
 }
 
 // awaitAgent returns when the guest's agent answers, which takes a few
-// milliseconds: so it asks often at first.
+// milliseconds: so it asks often at first. That of a guest which lived before needs
+// no question: it accepts the connection that its Init goes over.
 func (n *Node) awaitAgent(ctx context.Context, u *unit) error {
 	agent := n.cfg.NewAgent(u.dial, n.cfg.TokenKey.HostToken(u.knows()), "")
 	u.mu.Lock()
 	u.agent = agent
 	u.mu.Unlock()
+	ask := func() error { return n.healthy(ctx, agent) }
+	if _, ok := agent.(greeter); ok && u.from != nil {
+		ask = func() error { return u.wake(ctx) }
+	}
 	pause := time.Millisecond
 	for {
-		err := n.healthy(ctx, agent)
+		err := ask()
 		if err == nil {
 			return nil
 		}
