@@ -82,6 +82,9 @@ type Processes interface {
 	Start(ctx context.Context, spec ProcessSpec) (ProcessStream, error)
 	// Connect follows a running process from now on. Unknown pid: CodeNotFound.
 	Connect(ctx context.Context, pid int) (ProcessStream, error)
+	// ConnectAfter follows a process that was started with Kept, from where somebody
+	// stopped to read. Its first event has Kept. Unknown pid: CodeNotFound.
+	ConnectAfter(ctx context.Context, pid int, seen OutputSeen) (ProcessStream, error)
 	List(ctx context.Context) ([]ProcessInfo, error)
 	// Signal sends SIGTERM (15) or SIGKILL (9) to the process and its group.
 	Signal(ctx context.Context, pid int, signal int) error
@@ -106,6 +109,9 @@ type ProcessSpec struct {
 	// Unlogged keeps the process out of the guest's log: it is the host's own
 	// affair. From who does not have the host token it is not heard.
 	Unlogged bool
+	// Kept has the guest keep the newest output (up to 256 KiB, of many processes less)
+	// for ConnectAfter. The host's alone, as Unlogged is.
+	Kept bool
 }
 
 // Of the base image: whose commands and files are, and what puts the Python
@@ -150,6 +156,18 @@ type ProcessStream interface {
 type ProcessEvent struct {
 	Stdout, Stderr, Term []byte
 	Exit                 *ProcessExit
+	Kept                 *KeptOutput // of ConnectAfter
+}
+
+// OutputSeen is how many bytes of each output of a process were read.
+type OutputSeen struct{ Stdout, Stderr, Term int64 }
+
+// KeptOutput tells what ConnectAfter has: it begins at From, which is beyond what was
+// seen where the guest kept less, and had come to To already. With None the guest kept
+// nothing, and nobody knows what is missing.
+type KeptOutput struct {
+	From, To OutputSeen
+	None     bool
 }
 
 // ProcessExit says how a process ended. Code is -1 for one ended by a signal.

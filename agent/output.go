@@ -7,6 +7,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/nacrehq/nacre"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,6 +45,7 @@ func (c chunk) done() { c.wg.Done() }
 type subscriber struct {
 	ch   chan chunk
 	gone chan struct{}
+	kept []keptChunk // what was said before
 }
 
 func newSubscriber() *subscriber {
@@ -55,12 +57,26 @@ func newSubscriber() *subscriber {
 type broadcast struct {
 	mu   sync.Mutex
 	subs []*subscriber
+	tail *outputTail // nil: nothing is kept
 }
 
 func (b *broadcast) add(s *subscriber) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.subs = append(b.subs, s)
+}
+
+// addAfter adds a subscriber that has seen so much, and returns what it gets of the
+// rest; ok is false where nothing is kept, and then it is not added.
+func (b *broadcast) addAfter(s *subscriber, seen nacre.OutputSeen) (k nacre.KeptOutput, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.tail == nil {
+		return k, false
+	}
+	k, s.kept = b.tail.after(seen)
+	b.subs = append(b.subs, s)
+	return k, true
 }
 
 func (b *broadcast) remove(s *subscriber) {
@@ -78,6 +94,9 @@ func (b *broadcast) remove(s *subscriber) {
 // publish returns when every subscriber has passed the data on or is gone.
 func (b *broadcast) publish(kind streamKind, data []byte) {
 	b.mu.Lock()
+	if b.tail != nil {
+		b.tail.add(kind, data)
+	}
 	subs := b.subs
 	b.mu.Unlock()
 	if len(subs) == 0 {

@@ -57,7 +57,7 @@ type processSpec struct {
 	term    *nacre.TermSize
 	timeout time.Duration
 
-	unlogged bool
+	unlogged, kept bool
 }
 
 func (p *process) isReaped() bool {
@@ -112,6 +112,9 @@ func (p *process) finish() {
 	}
 	p.end = endEvent(p.status)
 	p.logs.processEnd(p)
+	if p.spec.kept {
+		p.table.kept.Add(-1)
+	}
 	close(p.done)
 	p.table.retire(p)
 }
@@ -169,6 +172,9 @@ func (t *processTable) start(spec processSpec, first *subscriber) (*process, err
 	if spec.unlogged {
 		p.logs = newLogRing(0)
 	}
+	if spec.kept {
+		p.out.tail = &outputTail{room: t.tailRoom}
+	}
 	files, err := openStdio(p)
 	if err != nil {
 		return nil, startError(err, spec)
@@ -187,6 +193,9 @@ func (t *processTable) start(spec processSpec, first *subscriber) (*process, err
 	if err != nil {
 		files.closeParent()
 		return nil, startError(err, spec)
+	}
+	if spec.kept {
+		t.kept.Add(1)
 	}
 	p.logs.processStart(p)
 	if first != nil {

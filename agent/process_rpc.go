@@ -45,6 +45,7 @@ func (s *processService) Start(ctx context.Context, req *connect.Request[pb.Star
 	}
 	spec.timeout = requestTimeout(ctx)
 	spec.unlogged = req.Header().Get(envd.HeaderUnlogged) != ""
+	spec.kept = req.Header().Get(envd.HeaderKept) != ""
 	sub := newSubscriber()
 	p, err := s.a.procs.start(spec, sub)
 	if err != nil {
@@ -61,7 +62,16 @@ func (s *processService) Connect(ctx context.Context, req *connect.Request[pb.Co
 		return err
 	}
 	sub := newSubscriber()
-	p.out.add(sub)
+	added := false
+	if seen, ok := envd.ParseSeen(req.Header().Get(envd.HeaderSeen)); ok {
+		var k nacre.KeptOutput
+		if k, added = p.out.addAfter(sub, seen); added {
+			stream.ResponseHeader().Set(envd.HeaderOutput, envd.FormatSeen(k.From)+","+envd.FormatSeen(k.To))
+		}
+	}
+	if !added {
+		p.out.add(sub)
+	}
 	return p.follow(ctx, sub, requestTimeout(ctx), keepaliveInterval(req.Header()), func(e *pb.ProcessEvent) error {
 		return stream.Send(&pb.ConnectResponse{Event: e})
 	})
@@ -85,10 +95,16 @@ func (p *process) follow(ctx context.Context, sub *subscriber, limit, silence ti
 		over = t.C
 	}
 	events := newDataEvents()
+	for _, c := range sub.kept {
+		if err := send(events.of(c.kind, c.data)); err != nil {
+			return err
+		}
+	}
+	sub.kept = nil
 	for {
 		select {
 		case c := <-sub.ch:
-			err := send(events.of(c))
+			err := send(events.of(c.kind, c.data))
 			c.done()
 			if err != nil {
 				return err
@@ -126,16 +142,16 @@ func newDataEvents() *dataEvents {
 	return d
 }
 
-func (d *dataEvents) of(c chunk) *pb.ProcessEvent {
-	switch c.kind {
+func (d *dataEvents) of(kind streamKind, data []byte) *pb.ProcessEvent {
+	switch kind {
 	case streamStdout:
-		d.stdout.Stdout = c.data
+		d.stdout.Stdout = data
 		d.data.Output = &d.stdout
 	case streamStderr:
-		d.stderr.Stderr = c.data
+		d.stderr.Stderr = data
 		d.data.Output = &d.stderr
 	default:
-		d.term.Pty = c.data
+		d.term.Pty = data
 		d.data.Output = &d.term
 	}
 	return &d.event

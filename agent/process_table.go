@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,7 @@ type processTable struct {
 	init bool // reap orphans too
 	logs *logRing
 	log  *slog.Logger
+	kept atomic.Int64 // running processes whose output is kept
 
 	mu       sync.Mutex
 	byPID    map[int]*process           // running, and ended ones within endRetention

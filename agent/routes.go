@@ -114,7 +114,9 @@ func (a *Agent) rpc(known calls, next http.Handler) http.Handler {
 			return
 		}
 		if id.hostToken == "" || !sameToken(r.Header.Get(envd.HeaderHostToken), id.hostToken) {
-			r.Header.Del(envd.HeaderUnlogged) // the host's alone
+			for _, h := range []string{envd.HeaderUnlogged, envd.HeaderKept, envd.HeaderSeen} {
+				r.Header.Del(h) // the host's alone
+			}
 		}
 		if known.refuse(w, r) {
 			return

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -101,6 +102,49 @@ func TestMiosaOverRestart(t *testing.T) {
 	if got := m.call(200, "GET", box+"/processes/"+runs, ""); got["status"] != "killed" {
 		t.Errorf("the stopped process: %v", got)
 	}
+}
+
+// TestMiosaJobsMissNothing: what a job says while its sandbox is paused and goes on,
+// and while the server is away, is in its output, each line once and in its place; a
+// terminal shows what it showed.
+func TestMiosaJobsMissNothing(t *testing.T) {
+	d := start(t)
+	m := d.miosa()
+	box := "/sandboxes/" + m.call(201, "POST", "/sandboxes", `{"timeout_sec":300}`)["id"].(string)
+	pid := m.call(201, "POST", box+"/processes", `{"command":"i=0; while true; do echo tick $i; echo tock $i >&2; i=$((i+1)); sleep 0.005; done"}`)["pid"].(string)
+	term := m.call(201, "POST", box+"/terminal", `{}`)
+	m.typeInto(term["ws_url"].(string), "echo sho''wn\n", "shown")
+	lines := func() (n int) {
+		t.Helper()
+		var next [2]int
+		for line := range strings.Lines(m.call(200, "GET", box+"/processes/"+pid+"/logs?tail=100000", "")["data"].(string)) {
+			kind := 0
+			if strings.HasPrefix(line, "tock") {
+				kind = 1
+			}
+			if want := fmt.Sprintf("%s %d\n", [2]string{"tick", "tock"}[kind], next[kind]); line != want {
+				t.Fatalf("after %d lines comes %q, want %q", n, line, want)
+			}
+			next[kind]++
+			n++
+		}
+		return n
+	}
+	more := func() {
+		t.Helper()
+		before := lines()
+		eventually(t, func() bool { return lines() > before+100 })
+	}
+	more()
+	for range 4 {
+		m.call(200, "POST", box+"/pause", "")
+		m.call(200, "POST", box+"/resume", "")
+		more()
+	}
+	d.kill9()
+	d.up()
+	more()
+	m.typeInto(term["ws_url"].(string), "", "shown")
 }
 
 func eventually(t testing.TB, ok func() bool) {

@@ -48,6 +48,7 @@ func TestAgent(t *testing.T, open func(t *testing.T) AgentGuest) {
 		"Environment":         agentEnvironment,
 		"Input":               agentInput,
 		"Terminal":            agentTerminal,
+		"ConnectAfter":        agentConnectAfter,
 		"Signal":              agentSignal,
 		"ConnectAndClose":     agentConnect,
 		"Timeout":             agentTimeout,
@@ -143,7 +144,7 @@ func finishProcess(t *testing.T, s nacre.ProcessStream) agentResult {
 }
 
 // readUntil follows a process until its output or terminal shows text.
-func readUntil(t *testing.T, s nacre.ProcessStream, text string) {
+func readUntil(t *testing.T, s nacre.ProcessStream, text string) string {
 	t.Helper()
 	seen := ""
 	for !strings.Contains(seen, text) {
@@ -156,6 +157,7 @@ func readUntil(t *testing.T, s nacre.ProcessStream, text string) {
 		}
 		seen += string(e.Stdout) + string(e.Stderr) + string(e.Term)
 	}
+	return seen
 }
 
 func agentInitFirst(t *testing.T, g AgentGuest) {

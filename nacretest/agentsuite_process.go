@@ -113,6 +113,68 @@ func agentTerminal(t *testing.T, b *agentBench) {
 	}
 }
 
+// agentConnectAfter: who was cut off gets what it missed, each byte once, and learns
+// where it begins; what is not kept is told to be.
+func agentConnectAfter(t *testing.T, b *agentBench) {
+	p := b.Processes()
+	s := b.start(t, nacre.ProcessSpec{Cmd: "cat", Stdin: true, Kept: true})
+	write := func(text string) {
+		t.Helper()
+		mustAgent(t, p.Input(b.ctx, s.PID(), []byte(text)))
+	}
+	after := func(seen int64, want nacre.KeptOutput) nacre.ProcessStream {
+		t.Helper()
+		again, err := p.ConnectAfter(b.ctx, s.PID(), nacre.OutputSeen{Stdout: seen})
+		mustAgent(t, err)
+		t.Cleanup(func() { _ = again.Close() })
+		e, err := again.Next()
+		mustAgent(t, err)
+		if e.Kept == nil || *e.Kept != want {
+			t.Errorf("after %d: %+v, want %+v", seen, e.Kept, want)
+		}
+		return again
+	}
+	write("first ")
+	readUntil(t, s, "first ")
+	mustAgent(t, s.Close())
+	watch, err := p.Connect(b.ctx, s.PID())
+	mustAgent(t, err)
+	write("second ")
+	readUntil(t, watch, "second ")
+	mustAgent(t, watch.Close())
+	to := nacre.OutputSeen{Stdout: 13}
+	one := after(6, nacre.KeptOutput{From: nacre.OutputSeen{Stdout: 6}, To: to})
+	if got := readUntil(t, one, "second "); got != "second " {
+		t.Errorf("after what was seen came %q", got)
+	}
+	mustAgent(t, one.Close())
+	half := after(8, nacre.KeptOutput{From: nacre.OutputSeen{Stdout: 8}, To: to})
+	if got := readUntil(t, half, "cond "); got != "cond " {
+		t.Errorf("after the half of a piece came %q", got)
+	}
+	mustAgent(t, half.Close())
+	beyond := after(99, nacre.KeptOutput{From: to, To: to})
+	write("third")
+	if got := readUntil(t, beyond, "third"); got != "third" {
+		t.Errorf("after more than there is came %q", got)
+	}
+	mustAgent(t, p.CloseInput(b.ctx, s.PID()))
+	if r := finishProcess(t, beyond); r.exit.Code != 0 {
+		t.Errorf("the exit: %+v", *r.exit)
+	}
+
+	loose := b.start(t, nacre.ProcessSpec{Cmd: "cat", Stdin: true})
+	again, err := p.ConnectAfter(b.ctx, loose.PID(), nacre.OutputSeen{})
+	mustAgent(t, err)
+	if e, err := again.Next(); err != nil || e.Kept == nil || !e.Kept.None {
+		t.Errorf("of a process that is not kept: %+v, %v", e, err)
+	}
+	mustAgent(t, again.Close())
+	mustAgent(t, p.Signal(b.ctx, loose.PID(), 9))
+	_, err = p.ConnectAfter(b.ctx, 999999, nacre.OutputSeen{})
+	wantAgentCode(t, "ConnectAfter to an unknown pid", err, nacre.CodeNotFound)
+}
+
 func agentSignal(t *testing.T, b *agentBench) {
 	p := b.Processes()
 	s := b.start(t, shell("trap 'echo got it; exit 7' TERM; echo ready; while :; do sleep 0.05; done"))

@@ -24,10 +24,11 @@ type fakeProcess struct {
 	info  nacre.ProcessInfo
 	term  bool
 
-	unlogged bool
+	unlogged, kept bool
 
 	mu     sync.Mutex
 	subs   map[*fakeStream]struct{}
+	said   []nacre.ProcessEvent // what is kept: all
 	exit   *nacre.ProcessExit
 	ended  chan struct{}
 	stdin  bytes.Buffer
@@ -67,7 +68,7 @@ func (p fakeProcesses) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre
 	proc := &fakeProcess{
 		guest: g, term: spec.Term != nil, ended: make(chan struct{}), input: make(chan struct{}, 1), eof: !spec.Stdin && spec.Term == nil,
 		info: nacre.ProcessInfo{PID: g.nextPID, Cmd: spec.Cmd, Args: spec.Args, Env: env, Cwd: spec.Cwd, Tag: spec.Tag},
-		subs: map[*fakeStream]struct{}{}, unlogged: spec.Unlogged, argv: argv,
+		subs: map[*fakeStream]struct{}{}, unlogged: spec.Unlogged, kept: spec.Kept, argv: argv,
 	}
 	g.procs[proc.info.PID] = proc
 	if !spec.Unlogged {
@@ -193,6 +194,9 @@ func (p *fakeProcess) emit(stderr bool, text string) {
 	if p.exit != nil {
 		p.mu.Unlock()
 		return
+	}
+	if p.kept {
+		p.said = append(p.said, ev)
 	}
 	for s := range p.subs {
 		s.push(ev)
@@ -343,6 +347,36 @@ func (p fakeProcesses) Connect(ctx context.Context, pid int) (nacre.ProcessStrea
 		return nil, err
 	}
 	return proc.follow(ctx), nil
+}
+
+func (p fakeProcesses) ConnectAfter(ctx context.Context, pid int, seen nacre.OutputSeen) (nacre.ProcessStream, error) {
+	proc, err := p.find(ctx, pid)
+	if err != nil {
+		return nil, err
+	}
+	s := &fakeStream{proc: proc, more: make(chan struct{}, 1)}
+	s.stop = context.AfterFunc(ctx, func() { s.fail(ctx.Err()) })
+	proc.mu.Lock()
+	defer proc.mu.Unlock()
+	kept := &nacre.KeptOutput{None: !proc.kept}
+	events := []nacre.ProcessEvent{{Kept: kept}}
+	for _, e := range proc.said {
+		at := kept.To
+		kept.To.Stdout += int64(len(e.Stdout))
+		kept.To.Stderr += int64(len(e.Stderr))
+		kept.To.Term += int64(len(e.Term))
+		events = append(events, nacre.ProcessEvent{Stdout: e.Stdout[unseen(seen.Stdout, at.Stdout, e.Stdout):],
+			Stderr: e.Stderr[unseen(seen.Stderr, at.Stderr, e.Stderr):], Term: e.Term[unseen(seen.Term, at.Term, e.Term):]})
+	}
+	kept.From = nacre.OutputSeen{Stdout: min(seen.Stdout, kept.To.Stdout), Stderr: min(seen.Stderr, kept.To.Stderr), Term: min(seen.Term, kept.To.Term)}
+	s.events = events
+	proc.subs[s] = struct{}{}
+	return s, nil
+}
+
+// unseen is where what was not seen begins of a piece of output at a position.
+func unseen(seen, at int64, piece []byte) int64 {
+	return min(max(0, seen-at), int64(len(piece)))
 }
 
 func (p fakeProcesses) List(ctx context.Context) ([]nacre.ProcessInfo, error) {

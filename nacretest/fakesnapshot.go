@@ -56,6 +56,8 @@ type fakeSavedProcess struct {
 	EOF   bool
 	Argv  []string
 	Left  time.Duration // of a sleep
+	Kept  bool
+	Said  []nacre.ProcessEvent
 }
 
 func (v fakeMachine) Snapshot(ctx context.Context, dir string, opt nacre.SnapshotOptions) (info nacre.SnapshotInfo, err error) {
@@ -254,7 +256,7 @@ func (g *FakeGuest) save() fakeMemory {
 	}
 	for _, p := range g.procs {
 		p.mu.Lock()
-		s := fakeSavedProcess{Info: p.info, Term: p.term, Stdin: p.stdin.String(), EOF: p.eof, Argv: p.argv}
+		s := fakeSavedProcess{Info: p.info, Term: p.term, Stdin: p.stdin.String(), EOF: p.eof, Argv: p.argv, Kept: p.kept, Said: p.said}
 		if !p.until.IsZero() {
 			s.Argv, s.Left = []string{"sleep"}, time.Until(p.until)
 		}
@@ -281,7 +283,7 @@ func (g *FakeGuest) load(mem fakeMemory) {
 			argv = []string{"sleep", strconv.FormatFloat(max(s.Left, 0).Seconds(), 'f', -1, 64)}
 		}
 		p := &fakeProcess{guest: g, info: s.Info, term: s.Term, eof: s.EOF, subs: map[*fakeStream]struct{}{},
-			ended: make(chan struct{}), input: make(chan struct{}, 1), argv: argv}
+			ended: make(chan struct{}), input: make(chan struct{}, 1), argv: argv, kept: s.Kept, said: s.Said}
 		p.stdin.WriteString(s.Stdin)
 		g.procs[s.Info.PID] = p
 		go p.run(argv, 0)

@@ -147,7 +147,8 @@ type callHeaders struct {
 	user    string
 	timeout time.Duration
 
-	unlogged bool
+	unlogged, kept bool
+	seen           *nacre.OutputSeen
 }
 
 func withCall(ctx context.Context, h callHeaders) context.Context {
@@ -179,6 +180,12 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		if h.unlogged {
 			r.Header.Set(HeaderUnlogged, "1")
+		}
+		if h.kept {
+			r.Header.Set(HeaderKept, "1")
+		}
+		if h.seen != nil {
+			r.Header.Set(HeaderSeen, FormatSeen(*h.seen))
 		}
 	}
 	if opts.Header != nil {

@@ -3,7 +3,10 @@ package envd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net/http"
+	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -36,7 +39,7 @@ func (p *processes) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Pr
 	if spec.Term != nil {
 		req.Pty = terminal(*spec.Term)
 	}
-	inner, cancel := detach(withCall(ctx, callHeaders{user: spec.User, timeout: spec.Timeout, unlogged: spec.Unlogged}))
+	inner, cancel := detach(withCall(ctx, callHeaders{user: spec.User, timeout: spec.Timeout, unlogged: spec.Unlogged, kept: spec.Kept}))
 	stream, err := p.c.procs().Start(inner, connect.NewRequest(req))
 	if err != nil {
 		cancel()
@@ -49,21 +52,44 @@ func (p *processes) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.Pr
 		return stream.Msg().GetEvent(), nil
 	}}
 	started, err := s.begin()
+	if err == nil {
+		return started, nil
+	}
 	var known *nacre.Error
 	if errors.As(err, &known) && known.Code == nacre.CodeInvalid && strings.HasPrefix(known.Message, "cwd ") {
 		known.Field = "process.cwd" // the protocol has no place for it
 	}
-	return started, err
+	return nil, err
 }
 
 func (p *processes) Connect(ctx context.Context, pid int) (nacre.ProcessStream, error) {
-	inner, cancel := detach(withCall(ctx, callHeaders{}))
+	s, err := p.connect(ctx, pid, callHeaders{})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (p *processes) ConnectAfter(ctx context.Context, pid int, seen nacre.OutputSeen) (nacre.ProcessStream, error) {
+	s, err := p.connect(ctx, pid, callHeaders{seen: &seen})
+	if err != nil {
+		return nil, err
+	}
+	s.kept = &nacre.KeptOutput{None: true} // by an older agent
+	if from, to, ok := parseOutput(s.header().Get(HeaderOutput)); ok {
+		s.kept = &nacre.KeptOutput{From: from, To: to}
+	}
+	return s, nil
+}
+
+func (p *processes) connect(ctx context.Context, pid int, h callHeaders) (*processStream, error) {
+	inner, cancel := detach(withCall(ctx, h))
 	stream, err := p.c.procs().Connect(inner, connect.NewRequest(&pb.ConnectRequest{Process: selector(pid)}))
 	if err != nil {
 		cancel()
 		return nil, rpcError(ctx, err)
 	}
-	s := &processStream{ctx: ctx, cancel: cancel, closer: stream.Close, receive: func() (*pb.ProcessEvent, error) {
+	s := &processStream{ctx: ctx, cancel: cancel, closer: stream.Close, header: stream.ResponseHeader, receive: func() (*pb.ProcessEvent, error) {
 		if !stream.Receive() {
 			return nil, stream.Err()
 		}
@@ -72,18 +98,46 @@ func (p *processes) Connect(ctx context.Context, pid int) (nacre.ProcessStream, 
 	return s.begin()
 }
 
+// FormatSeen is HeaderSeen's form.
+func FormatSeen(o nacre.OutputSeen) string {
+	return fmt.Sprintf("%d,%d,%d", o.Stdout, o.Stderr, o.Term)
+}
+
+// ParseSeen reads HeaderSeen.
+func ParseSeen(s string) (nacre.OutputSeen, bool) {
+	from, _, ok := parseOutput(s + ",0,0,0")
+	return from, ok
+}
+
+func parseOutput(s string) (from, to nacre.OutputSeen, ok bool) {
+	parts := strings.Split(s, ",")
+	if len(parts) != 6 {
+		return from, to, false
+	}
+	for i, n := range []*int64{&from.Stdout, &from.Stderr, &from.Term, &to.Stdout, &to.Stderr, &to.Term} {
+		v, err := strconv.ParseInt(parts[i], 10, 64)
+		if err != nil || v < 0 {
+			return nacre.OutputSeen{}, nacre.OutputSeen{}, false
+		}
+		*n = v
+	}
+	return from, to, true
+}
+
 // processStream is one followed process.
 type processStream struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	closer  func() error
+	header  func() http.Header               // of the answer; of Connect only
 	receive func() (*pb.ProcessEvent, error) // nil, nil at the end of the stream
+	kept    *nacre.KeptOutput                // what Next returns first
 	pid     int
 	err     error // what Next returns from now on
 }
 
 // begin waits for the pid.
-func (s *processStream) begin() (nacre.ProcessStream, error) {
+func (s *processStream) begin() (*processStream, error) {
 	for {
 		event, err := s.receive()
 		if err != nil || event == nil {
@@ -112,6 +166,11 @@ func (s *processStream) broken(err error) error {
 func (s *processStream) PID() int { return s.pid }
 
 func (s *processStream) Next() (nacre.ProcessEvent, error) {
+	if s.kept != nil && s.err == nil {
+		e := nacre.ProcessEvent{Kept: s.kept}
+		s.kept = nil
+		return e, nil
+	}
 	for s.err == nil {
 		event, err := s.receive()
 		if err != nil || event == nil {

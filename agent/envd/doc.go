@@ -31,6 +31,9 @@ const (
 	HeaderTimeout     = "Connect-Timeout-Ms"
 	HeaderKeepalive   = "Keepalive-Ping-Interval" // seconds
 	HeaderUnlogged    = "X-Host-Unlogged"         // with the host token only: a process that the log leaves out
+	HeaderKept        = "X-Host-Kept"             // with the host token only: a process whose newest output is kept
+	HeaderSeen        = "X-Host-Seen"             // with the host token only: what was read of one's stdout, stderr and terminal, "1,0,0"
+	HeaderOutput      = "X-Host-Output"           // the answer: where the stream begins, and what there was, "1,0,0,9,2,0"
 )
 
 // InitRequest is the body of POST /init, nacre.AgentInit on the wire.

@@ -3,9 +3,11 @@ package miosa
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -14,34 +16,94 @@ import (
 // read takes up what a process says, and returns true when it has ended.
 func (j *job) read(stream nacre.ProcessStream) bool {
 	defer stream.Close()
-	out, errs := lines{kind: "stdout"}, lines{kind: "stderr"}
-	keep := func(e streamEvent) error {
-		j.add(jobEntry{e.Type, *e.Line})
-		return nil
-	}
-	flush := func() { _, _ = out.flush(keep), errs.flush(keep) } // keep does not fail
 	for {
 		e, err := stream.Next()
 		switch {
 		case errors.Is(err, io.EOF):
 			return true
 		case nacre.IsCode(err, nacre.CodeDeadline) && j.limited:
-			flush()
+			j.flush()
 			j.end(exitTimedOut, true)
 			return true
 		case err != nil:
-			flush()
 			return false
 		case e.Exit != nil:
-			flush()
+			j.flush()
 			j.end(exitCode(*e.Exit), !e.Exit.Exited)
 			return true
-		case e.Term != nil:
-			j.add(jobEntry{"terminal", string(e.Term)})
+		case e.Kept != nil:
+			j.goOn(*e.Kept)
 		default:
-			_, _ = out.add(e.Stdout, keep), errs.add(e.Stderr, keep)
+			j.said(e)
+		}
+		if f := j.found; f != nil && f.connected && reached(j.seen, f.to) {
+			f.done()
 		}
 	}
+}
+
+func (j *job) said(e nacre.ProcessEvent) {
+	j.seen.Stdout += int64(len(e.Stdout))
+	j.seen.Stderr += int64(len(e.Stderr))
+	j.seen.Term += int64(len(e.Term))
+	if len(e.Term) > 0 {
+		j.add(jobEntry{"terminal", string(e.Term)})
+	}
+	_, _ = j.out.add(e.Stdout, j.keep), j.errs.add(e.Stderr, j.keep) // keep does not fail
+}
+
+func (j *job) keep(e streamEvent) error {
+	j.add(jobEntry{e.Type, *e.Line})
+	return nil
+}
+
+// flush takes up what has no end of a line.
+func (j *job) flush() { _, _ = j.out.flush(j.keep), j.errs.flush(j.keep) }
+
+// goOn begins with what the guest has kept since the job was read last, and says what
+// is missing of it.
+func (j *job) goOn(k nacre.KeptOutput) {
+	missing := max(0, k.From.Stdout-j.seen.Stdout) + max(0, k.From.Stderr-j.seen.Stderr) + max(0, k.From.Term-j.seen.Term)
+	first := j.found != nil && !j.found.connected
+	if first {
+		j.found.connected, j.found.to = true, k.To
+	}
+	switch {
+	case k.None && !first:
+		j.flush()
+		j.note("[output may be missing here]")
+	case k.None:
+	case first:
+		j.forget() // the guest's is whole, the log's is not
+		fallthrough
+	default:
+		if missing > 0 {
+			j.flush()
+			j.note(fmt.Sprintf("[%d bytes are missing here]", missing))
+		}
+		j.seen = k.From
+	}
+}
+
+// note says something of the job's output among it.
+func (j *job) note(text string) {
+	if strings.HasPrefix(j.tag, terminalTag) {
+		j.add(jobEntry{"terminal", "\r\n" + text + "\r\n"})
+		return
+	}
+	j.add(jobEntry{"stderr", text})
+}
+
+// forget drops the output that there is.
+func (j *job) forget() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.first += int64(len(j.entries))
+	j.entries, j.bytes = nil, 0
+}
+
+func reached(seen, to nacre.OutputSeen) bool {
+	return seen.Stdout >= to.Stdout && seen.Stderr >= to.Stderr && seen.Term >= to.Term
 }
 
 func (j *job) add(e jobEntry) {

@@ -88,6 +88,11 @@ type job struct {
 	started time.Time
 	limited bool // it has a time limit
 
+	// Who follows it alone uses these.
+	out, errs lines            // what has no end of a line yet
+	seen      nacre.OutputSeen // what was read of it
+	found     *finding         // nil: it was started here
+
 	mu      sync.Mutex
 	entries []jobEntry // oldest first
 	first   int64      // position of entries[0]
@@ -124,9 +129,9 @@ func (js *jobs) start(ctx context.Context, g *guest, r startJob) (*job, error) {
 		r.tag = jobTag
 	}
 	js.api.touch(g.id)
-	r.spec.Tag = r.tag + r.name
+	r.spec.Tag, r.spec.Kept = r.tag+r.name, true
 	j := &job{table: t, tag: r.spec.Tag, name: r.name, command: r.command, cwd: r.spec.Cwd, started: js.api.Clock(),
-		limited: r.spec.Timeout > 0, changed: make(chan struct{})}
+		limited: r.spec.Timeout > 0, changed: make(chan struct{}), out: lines{kind: "stdout"}, errs: lines{kind: "stderr"}}
 	if j.cwd == "" {
 		j.cwd = workspace
 	}
@@ -228,12 +233,15 @@ func (t *jobTable) running() (n int) {
 }
 
 // follow reads a job's output until it ends. A sandbox that is paused takes the
-// stream away and not the job: then it is connected to again.
+// stream away and not the job: then it is connected to again, and what it said
+// meanwhile was kept in the guest.
 func (js *jobs) follow(g *guest, j *job, stream nacre.ProcessStream) {
+	defer j.found.done()
 	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
 		if stream == nil {
 			var gone bool
 			if stream, gone = js.again(g, j); gone {
+				j.flush()
 				j.end(-1, true)
 				return
 			}
@@ -262,7 +270,7 @@ func (js *jobs) again(g *guest, j *job) (stream nacre.ProcessStream, gone bool) 
 	if err != nil {
 		return nil, false
 	}
-	stream, err = agent.Processes().Connect(js.ctx, j.pid)
+	stream, err = agent.Processes().ConnectAfter(js.ctx, j.pid, j.seen)
 	if err != nil {
 		return nil, nacre.IsCode(err, nacre.CodeNotFound)
 	}

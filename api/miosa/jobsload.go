@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -33,6 +34,7 @@ func (t *jobTable) load(ctx context.Context, js *jobs, g *guest) error {
 		t.replay(log[i])
 	}
 	alive := map[int]bool{}
+	var found []*finding
 	for _, p := range running {
 		if !isJob(p.Tag) {
 			continue
@@ -45,9 +47,12 @@ func (t *jobTable) load(ctx context.Context, js *jobs, g *guest) error {
 		}
 		j.cwd = p.Cwd
 		if !j.isDone() {
+			j.found = &finding{read: make(chan struct{})}
+			found = append(found, j.found)
 			js.run(g, j, nil) // which connects
 		}
 	}
+	awaitAll(ctx, found)
 	for pid, j := range t.byPID {
 		if !alive[pid] {
 			j.end(-1, true) // unless the log told how
@@ -58,13 +63,47 @@ func (t *jobTable) load(ctx context.Context, js *jobs, g *guest) error {
 	return nil
 }
 
+// findingTime is how long who asks first waits until the output of the jobs that were
+// found is there.
+const findingTime = 2 * time.Second
+
+// finding is a job of an earlier process of this server that is taken up.
+type finding struct {
+	once sync.Once
+	read chan struct{} // closed when what it had said is read
+
+	// Who follows the job alone uses these.
+	connected bool
+	to        nacre.OutputSeen
+}
+
+// done tells that there is no more to wait for.
+func (f *finding) done() {
+	if f != nil {
+		f.once.Do(func() { close(f.read) })
+	}
+}
+
+func awaitAll(ctx context.Context, found []*finding) {
+	ctx, cancel := context.WithTimeout(ctx, findingTime)
+	defer cancel()
+	for _, f := range found {
+		select {
+		case <-f.read:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 func isJob(tag string) bool {
 	return strings.HasPrefix(tag, jobTag) || strings.HasPrefix(tag, terminalTag)
 }
 
 func newLoaded(t *jobTable, pid int, tag, command string, at time.Time) *job {
 	return &job{table: t, pid: pid, tag: tag, name: strings.TrimPrefix(tag, jobTag), command: command,
-		cwd: workspace, started: at, limited: true, changed: make(chan struct{})}
+		cwd: workspace, started: at, limited: true, changed: make(chan struct{}),
+		out: lines{kind: "stdout"}, errs: lines{kind: "stderr"}}
 }
 
 // commandOf is the line that a shell was given.
