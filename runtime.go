@@ -39,6 +39,8 @@ type Capabilities struct {
 	// SparesOnOOM tells what a sandbox's want of memory ends: where it is true the process
 	// that wants it, and the sandbox only when that is the agent; else the sandbox.
 	SparesOnOOM bool
+	// HugePages tells whether Resources.HugePages is obeyed.
+	HugePages bool
 	// Kept is true of a driver that makes no machines here: it runs those that an
 	// earlier process made.
 	Kept bool

@@ -151,6 +151,9 @@ type Resources struct {
 	MemoryMiB int
 	DiskMiB   int // writable layer; a write beyond it is ENOSPC
 	MaxPIDs   int // host tasks of the machine; a guest may have about a third as many
+	// HugePages has the memory be pages of 2 MiB that the host has set apart; on a driver
+	// without Capabilities.HugePages it means nothing. No request asks for it, templates do.
+	HugePages bool `json:",omitempty"`
 }
 
 // NetworkPolicy is what a sandbox may reach and who may reach it.

@@ -42,9 +42,7 @@ func (l *Limits) checkTimeout(d time.Duration) error {
 
 // resources fills what the request left open and holds the rest to the limits.
 func (l *Limits) resources(asked, template nacre.Resources) (nacre.Resources, error) {
-	own := l.Default
-	own.HugePages = template.HugePages
-	r := fill(fill(asked, template), own)
+	r := fill(fill(asked, template), l.Default)
 	least := nacre.Resources{CPUs: 1, MemoryMiB: 64, DiskMiB: 16, MaxPIDs: 16}
 	for _, f := range []struct {
 		name          string
@@ -62,10 +60,9 @@ func (l *Limits) resources(asked, template nacre.Resources) (nacre.Resources, er
 	return r, nil
 }
 
-// fill returns r with its zero fields taken from d. What its pages are is d's: nobody asks
-// for that.
+// fill returns r with its zero fields taken from d.
 func fill(r, d nacre.Resources) nacre.Resources {
-	r.HugePages = d.HugePages
+	r.HugePages = r.HugePages || d.HugePages
 	setDefault(&r.CPUs, d.CPUs)
 	setDefault(&r.MemoryMiB, d.MemoryMiB)
 	setDefault(&r.DiskMiB, d.DiskMiB)
