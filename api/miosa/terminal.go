@@ -5,7 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"net/http"
 	"strconv"
 	"strings"
@@ -31,11 +30,7 @@ func (a *API) createTerminal(c *api.Call) error {
 	if err := read(c, &in); err != nil {
 		return err
 	}
-	cols, err := number("cols", in.Cols, 80, 1, 1000)
-	if err != nil {
-		return err
-	}
-	rows, err := number("rows", in.Rows, 24, 1, 1000)
+	size, err := in.size()
 	if err != nil {
 		return err
 	}
@@ -47,7 +42,7 @@ func (a *API) createTerminal(c *api.Call) error {
 		in.Shell = "/bin/bash"
 	}
 	session := random(8)
-	spec := nacre.ProcessSpec{Cmd: in.Shell, Args: []string{"-l"}, Env: in.Env, Cwd: in.Cwd, Term: &nacre.TermSize{Cols: cols, Rows: rows}}
+	spec := nacre.ProcessSpec{Cmd: in.Shell, Args: []string{"-l"}, Env: in.Env, Cwd: in.Cwd, Term: &size}
 	j, err := a.jobs.start(c.R.Context(), g, startJob{name: session, command: in.Shell, tag: terminalTag, spec: spec})
 	if err != nil {
 		return err
@@ -58,7 +53,7 @@ func (a *API) createTerminal(c *api.Call) error {
 	url := strings.Replace(baseURL(c.R), "http", "ws", 1) + path
 	return one(c, http.StatusCreated, terminalSession{
 		SessionID: session, ID: session, WSURL: url + "?token=" + token, URL: url + "?token=" + token, Token: token,
-		ExpiresAt: *timestamp(expires), Cols: cols, Rows: rows, Shell: in.Shell, PID: strconv.Itoa(j.pid),
+		ExpiresAt: *timestamp(expires), Cols: size.Cols, Rows: size.Rows, Shell: in.Shell, PID: strconv.Itoa(j.pid),
 	})
 }
 
@@ -125,15 +120,20 @@ func (a *API) resizeTerminal(c *api.Call) error {
 }
 
 func (g *guest) resize(ctx context.Context, j *job, in terminalBody) error {
+	size, err := in.size()
+	if err != nil {
+		return err
+	}
+	return g.agent.Processes().Resize(ctx, j.pid, size)
+}
+
+func (in terminalBody) size() (nacre.TermSize, error) {
 	cols, err := number("cols", in.Cols, 80, 1, 1000)
 	if err != nil {
-		return err
+		return nacre.TermSize{}, err
 	}
 	rows, err := number("rows", in.Rows, 24, 1, 1000)
-	if err != nil {
-		return err
-	}
-	return g.agent.Processes().Resize(ctx, j.pid, nacre.TermSize{Cols: cols, Rows: rows})
+	return nacre.TermSize{Cols: cols, Rows: rows}, err
 }
 
 // terminalSocket is a public route: a browser's socket has no header, so a token in
@@ -162,9 +162,7 @@ func (a *API) terminalSocket(c *api.Call) error {
 	go func() {
 		defer close(input)
 		defer cancel()
-		if err := g.typed(ctx, j, conn); err != nil {
-			refuse(ctx, conn, err)
-		}
+		newTyping(g, j, conn).run(ctx)
 	}()
 	err = g.shown(ctx, j, conn)
 	if err == nil {
@@ -227,60 +225,6 @@ func (g *guest) shown(ctx context.Context, j *job, conn *websocket.Conn) error {
 		return err
 	}
 	return send(websocket.MessageText, encode(streamEvent{Type: "exit", ExitCode: j.object().ExitCode}))
-}
-
-// typed passes on what the client types. What cannot be done is told and does no
-// harm; an error means that something that was typed may be lost, so that what follows
-// must not be passed on.
-func (g *guest) typed(ctx context.Context, j *job, conn *websocket.Conn) error {
-	for {
-		kind, data, err := conn.Read(ctx)
-		if err != nil {
-			return nil
-		}
-		g.api.touch(g.id)
-		err = g.passOn(ctx, j, kind, data)
-		switch {
-		case err == nil:
-		case ctx.Err() != nil, nacre.IsCode(err, nacre.CodeNotFound):
-			return nil // it has ended
-		case nacre.IsCode(err, nacre.CodeInvalid):
-			if tell(ctx, conn, err) != nil {
-				return nil
-			}
-		default:
-			return err
-		}
-	}
-}
-
-// passOn does one frame: binary ones are bytes, text ones are requests.
-func (g *guest) passOn(ctx context.Context, j *job, kind websocket.MessageType, data []byte) error {
-	// Asked each time: after a pause the sandbox is another machine.
-	agent, err := g.api.Traffic.Agent(ctx, g.id)
-	if err != nil {
-		return starting(g.id)
-	}
-	now := *g
-	now.agent = agent
-	if kind == websocket.MessageBinary {
-		return agent.Processes().Input(ctx, j.pid, data)
-	}
-	var in struct {
-		Type string `json:"type"`
-		Data string `json:"data"`
-		terminalBody
-	}
-	if err := json.Unmarshal(data, &in); err != nil {
-		return nacre.Invalidf("", "a text frame must be a request in JSON; bytes for the terminal go in binary frames")
-	}
-	switch in.Type {
-	case "resize":
-		return now.resize(ctx, j, in.terminalBody)
-	case "stdin", "input":
-		return agent.Processes().Input(ctx, j.pid, []byte(in.Data))
-	}
-	return nacre.Invalidf("type", "type %.40q is neither resize nor input", in.Type)
 }
 
 // tell sends an error as a text frame.

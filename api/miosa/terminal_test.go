@@ -1,10 +1,14 @@
 package miosa
 
 import (
+	"context"
 	"encoding/json"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 
@@ -123,5 +127,109 @@ func TestTerminalTellsWhatItDidNotDo(t *testing.T) {
 	open.send(websocket.MessageText, `{"type":"tap"}`)
 	if got := open.error(); !strings.Contains(got, "tap") { // and not that of what was typed before it
 		t.Errorf("%q", got)
+	}
+}
+
+// TestTerminalThatIsNotRead: while a program does not read what is typed its socket's
+// pings are answered and the terminal gets its size; what is typed waits in its order,
+// up to a bound, and then the socket ends with a word.
+func TestTerminalThatIsNotRead(t *testing.T) {
+	h := newHarness(t)
+	srv := httptest.NewServer(h.api)
+	defer srv.Close()
+	box := "/sandboxes/" + h.create(`{"timeout_sec":600}`)
+	session := h.ok(201, "POST", box+"/terminal", `{"shell":"cat"}`)
+	url := strings.Replace(srv.URL, "http", "ws", 1) + Prefix + box + "/terminal/" + session.field(t, "session_id") + "/ws?token=" + session.field(t, "token")
+	dial := func() (*websocket.Conn, <-chan string, <-chan error) {
+		t.Helper()
+		conn, _, err := websocket.Dial(t.Context(), url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.CloseNow() })
+		got, end := make(chan string, 100), make(chan error, 1)
+		go func() {
+			for {
+				_, data, err := conn.Read(t.Context())
+				if err != nil {
+					end <- err
+					return
+				}
+				got <- string(data)
+			}
+		}()
+		return conn, got, end
+	}
+	send := func(conn *websocket.Conn, kind websocket.MessageType, data string) {
+		t.Helper()
+		if err := conn.Write(t.Context(), kind, []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The first call holds until it may go on, as one does whose program does not read.
+	hold := func() (goOn func(), next <-chan struct{}) {
+		calls, reads := make(chan struct{}, 100), make(chan struct{})
+		var n atomic.Int32
+		h.host.SetHook(func(op string, _ nacre.MachineID) error {
+			if op == "agent.process" {
+				calls <- struct{}{}
+				if n.Add(1) == 1 {
+					<-reads
+				}
+			}
+			return nil
+		})
+		return sync.OnceFunc(func() { h.host.SetHook(nil); close(reads) }), calls
+	}
+
+	goOn, calls := hold()
+	defer func() { goOn() }()
+	conn, got, _ := dial()
+	send(conn, websocket.MessageBinary, "one ")
+	<-calls
+	send(conn, websocket.MessageBinary, "two ")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := conn.Ping(ctx); err != nil {
+		t.Fatalf("a ping: %v", err)
+	}
+	send(conn, websocket.MessageText, `{"type":"resize","cols":90,"rows":30}`)
+	select {
+	case <-calls:
+	case <-ctx.Done():
+		t.Fatal("the terminal gets no size")
+	}
+	send(conn, websocket.MessageText, `{"type":"input","data":"three"}`)
+	goOn()
+	for shown := ""; shown != "one two three"; {
+		select {
+		case text := <-got:
+			shown += text
+		case <-ctx.Done():
+			t.Fatalf("it shows %q", shown)
+		}
+	}
+
+	goOn, calls = hold()
+	conn, got, end := dial()
+	send(conn, websocket.MessageBinary, "x")
+	<-calls
+	big := strings.Repeat("y", 256<<10)
+	for range 6 {
+		if conn.Write(t.Context(), websocket.MessageBinary, []byte(big)) != nil {
+			break // it has been told
+		}
+	}
+	told := ""
+	for !strings.Contains(told, "does not read") {
+		select {
+		case told = <-got:
+		case <-time.After(20 * time.Second):
+			t.Fatal("what does not fit is not told of")
+		}
+	}
+	go goOn() // the fake's program holds who waits for it
+	if err := <-end; websocket.CloseStatus(err) != websocket.StatusTryAgainLater {
+		t.Errorf("it ended with %v", err)
 	}
 }
