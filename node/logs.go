@@ -276,18 +276,24 @@ func (n *Node) collect(u *unit) {
 }
 
 // drainLog takes over what is left of the log of a sandbox that is about to be
-// stopped. A guest that does not answer delays no stop for long.
-func (n *Node) drainLog(u *unit) {
+// stopped: until the guest has said that this was all, or ctx ends. What it says is no
+// more than an honest guest keeps.
+func (n *Node) drainLog(ctx context.Context, u *unit) {
 	if u.hasEnded() || u.tail == nil {
 		return
 	}
 	defer u.tail.close() // a collector that goes on opens it again
-	ctx, cancel := context.WithTimeout(u.life, n.cfg.LogDrain)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer context.AfterFunc(u.life, cancel)()
 	after, err := u.tail.position()
 	if err == nil {
+		left := logBurst
 		err = u.agent.LogsSoFar(ctx, after, func(e nacre.LogEntry) error {
-			_, err := u.tail.write(e, n.cfg.Clock())
+			size, err := u.tail.write(e, n.cfg.Clock())
+			if left -= size; err == nil && left < 0 {
+				err = errors.New("the guest says more than it can have kept")
+			}
 			return err
 		})
 	}

@@ -54,7 +54,7 @@ type Config struct {
 	Host      func() (HostStats, error) // default: ReadHost(Dir)
 
 	BootTimeout time.Duration // from boot to an answering agent; default 30 s
-	LogDrain    time.Duration // the longest wait for a stopped sandbox's last log lines; default 200 ms
+	LogDrain    time.Duration // the longest wait for a stopped sandbox's last log lines; default 2 s
 	LogBytes    int64         // of one sandbox's log, twice of which is kept at most; default 8 MiB
 	Retention   time.Duration // of logs of ended sandboxes; default 7 days
 
@@ -149,7 +149,7 @@ func (c *Config) setDefaults() {
 	}
 	setDefault(&c.HandleDir, filepath.Join(c.Dir, "handles"))
 	setDefault(&c.BootTimeout, 30*time.Second)
-	setDefault(&c.LogDrain, 200*time.Millisecond)
+	setDefault(&c.LogDrain, 2*time.Second)
 	setDefault(&c.LogBytes, 8<<20)
 	setDefault(&c.Retention, 7*24*time.Hour)
 	c.Admission.setDefaults()

@@ -104,16 +104,8 @@ func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec, s *sn
 	if err != nil {
 		return m, err
 	}
-	if spec.Healthy {
-		u.mu.Lock()
-		agent := u.agent
-		u.mu.Unlock()
-		if err := n.healthy(ctx, agent); err != nil {
-			return m, nacre.Wrap(nacre.CodeUnavailable, err, "the sandbox's agent does not answer; try again later, or pause it as it is")
-		}
-	}
-	if spec.Pause {
-		n.drainLog(u)
+	if err := n.askFirst(ctx, u, spec); err != nil {
+		return m, err
 	}
 	logged, err := u.tail.position()
 	if err != nil {
@@ -148,6 +140,25 @@ func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec, s *sn
 		n.letGoOn(ctx, u)
 	}
 	return nacre.SnapshotManifest{}, err
+}
+
+// askFirst asks the guest what is to be known before it stands still. All that it may
+// take is one time of asking, whatever it answers: others wait for their turn.
+func (n *Node) askFirst(ctx context.Context, u *unit, spec nacre.SnapshotSpec) error {
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	if spec.Healthy {
+		u.mu.Lock()
+		agent := u.agent
+		u.mu.Unlock()
+		if err := agent.Healthy(ctx); err != nil {
+			return nacre.Wrap(nacre.CodeUnavailable, err, "the sandbox's agent does not answer; try again later, or pause it as it is")
+		}
+	}
+	if spec.Pause {
+		n.drainLog(ctx, u)
+	}
+	return nil
 }
 
 // roomForSnapshot refuses early what the disk would not hold: all that the machine

@@ -244,7 +244,9 @@ func (n *Node) finish(e *entry, s *stopping) {
 	ctx := context.Background()
 	u := e.unit
 	if !e.left {
-		n.drainLog(u)
+		ctx, cancel := context.WithTimeout(ctx, n.cfg.LogDrain)
+		n.drainLog(ctx, u)
+		cancel()
 	}
 	err := n.takeDown(ctx, u)
 	if err != nil {

@@ -1,10 +1,13 @@
 package node_test
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -255,5 +258,91 @@ func TestOldLogsAreDeleted(t *testing.T) {
 	w.eventually("the old log is deleted", func() bool { _, err := os.Stat(w.logFile(gone.Sandbox)); return os.IsNotExist(err) })
 	if _, err := os.Stat(w.logFile(running.Sandbox)); err != nil {
 		t.Fatal("the log of a running sandbox was deleted")
+	}
+}
+
+// lateLog is an agent whose log comes late, or never ends, and to nobody but who asks
+// for what there is so far.
+type lateLog struct {
+	nacre.Agent
+	late    time.Duration
+	endless *atomic.Int64 // entries that were taken; nil: it ends
+}
+
+func (a lateLog) Logs(ctx context.Context, _ int64, _ func(nacre.LogEntry) error) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (a lateLog) LogsSoFar(ctx context.Context, after int64, fn func(nacre.LogEntry) error) error {
+	select {
+	case <-time.After(a.late):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if a.endless == nil {
+		return a.Agent.LogsSoFar(ctx, after, fn)
+	}
+	for {
+		n := a.endless.Add(1)
+		if err := fn(nacre.LogEntry{Seq: after + n, Type: nacre.LogStdout, Message: strings.Repeat("x", 16<<10)}); err != nil {
+			return err
+		}
+	}
+}
+
+// TestLastLinesAreAwaited: what a sandbox wrote is in its log when it has been stopped,
+// though its guest is slow to say it; one that says nothing delays its end by two
+// seconds, its pause by one, and one that says more and more no longer than it takes to
+// write a few megabytes of it.
+func TestLastLinesAreAwaited(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		late            time.Duration
+		endless, pauses bool
+		lines           int // -1: some
+		within          time.Duration
+	}{
+		{"slow", 1500 * time.Millisecond, false, false, 1, 2 * time.Second},
+		{"silent", time.Hour, false, false, 0, 2100 * time.Millisecond},
+		{"slow, paused", 700 * time.Millisecond, false, true, 1, time.Second},
+		{"silent, paused", time.Hour, false, true, 0, 1100 * time.Millisecond},
+		{"endless", 0, true, false, -1, 2100 * time.Millisecond},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				var said *atomic.Int64
+				if c.endless {
+					said = new(atomic.Int64)
+				}
+				w.tweak = func(cfg *node.Config) {
+					inner := cfg.NewAgent
+					cfg.NewAgent = func(dial func(context.Context, int) (net.Conn, error), host, access string) nacre.Agent {
+						return lateLog{inner(dial, host, access), c.late, said}
+					}
+				}
+				w.start()
+				defer w.stop()
+				spec, st := w.begin()
+				w.host.Machine(st.Machine).Guest.Log(nacre.LogStdout, "last words", nil)
+				begin := time.Now()
+				var err error
+				if c.pauses {
+					_, err = w.n.Snapshot(t.Context(), spec.Sandbox, nacre.SnapshotSpec{ID: nacre.NewSnapshotID(), Pause: true})
+				} else {
+					err = w.n.Stop(t.Context(), spec.Sandbox)
+				}
+				if took := time.Since(begin); err != nil || took > c.within {
+					t.Errorf("%v after %s", err, took)
+				}
+				if n := len(w.logOf(spec.Sandbox, nacre.LogQuery{})); n != c.lines && (c.lines >= 0 || n == 0) {
+					t.Errorf("%d lines are there, want %d", n, c.lines)
+				}
+				if said != nil && said.Load() > 1000 {
+					t.Errorf("%d entries were taken", said.Load())
+				}
+			})
+		})
 	}
 }
