@@ -98,7 +98,8 @@ type overs struct {
 	mu            sync.Mutex
 	greeted, told []net.Conn
 	inits         []nacre.AgentInit
-	err           error // of the next words over a spare connection
+	err           error         // of the next words over a spare connection
+	patience      time.Duration // of the last of them
 	broken        net.Conn
 }
 
@@ -122,6 +123,9 @@ func (a overAgent) Init(ctx context.Context, in nacre.AgentInit) error {
 func (a overAgent) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit) error {
 	a.all.mu.Lock()
 	a.all.told = append(a.all.told, conn)
+	if until, ok := ctx.Deadline(); ok {
+		a.all.patience = time.Until(until)
+	}
 	err := a.all.err
 	a.all.mu.Unlock()
 	if err != nil {
@@ -260,6 +264,25 @@ func TestARestoredGuestIsToldAtOnce(t *testing.T) {
 	defer all.mu.Unlock()
 	if len(all.told) != 1 || len(all.inits) != 2 || !all.inits[1].NewIdentity || len(all.inits[1].Entropy) < 32 {
 		t.Errorf("told over %d connections: %+v", len(all.told), all.inits)
+	}
+}
+
+// TestARestoredStandbyHasTimeForItsFirstAnswer: as much as a boot has, for it reads its
+// memory for that.
+func TestARestoredStandbyHasTimeForItsFirstAnswer(t *testing.T) {
+	all := &overs{}
+	w := all.world(t, node.Standby{Count: 1, Quiet: time.Millisecond, Check: time.Hour})
+	source, _ := w.begin()
+	id := nacre.NewSnapshotID()
+	if _, err := w.n.Snapshot(t.Context(), source.Sandbox, nacre.SnapshotSpec{ID: id}); err != nil {
+		t.Fatal(err)
+	}
+	w.n.KeepReady(node.Shape{Build: build, Resources: resources, Snapshot: id})
+	w.eventually("the standby is ready", func() bool { return w.standbys() == 1 })
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if len(all.told) != 1 || all.patience < 20*time.Second {
+		t.Errorf("told over %d connections, with %s to answer", len(all.told), all.patience)
 	}
 }
 

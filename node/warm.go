@@ -24,16 +24,19 @@ type visited interface{ Visitor() nacre.Agent }
 // client that. The guest's identity is one that nobody knows, until a sandbox brings
 // another; its log tells nothing of what the host runs.
 func (n *Node) warm(ctx context.Context, u *unit) error {
-	ctx, cancel := context.WithTimeout(ctx, warmUp)
-	defer cancel()
 	token := rand.Text()
 	u.mu.Lock()
 	agent := n.agentFor(u, token)
 	u.agent = agent
 	u.mu.Unlock()
-	if err := n.introduce(ctx, agent, u, token, nil); err != nil {
+	first, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout) // it is a restored guest's first answer
+	err := n.introduce(first, agent, u, token, nil)
+	cancel()
+	if err != nil {
 		return err
 	}
+	ctx, cancel = context.WithTimeout(ctx, warmUp)
+	defer cancel()
 	u.mu.Lock()
 	agent = u.agent // a restored guest has learnt another host token
 	u.mu.Unlock()
