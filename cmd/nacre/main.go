@@ -26,6 +26,9 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == firecracker.ProbeArg {
 		os.Exit(firecracker.ProbeMain())
 	}
+	if len(os.Args) == 2 && os.Args[1] == firecracker.PagerArg {
+		os.Exit(firecracker.PagerMain())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	cmd, err := newRoot().ExecuteContextC(ctx)
 	stop()

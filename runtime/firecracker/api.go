@@ -129,10 +129,11 @@ type drive struct {
 }
 
 type machineConfig struct {
-	CPUs      int  `json:"vcpu_count"`
-	MemoryMiB int  `json:"mem_size_mib"`
-	SMT       bool `json:"smt"`
-	Track     bool `json:"track_dirty_pages"`
+	CPUs      int    `json:"vcpu_count"`
+	MemoryMiB int    `json:"mem_size_mib"`
+	SMT       bool   `json:"smt"`
+	Track     bool   `json:"track_dirty_pages"`
+	Pages     string `json:"huge_pages,omitempty"` // "2M"
 }
 
 type networkInterface struct {
@@ -164,12 +165,15 @@ type snapshotLoad struct {
 // clock_realtime, which 1.16 offers: with it the guest's monotonic clock would jump by
 // the age of the snapshot, and every time-out in the guest with it. What the time is
 // the guest's first program is told.
-func newSnapshotLoad(v version) snapshotLoad {
+func newSnapshotLoad(v version, b birth) snapshotLoad {
 	l := snapshotLoad{State: "/" + stateName, Mem: memBackend{"File", "/" + memName}, Resume: true}
+	if b.HugePages {
+		l.Mem = memBackend{"Uffd", "/" + pagerSocket}
+	}
 	if v.compare(version{1, 13, 0}) < 0 {
-		l.Diffs = true
+		l.Diffs = b.Tracks
 	} else {
-		l.Track = true
+		l.Track = b.Tracks
 	}
 	return l
 }

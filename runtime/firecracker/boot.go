@@ -80,6 +80,8 @@ type launch struct {
 	jail  jail
 	birth birth
 	base  *os.File // the memory that the guest goes on with; nil for one that boots
+	pages *promise // of the host's large ones; nil for a guest without
+	pager *pager   // nil for a guest without
 
 	begun      time.Time         // when the VMM's start was begun
 	resumed    time.Duration     // from then on, until the guest went on
@@ -93,8 +95,17 @@ func (r *Runtime) launch(ctx context.Context, l *launch) (nacre.Machine, error) 
 	if spec.Resources.MaxPIDs == 0 {
 		spec.Resources.MaxPIDs = defaultPIDs
 	}
+	var err error
+	if l.pages, err = r.promisePages(*spec); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			r.pool.release(l.pages)
+		}
+	}()
 	// One that waits for its turn does not hang.
-	if err := r.boots.Acquire(ctx, 1); err != nil {
+	if err = r.boots.Acquire(ctx, 1); err != nil {
 		return nil, nacre.Wrap(nacre.CodeDeadline, err, "the machine's start was called off")
 	}
 	defer r.boots.Release(1)
@@ -127,8 +138,9 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 			_, _, _ = proc.Wait()
 			proc.Close()
 		}
+		l.pager.end()
 		err = errors.Join(err, g.Destroy(context.WithoutCancel(ctx)), disconnectTap(spec.Slot), l.jail.remove())
-		for _, f := range []string{birthFile, consoleFile} {
+		for _, f := range []string{birthFile, consoleFile, pagesFile} {
 			_ = os.Remove(filepath.Join(spec.StateDir, f))
 		}
 		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
@@ -151,9 +163,15 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 	}
 	l.begun = time.Now()
 	defer l.prefetch()()
+	if l.birth.HugePages && !l.fresh() {
+		if l.pager, err = l.startPager(g); err != nil {
+			return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
+		}
+	}
 	if proc, err = r.startVMM(ctx, l.jail, spec, g); err != nil {
 		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
+	r.pool.began(l.pages, proc.PID)
 	goOn := proc.KillOnEnd(ctx)
 	if err := l.begin(ctx, proc); err != nil {
 		goOn()
@@ -163,13 +181,31 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		return nil, context.Cause(ctx)
 	}
 	l.learn(proc)
-	m = newMachine(r, spec.ID, proc, state{
+	return l.machine(proc), nil
+}
+
+// machine is what the start has come to.
+func (l *launch) machine(proc *pidfd.Process) *machine {
+	r, spec := l.r, l.spec
+	st := state{
 		Trace: machines.Trace{BootID: r.bootID, PID: proc.PID, Start: proc.Start, Dir: spec.StateDir},
 		Upper: spec.Root.UpperDir, Program: filepath.Base(r.cfg.Firecracker),
 		Slot: slotName{spec.Slot.Name, spec.Slot.Path},
-	})
-	m.base.set(l.base)
-	return m, nil
+	}
+	if l.pages != nil {
+		st.HugePages = l.pages.pages
+	}
+	if l.pager != nil {
+		st.Pager = &pagerTrace{l.pager.proc.PID, l.pager.proc.Start}
+	}
+	m := newMachine(r, spec.ID, proc, st)
+	m.pages, m.pager = l.pages, l.pager
+	if l.birth.Tracks {
+		m.base.set(l.base)
+	} else if l.base != nil {
+		l.base.Close()
+	}
+	return m
 }
 
 // cacheMiB is the room in the machine's limit for what the host keeps in its cache of
@@ -265,6 +301,10 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 	go func() {
 		defer close(ended)
 		for ctx.Err() == nil {
+			if err := l.pager.failure(); err != nil {
+				cancel(err)
+				return
+			}
 			if !proc.Alive() {
 				cancel(errors.New("the VMM has ended"))
 				return
@@ -282,7 +322,6 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 	if !l.fresh() {
 		return l.restore(ctx, a)
 	}
-	s := l.spec
 	if l.birth.Balloon {
 		if err := a.put(ctx, "/balloon", newBalloon()); err != nil {
 			return err
@@ -292,7 +331,7 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 		path string
 		body any
 	}{
-		{"/machine-config", machineConfig{CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB + kernelShare, Track: true}},
+		{"/machine-config", l.machineConfig()},
 		{"/boot-source", bootSource{"/" + kernelName, l.bootArgs()}},
 		{"/drives/init", drive{ID: "init", Path: "/" + initName, IsRoot: true, ReadOnly: true}},
 		{"/drives/root", drive{ID: "root", Path: "/" + rootName, ReadOnly: true}},
@@ -306,6 +345,14 @@ func (l *launch) begin(ctx context.Context, proc *pidfd.Process) error {
 		}
 	}
 	return awaitGuest(ctx, l.jail.root, func() string { return "ping" })
+}
+
+func (l *launch) machineConfig() machineConfig {
+	c := machineConfig{CPUs: l.spec.Resources.CPUs, MemoryMiB: l.spec.Resources.MemoryMiB + kernelShare, Track: l.birth.Tracks}
+	if l.birth.HugePages {
+		c.Pages = "2M"
+	}
+	return c
 }
 
 func (l *launch) bootArgs() string {

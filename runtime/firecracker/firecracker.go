@@ -84,10 +84,13 @@ type Runtime struct {
 	cgroup  *cgroup.Hierarchy
 	boots   *semaphore.Weighted
 	stock   stock
+	pool    pool
+	large   bool   // the host lets VMMs have what pages of 2 MiB take
 	key     string // what this process's snapshots are bound to
 
 	askEvery, askWithin time.Duration // see guardAnswers
 	slow                int           // see allow
+	lazy                bool          // see pagerOrders
 
 	bootID string // of the host's kernel: process ids mean nothing in another boot
 
@@ -136,6 +139,8 @@ func New(cfg Config) (*Runtime, error) {
 	if r.bootID, err = machines.BootID(); err != nil {
 		return nil, err
 	}
+	_, err = os.Stat(faultDevice)
+	r.large = err == nil
 	return r, nil
 }
 
@@ -204,7 +209,7 @@ func (r *Runtime) Name() nacre.RuntimeName { return nacre.RuntimeFirecracker }
 
 // Capabilities of the driver.
 func (r *Runtime) Capabilities() nacre.Capabilities {
-	return nacre.Capabilities{Runtime: r.Name(), Isolation: "Firecracker microVM", MemoryInKiB: 48 << 10, Snapshots: true, RestoreKey: r.key, SparesOnOOM: true}
+	return nacre.Capabilities{Runtime: r.Name(), Isolation: "Firecracker microVM", MemoryInKiB: 48 << 10, Snapshots: true, RestoreKey: r.key, SparesOnOOM: true, HugePages: r.large}
 }
 
 // Close ends what this process does for its machines, not the machines: they

@@ -21,7 +21,7 @@ const (
 	askWithin = 2 * time.Minute
 )
 
-// guardState kills a VMM that somebody stopped.
+// guardState kills a VMM that somebody stopped, or whose pager somebody did.
 func (m *machine) guardState(alive context.Context) {
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
@@ -31,7 +31,7 @@ func (m *machine) guardState(alive context.Context) {
 			return
 		case <-tick.C:
 		}
-		if !m.Proc.Stopped() {
+		if !m.Proc.Stopped() && !m.pager.stopped() {
 			stopped = 0
 			continue
 		}

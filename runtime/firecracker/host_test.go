@@ -44,6 +44,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == ProbeArg {
 		os.Exit(ProbeMain())
 	}
+	if len(os.Args) > 1 && os.Args[1] == PagerArg {
+		os.Exit(PagerMain())
+	}
 	if os.Getenv(daemonEnv) != "" {
 		daemon()
 	}
@@ -204,17 +207,35 @@ func daemon() {
 	r, err := New(config(slog.New(slog.DiscardHandler)))
 	fail(err)
 	for in := json.NewDecoder(os.Stdin); ; {
-		var s nacre.MachineSpec
-		fail(in.Decode(&s))
-		m, err := r.Start(context.Background(), s)
+		var o order
+		fail(in.Decode(&o))
+		r.lazy = o.Lazy
+		var m nacre.Machine
+		if o.From == "" {
+			m, err = r.Start(context.Background(), o.MachineSpec)
+		} else {
+			m, err = r.Restore(context.Background(), o.MachineSpec, o.From)
+		}
 		fail(err)
 		fail(json.NewEncoder(os.Stdout).Encode(m.Handle()))
 	}
 }
 
+// order is what a daemon is told to make.
+type order struct {
+	nacre.MachineSpec
+	From string // a snapshot; "" boots
+	Lazy bool   // its pager is
+}
+
 // inDaemon starts the machine in a process of its own, which kill ends as kill -9
 // does. It returns what the daemon would have kept on disk.
 func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()) {
+	t.Helper()
+	return ordered(t, order{MachineSpec: spec})
+}
+
+func ordered(t testing.TB, o order) (h nacre.Handle, kill func()) {
 	t.Helper()
 	self, err := os.Executable()
 	check(t, err)
@@ -231,7 +252,7 @@ func inDaemon(t testing.TB, spec nacre.MachineSpec) (h nacre.Handle, kill func()
 		_ = c.Wait()
 	})
 	t.Cleanup(kill)
-	check(t, json.NewEncoder(in).Encode(spec))
+	check(t, json.NewEncoder(in).Encode(o))
 	if err := json.NewDecoder(out).Decode(&h); err != nil {
 		t.Fatal("the daemon started no machine:", err)
 	}

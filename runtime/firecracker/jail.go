@@ -110,30 +110,11 @@ func (r *Runtime) startVMM(ctx context.Context, j jail, spec nacre.MachineSpec, 
 		}
 		defer out.Close()
 	}
-	attr := &syscall.SysProcAttr{Setsid: true}
-	if r.cgroup.V2() {
-		dir, err := os.Open(g.Dir(""))
-		if err != nil {
-			return nil, err
-		}
-		defer dir.Close()
-		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
-	}
 	uid := strconv.Itoa(j.uid)
 	args := []string{r.cfg.Jailer, "--id", string(spec.ID), "--exec-file", r.cfg.Firecracker,
 		"--uid", uid, "--gid", uid, "--chroot-base-dir", j.base, "--netns", spec.Slot.Path, "--new-pid-ns",
 		"--resource-limit", "no-file=1024", "--", "--api-sock", "/" + apiName}
-	var p *os.Process
-	err = thread.Do(func() error {
-		if !r.cgroup.V2() {
-			if err := g.JoinThread(); err != nil {
-				return err
-			}
-		}
-		var err error
-		p, err = os.StartProcess(r.cfg.Jailer, args, &os.ProcAttr{Env: []string{}, Files: []*os.File{null, out, out}, Sys: attr})
-		return err
-	})
+	p, err := r.startIn(g, program{path: r.cfg.Jailer, args: args, env: []string{}, files: []*os.File{null, out, out}})
 	if err != nil {
 		return nil, err
 	}
@@ -153,10 +134,42 @@ func (r *Runtime) startVMM(ctx context.Context, j jail, spec nacre.MachineSpec, 
 	return findVMM(ctx, j, filepath.Base(r.cfg.Firecracker))
 }
 
+// program is one that is started beside a machine's VMM, or starts it.
+type program struct {
+	path      string
+	args, env []string
+	files     []*os.File
+	pidFD     *int // see syscall.SysProcAttr
+}
+
+// startIn starts a program in the machine's cgroup, as the first of a session.
+func (r *Runtime) startIn(g *cgroup.Group, what program) (p *os.Process, err error) {
+	attr := &syscall.SysProcAttr{Setsid: true, PidFD: what.pidFD}
+	if r.cgroup.V2() {
+		dir, err := os.Open(g.Dir(""))
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	}
+	err = thread.Do(func() error {
+		if !r.cgroup.V2() {
+			if err := g.JoinThread(); err != nil {
+				return err
+			}
+		}
+		var err error
+		p, err = os.StartProcess(what.path, what.args, &os.ProcAttr{Env: what.env, Files: what.files, Sys: attr})
+		return err
+	})
+	return p, err
+}
+
 // findVMM takes hold of the process whose number the jailer left.
-func findVMM(ctx context.Context, j jail, program string) (*pidfd.Process, error) {
+func findVMM(ctx context.Context, j jail, name string) (*pidfd.Process, error) {
 	for {
-		b, err := os.ReadFile(filepath.Join(j.root, program+".pid"))
+		b, err := os.ReadFile(filepath.Join(j.root, name+".pid"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/internal/uffd"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
@@ -25,6 +26,9 @@ type state struct {
 	Upper   string // the directory of its disk
 	Program string // Firecracker's base name, a part of the jail's path
 	Slot    slotName
+	// HugePages is how many of the host's pages of 2 MiB the guest was promised.
+	HugePages int         `json:",omitempty"`
+	Pager     *pagerTrace `json:",omitempty"` // of a guest that goes on in such pages
 }
 
 type slotName struct{ Name, Path string }
@@ -37,6 +41,9 @@ type machine struct {
 	jail jail
 	api  *api
 	base base
+
+	pages *promise // nil for a guest with ordinary pages
+	pager *pager   // nil for a guest that has none, or had none from its beginning
 }
 
 func newMachine(r *Runtime, id nacre.MachineID, p *pidfd.Process, st state) *machine {
@@ -70,6 +77,13 @@ func (r *Runtime) Recover(ctx context.Context, h nacre.Handle) (nacre.Machine, e
 		if p == nil {
 			return m, false, m.End(ctx)
 		}
+		if m.pager, err = st.findPager(); err != nil {
+			p.Close()
+			return nil, false, err
+		}
+		if st.HugePages > 0 {
+			m.pages = r.pool.adopt(st.HugePages, st.PID)
+		}
 		return m, true, nil
 	})
 	if err != nil {
@@ -84,14 +98,22 @@ func (m *machine) Watch() {
 	var guards sync.WaitGroup
 	guards.Go(func() { m.guardState(alive) })
 	guards.Go(func() { m.guardAnswers(alive) })
+	guards.Go(func() { m.guardPager(alive) })
 	m.Life.Watch()
 	over()
+	if nacre.IsCode(m.Gone(), nacre.CodeNotFound) {
+		m.pager.kill() // it is gone by now, and has to be reaped
+	} else {
+		m.pager.close() // the driver was closed, the machine goes on
+	}
 	guards.Wait()
+	m.pager.close()
 }
 
 // Clear implements machines.Kind.
 func (m *machine) Clear() error {
 	m.base.forget()
+	m.r.pool.release(m.pages)
 	return errors.Join(disconnectTap(nacre.Slot{Name: m.st.Slot.Name, Path: m.st.Slot.Path}), m.jail.remove())
 }
 
@@ -108,6 +130,8 @@ func (m *machine) Evidence() string {
 func (m *machine) Reason(status unix.WaitStatus, known bool) (nacre.EndReason, string) {
 	_, err := os.Stat(filepath.Join(m.st.Dir, hungFile))
 	hung := err == nil
+	_, err = os.Stat(filepath.Join(m.st.Dir, lostFile))
+	lost := err == nil
 	var last wire.LastWord
 	said := false
 	if b, err := m.jail.tail(upperName, wire.LastWordSize); err == nil {
@@ -118,6 +142,8 @@ func (m *machine) Reason(status unix.WaitStatus, known bool) (nacre.EndReason, s
 		return nacre.EndCrash, "The machine's VMM did not answer and was killed."
 	case m.Group.OOMKilled():
 		return nacre.EndOOM, "The machine used more memory than its limit."
+	case lost:
+		return nacre.EndCrash, "The process that brought the machine's memory back from its snapshot ended too early, and the machine was killed."
 	case said && last.OOM:
 		return nacre.EndOOM, "The sandbox used more memory than it has."
 	case said && last.Exited:
@@ -138,4 +164,15 @@ func (m *machine) Reason(status unix.WaitStatus, known bool) (nacre.EndReason, s
 // Dial implements nacre.Machine.
 func (m *machine) Dial(ctx context.Context, port int) (net.Conn, error) {
 	return m.Connect(ctx, port, func(ctx context.Context) (*net.TCPConn, error) { return dialPort(ctx, m.st.Slot.Path, port) })
+}
+
+// Usage implements nacre.Machine. Pages of 2 MiB are in no account of the cgroup's.
+func (m *machine) Usage(ctx context.Context) (nacre.Usage, error) {
+	u, err := m.Life.Usage(ctx)
+	if err == nil && m.pages != nil {
+		if n, err := hugePagesOf(m.Proc.PID); err == nil {
+			u.MemoryBytes += int64(n) * uffd.PageSize
+		}
+	}
+	return u, err
 }

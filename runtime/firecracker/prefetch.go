@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/nacrehq/nacre/internal/pidfd"
+	"github.com/nacrehq/nacre/internal/uffd"
 	"github.com/nacrehq/nacre/internal/workingset"
 )
 
@@ -34,6 +35,10 @@ func (l *launch) learn(vmm *pidfd.Process) {
 	if l.base == nil {
 		return
 	}
+	if l.pager != nil {
+		l.learnAsked()
+		return
+	}
 	if f, err := workingset.FaultsOf(vmm.PID); err == nil {
 		l.faults = f
 		l.r.cfg.Log.Debug("restored", "machine", l.spec.ID, "resumed", l.resumed, "took", time.Since(l.begun), "faults", f.Minor, "faults_of_the_disk", f.Major, "read_ahead", l.prefetched)
@@ -47,6 +52,16 @@ func (l *launch) learn(vmm *pidfd.Process) {
 		return
 	}
 	if len(set) > 0 { // else its memory is a copy of the file
+		l.r.sets.Remember(l.base, set)
+	}
+}
+
+// learnAsked is learn of a guest that a pager serves: what was waited for until it answered.
+func (l *launch) learnAsked() {
+	set := l.pager.asked()
+	l.faults.Major = set.Bytes() / uffd.PageSize
+	l.r.cfg.Log.Debug("restored", "machine", l.spec.ID, "resumed", l.resumed, "took", time.Since(l.begun), "large_pages_waited_for", l.faults.Major, "read_ahead", l.prefetched)
+	if _, known := l.r.sets.Recall(l.base); !known && len(set) > 0 {
 		l.r.sets.Remember(l.base, set)
 	}
 }

@@ -204,7 +204,7 @@ func TestSnapshotLoad(t *testing.T) {
 		{version{1, 13, 0}, `"track_dirty_pages":true`, "enable_diff_snapshots"},
 		{version{1, 16, 1}, `"track_dirty_pages":true`, "enable_diff_snapshots"},
 	} {
-		b, err := json.Marshal(newSnapshotLoad(c.v))
+		b, err := json.Marshal(newSnapshotLoad(c.v, birth{Tracks: true}))
 		check(t, err)
 		if !strings.Contains(string(b), c.want) || strings.Contains(string(b), c.lack) {
 			t.Errorf("%s: %s", c.v, b)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -65,13 +66,16 @@ func (r *Runtime) Restore(ctx context.Context, spec nacre.MachineSpec, dir strin
 	if err := s.Check(stateFile); err != nil {
 		return nil, err
 	}
+	if !s.FilesOnly {
+		spec.Resources.HugePages = s.birth.HugePages
+	}
 	return r.launch(ctx, &launch{r: r, spec: spec, snap: s})
 }
 
 // restore has the VMM load the snapshot, and tells the guest who and when it is
 // before anybody else may reach it.
 func (l *launch) restore(ctx context.Context, a *api) error {
-	err := a.put(ctx, "/snapshot/load", newSnapshotLoad(l.r.version))
+	err := a.put(ctx, "/snapshot/load", newSnapshotLoad(l.r.version, l.birth))
 	if err != nil {
 		return err
 	}
@@ -92,8 +96,8 @@ func (l *launch) restore(ctx context.Context, a *api) error {
 		return err
 	}
 	// The VMM has the files open: their names are not needed any more.
-	for _, name := range []string{stateName, memName} {
-		if err := os.Remove(filepath.Join(l.jail.root, name)); err != nil {
+	for _, name := range []string{stateName, memName, pagerSocket} {
+		if err := os.Remove(filepath.Join(l.jail.root, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

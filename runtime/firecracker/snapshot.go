@@ -49,12 +49,17 @@ type birth struct {
 	Tracks  bool   // the VMM notes which pages the guest writes to
 	Balloon bool   // the machine has one
 	Copied  bool   // the guest goes on from a snapshot, whose file is a part of its memory
+	// HugePages tells that the guest's memory is in pages of 2 MiB. Such a VMM notes
+	// nothing, or KVM would map 4 KiB all the same, and has no balloon, for that gives back
+	// 4 KiB at a time.
+	HugePages bool `json:",omitempty"`
 }
 
 // born records what the machine is booted from.
 func (l *launch) born(initImage string) (b birth, err error) {
 	s := l.spec
-	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage), Tracks: true, Balloon: !l.r.cfg.NoBalloon}
+	huge := s.Resources.HugePages
+	b = birth{Init: filepath.Base(initImage), InitDir: filepath.Dir(initImage), Tracks: !huge, Balloon: !huge && !l.r.cfg.NoBalloon, HugePages: huge}
 	if !l.fresh() {
 		b.Balloon, b.Copied = l.snap.birth.Balloon, true
 	}
