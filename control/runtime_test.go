@@ -216,3 +216,45 @@ func TestAPausedSandboxOfAServerWithOneRuntime(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestATemplatesPages: what its sandboxes' memory is made of is the template's word; a
+// create on a runtime without such pages has ordinary ones, and a template that is given
+// others is made warm anew.
+func TestATemplatesPages(t *testing.T) {
+	w := newWorld(t)
+	large := driver("large")
+	large.HugePages = true
+	w.with(driver("one"), large)
+	w.start()
+	tpl := nacre.Template{ID: "t0000000000000000002", Names: []string{"second"}, Public: true, Build: build,
+		Resources: nacre.Resources{CPUs: 1, MemoryMiB: 64, HugePages: true}, Runtime: "large"}
+	if err := w.db.PutTemplate(t.Context(), tpl); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		template string
+		asked    nacre.RuntimeName
+		want     bool
+	}{{"second", "", true}, {"second", "one", false}, {"base", "large", false}} {
+		s := w.create(nacre.CreateRequest{Template: c.template, Runtime: c.asked})
+		if got := w.host.Machine(s.Machine).Spec.Resources.HugePages; got != c.want || s.Resources.HugePages != c.want {
+			t.Errorf("%+v: the record says %t, the machine has %t", c, s.Resources.HugePages, got)
+		}
+	}
+	s := w.create(nacre.CreateRequest{Template: "second"})
+	w.pause(s.ID)
+	back, _, err := w.svc.Resume(t.Context(), team, s.ID, nacre.ResumeRequest{})
+	if err != nil || !w.host.Machine(back.Machine).Spec.Resources.HugePages {
+		t.Errorf("resumed: %+v, %v", back.Resources, err)
+	}
+	tpl.Start, tpl.Ready = "echo warm", "true"
+	tpl, err = w.svc.PrepareWarm(t.Context(), tpl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := tpl.Warm
+	tpl.Resources.HugePages = false
+	if tpl, err = w.svc.PrepareWarm(t.Context(), tpl); err != nil || tpl.Warm == old {
+		t.Errorf("not made anew: %v", err)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/nacrehq/nacre/image/base"
 	"github.com/nacrehq/nacre/internal/clientfile"
 	"github.com/nacrehq/nacre/node"
+	"github.com/nacrehq/nacre/runtime/firecracker"
 )
 
 // defaultTeam owns the key that `nacre env` prints.
@@ -66,6 +67,18 @@ func (b builtin) runtime(said map[string]nacre.RuntimeName) (on nacre.RuntimeNam
 	return on
 }
 
+// resources are those of the template's sandboxes.
+func (b builtin) resources(c Config) nacre.Resources {
+	res := nacre.Resources{CPUs: c.CPUs, MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB}
+	if b.size != (nacre.Resources{}) {
+		res = b.size
+	}
+	res.MaxPIDs = c.MaxPIDs
+	templates, _ := parseTemplatePages(c.TemplatePages) // validated by Load
+	res.HugePages = b.pages(templates)
+	return res
+}
+
 // builtins are all on the base image.
 var builtins = [...]builtin{
 	{id: "tnacrebase0000000000", names: []string{"base", "moru-ai/base", "e2bdev/base"}},
@@ -89,21 +102,19 @@ func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
 	if err := p.images.Import(ctx, build, path); err != nil {
 		return err
 	}
-	configured := nacre.Resources{CPUs: s.cfg.CPUs, MemoryMiB: s.cfg.MemoryMiB, DiskMiB: s.cfg.DiskMiB, MaxPIDs: s.cfg.MaxPIDs}
 	runtimes, err := parseTemplateRuntimes(s.cfg.TemplateRuntime)
 	if err != nil {
 		return err
 	}
 	now := time.Now()
 	for _, b := range builtins {
-		on := b.runtime(runtimes)
-		if _, err := p.runtime.Capabilities().Offers(on); err != nil {
+		on, res := b.runtime(runtimes), b.resources(s.cfg)
+		can, err := p.runtime.Capabilities().Offers(on)
+		if err != nil {
 			return fmt.Errorf("--template-runtime %s=%s: %s", b.names[0], on, nacre.ErrorMessage(err))
 		}
-		res := configured
-		if b.size != (nacre.Resources{}) {
-			res = b.size
-			res.MaxPIDs = s.cfg.MaxPIDs
+		if err := mayHavePages(b.names[0], res, can); err != nil {
+			return err
 		}
 		t := nacre.Template{ID: b.id, Names: b.names, Public: true, Build: build, Resources: res, Runtime: on, Start: b.start, Ready: b.ready, CreatedAt: now, UpdatedAt: now}
 		if old, err := p.db.ResolveTemplate(ctx, "", string(b.id)); err == nil {
@@ -118,7 +129,12 @@ func (s *Server) baseTemplate(ctx context.Context, p *parts, adm *admin) error {
 			return err
 		}
 	}
-	p.node.KeepReady(node.Shape{Build: build, Runtime: builtins[0].runtime(runtimes), Resources: configured})
+	for _, f := range pageFindings(s.cfg, firecracker.HugePages) {
+		if f.Level != "ok" {
+			s.log.Warn(f.What, "advice", f.Advice)
+		}
+	}
+	p.node.KeepReady(node.Shape{Build: build, Runtime: builtins[0].runtime(runtimes), Resources: builtins[0].resources(s.cfg)})
 	return nil
 }
 

@@ -30,6 +30,7 @@ type Config struct {
 
 	Runtime            string
 	TemplateRuntime    []string
+	TemplatePages      []string
 	Store              string
 	Blobs              string
 	CacheDir           string
@@ -79,6 +80,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 
 	fs.StringVar(&c.Runtime, "runtime", "auto", "what machines are made of: gvisor, firecracker, both with a comma and the default first, or auto")
 	fs.StringSliceVar(&c.TemplateRuntime, "template-runtime", nil, "what sandboxes of built-in templates are made of when they do not say: TEMPLATE=RUNTIME, comma separated")
+	fs.StringSliceVar(&c.TemplatePages, "template-pages", nil, "memory of built-in templates' sandboxes in large pages, of microVMs alone: TEMPLATE=2M, comma separated")
 	fs.StringVar(&c.Store, "store", "", "records: sqlite:PATH or postgres://... (default sqlite:DATA-DIR/nacre.db)")
 	fs.StringVar(&c.Blobs, "blobs", "", "templates' artifacts: a directory (default DATA-DIR/blobs)")
 	fs.StringVar(&c.CacheDir, "cache-dir", defaultCacheDir(), "what is expensive to make and may be deleted: the base image")
@@ -214,6 +216,9 @@ func (c *Config) validate() error {
 		return err
 	}
 	if _, err := parseTemplateRuntimes(c.TemplateRuntime); err != nil {
+		return err
+	}
+	if _, err := parseTemplatePages(c.TemplatePages); err != nil {
 		return err
 	}
 	if c.Domain == "" || strings.ContainsAny(c.Domain, ":/ *") || c.Domain != strings.ToLower(c.Domain) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/network"
+	"github.com/nacrehq/nacre/runtime/firecracker"
 )
 
 // need is something that a host must offer, with the Debian package that brings it.
@@ -141,6 +142,7 @@ func Doctor(ctx context.Context, c Config) []Finding {
 		"mount cgroup v2 (or the v1 controllers) at /sys/fs/cgroup and enable cpu, memory and pids")
 	add("nftables", nftUsable(), "fail", "nftables in the kernel", "load the nf_tables module: modprobe nf_tables")
 	out = append(out, runtimeFindings(ctx, c.Runtime, hostVirtualization(c.DataDir))...)
+	out = append(out, pageFindings(c, firecracker.HugePages)...)
 	for _, n := range needs(true) {
 		add(n.pkg, n.present(), "warn", n.what, "apt-get install -y "+n.pkg+"  ("+n.why+")")
 	}

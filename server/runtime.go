@@ -46,13 +46,16 @@ func parseTemplateRuntimes(entries []string) (map[string]nacre.RuntimeName, erro
 	out := map[string]nacre.RuntimeName{}
 	for _, e := range entries {
 		template, name, _ := strings.Cut(e, "=")
-		known := slices.ContainsFunc(builtins[:], func(b builtin) bool { return slices.Contains(b.names, template) })
-		if list, err := parseRuntimes(name); !known || err != nil || len(list) != 1 {
+		if list, err := parseRuntimes(name); !isBuiltin(template) || err != nil || len(list) != 1 {
 			return nil, fmt.Errorf("--template-runtime %q: want TEMPLATE=RUNTIME, of a built-in template, such as python=gvisor", e)
 		}
 		out[template] = nacre.RuntimeName(name)
 	}
 	return out, nil
+}
+
+func isBuiltin(template string) bool {
+	return slices.ContainsFunc(builtins[:], func(b builtin) bool { return slices.Contains(b.names, template) })
 }
 
 // virtualization is what a host has for Firecracker.
