@@ -50,6 +50,7 @@ type TemplateStore interface {
 	// Templates lists what the team owns, or what is public when team is "".
 	Templates(ctx context.Context, team TeamID) ([]Template, error)
 	// TemplateUse returns what the team made sandboxes of, by the name or id that it
-	// asked for, as far as UsageStore has folded the events that tell of it.
+	// asked for, as far as UsageStore has folded the events that tell of it. What no
+	// template is called any more for the team PutTemplate may forget.
 	TemplateUse(ctx context.Context, team TeamID) (map[string]TemplateUse, error)
 }

@@ -282,4 +282,38 @@ func TestTemplateUse(t *testing.T, open func(t *testing.T) UseStore) {
 	last = all()
 	first[ann]["base"] = nacre.TemplateUse{Count: 4, Last: hour}
 	counts("one more", first)
+
+	// What no template is called any more for a team is not kept.
+	own := nacre.Template{ID: "t0000000000000000001", TeamID: ann, Names: []string{"my own é"}, Build: "b0000000000000000001", CreatedAt: storeEpoch, UpdatedAt: storeEpoch}
+	base := own
+	base.ID, base.TeamID, base.Public, base.Names = "t0000000000000000002", "", true, []string{"base"}
+	made(bob, "my own é", storeEpoch, false)
+	made(bob, string(base.ID), storeEpoch, false)
+	last = all()
+	first[bob]["my own é"] = nacre.TemplateUse{Count: 1, Last: storeEpoch}
+	first[bob][string(base.ID)] = nacre.TemplateUse{Count: 1, Last: storeEpoch}
+	counts("of templates that are put later", first)
+	put := func(t *testing.T, tpl nacre.Template) {
+		t.Helper()
+		if err := store.PutTemplate(t.Context(), tpl); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, base)
+	delete(first[ann], "my own é")
+	delete(first[bob], "my own é")
+	counts("of names that there are", first)
+	made(ann, "my own é", storeEpoch, false)
+	made(bob, "my own é", storeEpoch, false)
+	last = all()
+	put(t, own)
+	first[ann]["my own é"] = nacre.TemplateUse{Count: 1, Last: storeEpoch}
+	first[bob]["my own é"] = nacre.TemplateUse{Count: 1, Last: storeEpoch}
+	counts("of one's own name, and one that is not", first)
+	base.Names = []string{"other"}
+	put(t, base)
+	delete(first[ann], "base")
+	delete(first[bob], "base")
+	delete(first[bob], "my own é")
+	counts("of a template that is called otherwise", first)
 }

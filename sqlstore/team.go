@@ -188,7 +188,9 @@ func (db *DB) RevokeKey(ctx context.Context, team nacre.TeamID, id string) error
 	})
 }
 
-// KeysUsed implements nacre.TeamStore.
+// KeysUsed implements nacre.TeamStore. Its query alone has no team: it is no tenant's,
+// for the ids are those of keys that Auth has just found by their hashes, of many teams
+// at once, and it returns nothing.
 func (db *DB) KeysUsed(ctx context.Context, at map[string]time.Time) error {
 	return db.write(ctx, func(ctx context.Context, c conn) error {
 		c.changesLookups()

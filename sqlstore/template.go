@@ -64,8 +64,21 @@ func (db *DB) PutTemplate(ctx context.Context, t nacre.Template) error {
 		if n == 0 {
 			return nacre.Errorf(nacre.CodeConflict, "another template has this id")
 		}
-		return putNames(ctx, c, t)
+		if err := putNames(ctx, c, t); err != nil {
+			return err
+		}
+		return forgetUse(ctx, c)
 	})
+}
+
+// forgetUse deletes the counts of what no template is called any more for the team
+// that made sandboxes of it: nobody is shown them. It is the store's own cleaning, of
+// all teams at once, and each count is held against what its team can see.
+func forgetUse(ctx context.Context, c conn) error {
+	_, err := c.exec(ctx, `DELETE FROM template_use
+		WHERE NOT EXISTS (SELECT 1 FROM template_names n WHERE n.name = template_use.template AND n.scope IN ('', template_use.team_id))
+		AND NOT EXISTS (SELECT 1 FROM templates t WHERE t.id = template_use.template AND (t.public = 1 OR t.team_id = template_use.team_id))`)
+	return err
 }
 
 // putNames replaces a template's names.
