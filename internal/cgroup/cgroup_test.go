@@ -56,6 +56,40 @@ func TestFindHierarchy(t *testing.T) {
 	}
 }
 
+// TestRooms: each limit counts that is seen from here, the process's own and those
+// around it.
+func TestRooms(t *testing.T) {
+	for name, c := range map[string]struct {
+		v1    bool
+		self  string
+		files map[string]string
+		want  []Room
+	}{
+		"version 2": {self: "0::/a/b\n", files: map[string]string{
+			"a/b/memory.max": "max\n", "a/b/memory.current": "7\n", "a/memory.max": "100\n", "a/memory.current": "30\n"}, want: []Room{{100, 70}}},
+		"a container":  {self: "0::/\n", files: map[string]string{"memory.max": "100\n", "memory.current": "130\n"}, want: []Room{{100, 0}}},
+		"out of sight": {self: "0::/../other\n", files: map[string]string{"memory.max": "9\n", "memory.current": "3\n"}, want: []Room{{9, 6}}},
+		"version 1": {v1: true, self: "9:cpu,cpuacct:/c\n4:memory:/a\n0::/\n", files: map[string]string{
+			"a/memory.limit_in_bytes": "50\n", "a/memory.usage_in_bytes": "20\n", "memory.limit_in_bytes": "9223372036854771712\n", "memory.usage_in_bytes": "1\n"}, want: []Room{{50, 30}}},
+		"no limits": {self: "0::/a\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := &Hierarchy{root: t.TempDir()}
+			if c.v1 {
+				h = &Hierarchy{roots: map[string]string{"memory": h.root}}
+			}
+			for f, text := range c.files {
+				path := filepath.Join(h.root+h.roots["memory"], f)
+				check(t, os.MkdirAll(filepath.Dir(path), 0o700))
+				check(t, os.WriteFile(path, []byte(text), 0o600))
+			}
+			if got := h.rooms([]byte(c.self)); !reflect.DeepEqual(got, c.want) {
+				t.Errorf("%v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
 func TestLimits(t *testing.T) {
 	get := func(h *Hierarchy, l Limits) map[string]string {
 		out := map[string]string{}

@@ -78,6 +78,7 @@ type Runtime struct {
 	agents  agentfs.Images
 	sums    sync.Map // of the agents' file systems, by path
 	ahead   ahead
+	copies  copies
 	own     string          // begins the names of the groups that this driver makes
 	groups  atomic.Int64    // how many it has made
 	life    context.Context // ends with Close
@@ -139,6 +140,7 @@ func New(cfg Config) (*Runtime, error) {
 	if r.memory, err = hostMemory(); err != nil {
 		return nil, err
 	}
+	r.copies.rooms = r.rooms
 	r.ahead.want, r.ahead.kick = r.cfg.Ahead, make(chan struct{}, 1)
 	r.life, r.cancel = context.WithCancel(context.Background())
 	r.filter = sync.OnceValues(r.makeFilter)

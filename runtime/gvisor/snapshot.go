@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,6 +66,7 @@ type birth struct {
 	snapfile.Birth
 	Spec  json.RawMessage // of the guest, in OCI's words
 	Agent string          // the path of its file system on this host
+	Upper string          // the path of its writable layer; "" of a guest that an older release booted
 	Group string          // of gVisor's own cgroups: the guest's
 	Tasks int             // how many the guest may have; 0 in an older release's snapshots
 }
@@ -72,7 +74,7 @@ type birth struct {
 // birth records what the machine is booted from.
 func (l *launch) birth(agent string) (b birth, err error) {
 	s := l.spec
-	b = birth{Agent: agent, Group: string(s.ID), Tasks: guestTasks(s.Resources.MaxPIDs)}
+	b = birth{Agent: agent, Upper: filepath.Join(s.Root.UpperDir, upperFile), Group: string(s.ID), Tasks: guestTasks(s.Resources.MaxPIDs)}
 	b.Birth = snapfile.Birth{Key: l.r.key, CPUs: s.Resources.CPUs, MemoryMiB: s.Resources.MemoryMiB, UpperMiB: s.Root.UpperMiB}
 	guest := guestSpec(s)
 	if !l.fresh() {
@@ -139,11 +141,15 @@ type saving struct {
 	dir   string
 	opt   nacre.SnapshotOptions
 	birth birth
-	files []string   // made by us
-	out   []*os.File // what gVisor writes, the pages last
-	ahead bool       // the pages' file has room at its end
+	files []string      // made by us
+	out   []*os.File    // what gVisor writes, the pages last
+	ahead bool          // the pages' file has room at its end
+	copy  *copied       // the pages go there first; nil: to the disk while the guest stands still
+	stood time.Duration // the guest, in calls that stop it by themselves
 	begin time.Time
 	info  nacre.SnapshotInfo
+
+	outgrown bool // the copy had no room for the guest
 }
 
 func (s *saving) discard() {
@@ -216,13 +222,19 @@ func (s *saving) passCache(ctx context.Context) error {
 	s.ahead = true
 	if unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, u.MemoryBytes) != nil {
 		// It may need less than that. What was had so far would be missed elsewhere.
-		return f.Truncate(0)
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
 	}
-	return nil
+	return s.makeCopy(ctx, u.MemoryBytes)
 }
+
+// byItself tells whether gVisor stops the guest for as long as it must.
+func (s *saving) byItself() bool { return s.opt.KeepRunning && !s.opt.FilesOnly }
 
 // close closes the files, and gives back the room that the pages did not need.
 func (s *saving) close() error {
+	s.dropCopy()
 	var err error
 	if s.ahead {
 		s.ahead = false
@@ -254,8 +266,7 @@ func (s *saving) save(ctx context.Context) error {
 		return err
 	}
 	s.begin = time.Now()
-	byItself := s.opt.KeepRunning && !s.opt.FilesOnly // gVisor stops it for as long as it must
-	if !byItself {
+	if !s.byItself() {
 		if err := call(c, boot.ContMgrPause, nil, nil); err != nil {
 			return err // the sandbox is gone
 		}
@@ -267,7 +278,8 @@ func (s *saving) save(ctx context.Context) error {
 		err = s.checkpoint(ctx, c)
 	}
 	s.info.Stopped = time.Since(s.begin)
-	if byItself {
+	if s.byItself() {
+		s.info.Stopped = s.stood
 		err = errors.Join(err, m.Hold.Ended())
 	}
 	if err == nil {
@@ -278,7 +290,7 @@ func (s *saving) save(ctx context.Context) error {
 		s.info.Stopped = time.Since(s.begin)
 	}
 	if err == nil {
-		err = s.finish()
+		err = s.finish(ctx)
 	}
 	if err != nil && m.Hold.Held() {
 		err = errors.Join(err, m.letGo(c))
@@ -292,8 +304,8 @@ func (s *saving) save(ctx context.Context) error {
 // it is known whether it may.
 func (s *saving) checkpoint(ctx context.Context, c *urpc.Client) error {
 	err := s.writeKernel(c)
-	for tries := 1; tries < checkpointTries && raced(err) && ctx.Err() == nil; tries++ {
-		s.m.r.cfg.Log.Warn("gVisor could not write its kernel; it is asked again", "machine", s.m.ID(), "error", err)
+	for tries := 1; tries < checkpointTries && (raced(err) || s.outgrew(err)) && ctx.Err() == nil; tries++ {
+		s.m.r.cfg.Log.Warn("gVisor could not write the guest; it is asked again", "machine", s.m.ID(), "error", err)
 		if err = s.reopenFiles(ctx); err == nil {
 			err = s.writeKernel(c)
 		}
@@ -308,7 +320,12 @@ func (s *saving) writeKernel(c *urpc.Client) error {
 		HavePagesFile:                  true,
 		Resume:                         true,
 	}
-	opt.Files = s.out
+	begin := time.Now()
+	defer func() { s.stood += time.Since(begin) }()
+	opt.Files = slices.Clone(s.out)
+	if s.copy != nil {
+		opt.Files[len(s.out)-1] = s.copy.file
+	}
 	return call(c, boot.ContMgrCheckpoint, &opt, nil)
 }
 
@@ -326,6 +343,7 @@ func raced(err error) bool {
 
 // reopenFiles makes the files anew, for gVisor may hold those that it did not finish.
 func (s *saving) reopenFiles(ctx context.Context) error {
+	s.dropCopy()
 	for _, f := range s.out {
 		err := errors.Join(f.Truncate(0), os.Remove(f.Name()), f.Close())
 		if err != nil {
@@ -342,7 +360,12 @@ func (s *saving) checkpointFiles(c *urpc.Client) error {
 }
 
 // finish describes what was written.
-func (s *saving) finish() error {
+func (s *saving) finish(ctx context.Context) error {
+	if s.copy != nil {
+		if err := s.copy.writeTo(ctx, s.out[len(s.out)-1]); err != nil {
+			return err
+		}
+	}
 	if err := s.close(); err != nil {
 		return err
 	}
