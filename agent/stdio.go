@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"io"
 	"os"
 
 	"github.com/creack/pty"
@@ -9,9 +10,9 @@ import (
 
 // stdio are the ends of a new process's standard streams.
 type stdio struct {
-	child  []uintptr  // for descriptors 0, 1, 2
-	close  []*os.File // the child's ends, closed here after the fork
-	parent []*os.File // our ends
+	child  []uintptr   // for descriptors 0, 1, 2
+	close  []io.Closer // the child's ends, closed here after the fork
+	parent []*os.File  // our ends
 }
 
 func (s *stdio) closeChild() {
@@ -75,39 +76,27 @@ func (s *stdio) terminal(p *process) error {
 	return nil
 }
 
+// pipes is what nearly every command waits for: each call of the kernel counts, of
+// which a guest's is slower than the host's.
 func (s *stdio) pipes(p *process) error {
-	var in *os.File
-	var err error
 	if p.spec.stdin {
-		var w *os.File
-		if in, w, err = pipe(); err != nil {
-			return err
-		}
-		s.parent = append(s.parent, w)
-		if err := unix.SetNonblock(int(w.Fd()), true); err != nil {
-			return err
-		}
-		if w, err = pollable(w); err != nil {
-			return err
-		}
-		s.parent[len(s.parent)-1] = w
-		p.input = newProcessInput(w)
-	} else if in, err = os.Open(os.DevNull); err != nil {
-		return err
-	}
-	s.close = append(s.close, in)
-	s.child = append(s.child, in.Fd())
-	for _, kind := range []streamKind{streamStdout, streamStderr} {
-		r, w, err := pipe()
+		w, err := s.pipe(1)
 		if err != nil {
 			return err
 		}
-		s.close = append(s.close, w)
-		if r, err = pollable(r); err != nil {
+		p.input = newProcessInput(w)
+	} else {
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
 			return err
 		}
-		s.parent = append(s.parent, r)
-		s.child = append(s.child, w.Fd())
+		s.give(fd)
+	}
+	for _, kind := range []streamKind{streamStdout, streamStderr} {
+		r, err := s.pipe(0)
+		if err != nil {
+			return err
+		}
 		pm := newPump(p, kind, r)
 		pm.holds = widen(r)
 		p.pumps = append(p.pumps, pm)
@@ -115,14 +104,33 @@ func (s *stdio) pipes(p *process) error {
 	return nil
 }
 
-// pipe returns two blocking ends: os.Pipe's are not, and a child would inherit that.
-func pipe() (r, w *os.File, err error) {
+// pipe makes the child's next stream and returns our end of it, 0 to read or 1 to write,
+// which alone is in the runtime's poller: the child would inherit what that demands.
+func (s *stdio) pipe(ours int) (*os.File, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+	s.give(fds[1-ours])
+	if err := unix.SetNonblock(fds[ours], true); err != nil {
+		_ = unix.Close(fds[ours])
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fds[ours]), "pipe")
+	s.parent = append(s.parent, f)
+	return f, nil
 }
+
+// give makes fd the child's next stream.
+func (s *stdio) give(fd int) {
+	s.close = append(s.close, closer(fd))
+	s.child = append(s.child, uintptr(fd))
+}
+
+// closer is a descriptor that is to be closed.
+type closer int
+
+func (fd closer) Close() error { return unix.Close(int(fd)) }
 
 // widen lets a pipe hold a whole event, and returns what it holds.
 func widen(f *os.File) (holds int) {
@@ -131,8 +139,10 @@ func widen(f *os.File) (holds int) {
 		return 0
 	}
 	_ = rc.Control(func(fd uintptr) {
-		_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, outputChunk) // a user may have too many: then it stays
-		holds, _ = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+		var err error
+		if holds, err = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, outputChunk); err != nil { // a user may have too many: then it stays
+			holds, _ = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+		}
 	})
 	return max(holds, 0)
 }
