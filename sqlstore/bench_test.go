@@ -43,6 +43,10 @@ func percentiles(b *testing.B, f func() error) {
 		}
 		took = append(took, time.Since(start))
 	}
+	reportPercentiles(b, took)
+}
+
+func reportPercentiles(b *testing.B, took []time.Duration) {
 	slices.Sort(took)
 	at := func(p int) float64 { return float64(took[min(len(took)-1, len(took)*p/100)].Microseconds()) / 1000 }
 	b.ReportMetric(at(50), "p50-ms")
@@ -407,4 +411,25 @@ func explain(t testing.TB, db *DB, query string, args []any) string {
 		fmt.Fprintln(&b, strings.Repeat("  ", cmp.Compare(parent, 0)), detail)
 	}
 	return b.String()
+}
+
+// BenchmarkCreate: the record of a create, of which there is one every few hundredths
+// of a second, and none for a while after every thirty.
+func BenchmarkCreate(b *testing.B) {
+	benchEngines(b, func(b *testing.B, db *DB) {
+		var took []time.Duration
+		for b.Loop() {
+			if len(took)%30 == 29 {
+				time.Sleep(300 * time.Millisecond)
+			}
+			time.Sleep(20 * time.Millisecond)
+			s := nacretest.SampleSandbox("team_writes", nacre.StateRunning)
+			start := time.Now()
+			if err := db.Insert(b.Context(), s, nacre.Event{Kind: nacre.EventCreated}, nacre.Event{Kind: nacre.EventRunning}); err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, time.Since(start))
+		}
+		reportPercentiles(b, took)
+	})
 }

@@ -4,10 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"github.com/nacrehq/nacre"
 )
+
+// eventRows is how many events one statement writes: few texts of statements.
+const eventRows = 4
 
 // insertEvents writes the events of a change of s. An event without a time gets
 // the clock's; team and sandbox are always the record's.
@@ -23,27 +27,30 @@ func (db *DB) insertEventsFrom(ctx context.Context, c conn, s *nacre.Sandbox, n 
 	if len(events) > 0 && c.wrote != nil {
 		*c.wrote = true
 	}
-	values := `?, ?, ?, ?, ?)`
-	query := `INSERT INTO events (` + db.d.eventCols + `at, team_id, sandbox_id, kind, data) VALUES (` + db.d.eventSeq + values
-	for i, e := range events {
-		if e.TeamID != "" && e.TeamID != s.TeamID || e.SandboxID != "" && e.SandboxID != s.ID {
-			return nacre.Errorf(nacre.CodeInvalid, "an event of another sandbox cannot be written with this one")
+	row := `(` + db.d.eventSeq + `?, ?, ?, ?, ?)`
+	for some := range slices.Chunk(events, eventRows) {
+		args := make([]any, 0, 6*len(some))
+		for _, e := range some {
+			if e.TeamID != "" && e.TeamID != s.TeamID || e.SandboxID != "" && e.SandboxID != s.ID {
+				return nacre.Errorf(nacre.CodeInvalid, "an event of another sandbox cannot be written with this one")
+			}
+			if e.Kind == "" || !plain(string(e.Kind)) {
+				return nacre.Errorf(nacre.CodeInvalid, "an event needs a kind")
+			}
+			if e.Time.IsZero() {
+				e.Time = db.clock()
+			}
+			data, err := json.Marshal(e.Data)
+			if err != nil {
+				return nacre.Wrap(nacre.CodeInternal, err, "an event cannot be encoded")
+			}
+			if db.d.postgres {
+				args = append(args, n)
+			}
+			n++
+			args = append(args, e.Time.UnixMicro(), string(s.TeamID), string(s.ID), string(e.Kind), string(data))
 		}
-		if e.Kind == "" || !plain(string(e.Kind)) {
-			return nacre.Errorf(nacre.CodeInvalid, "an event needs a kind")
-		}
-		if e.Time.IsZero() {
-			e.Time = db.clock()
-		}
-		data, err := json.Marshal(e.Data)
-		if err != nil {
-			return nacre.Wrap(nacre.CodeInternal, err, "an event cannot be encoded")
-		}
-		var args []any
-		if db.d.postgres {
-			args = append(args, n+i)
-		}
-		args = append(args, e.Time.UnixMicro(), string(s.TeamID), string(s.ID), string(e.Kind), string(data))
+		query := `INSERT INTO events (` + db.d.eventCols + `at, team_id, sandbox_id, kind, data) VALUES ` + row + strings.Repeat(`, `+row, len(some)-1)
 		if _, err := c.exec(ctx, query, args...); err != nil {
 			return err
 		}

@@ -189,6 +189,13 @@ func (w *writer) commit(batch []*op) {
 		if !o.state.CompareAndSwap(opQueued, opRunning) {
 			continue
 		}
+		if len(batch) == 1 { // which has the transaction to itself
+			o.apply(w.conn)
+			if err = o.err; err != nil {
+				return
+			}
+			continue
+		}
 		if e := w.apply(ctx, o); e != nil {
 			err = e
 			return
@@ -197,17 +204,22 @@ func (w *writer) commit(batch []*op) {
 	_, err = w.conn.exec(ctx, "COMMIT")
 }
 
+// apply runs the write and keeps its error.
+func (o *op) apply(c conn) {
+	defer func() {
+		o.state.Store(opApplied)
+		close(o.applied)
+	}()
+	o.err = o.run(c)
+}
+
 // apply runs one write under a savepoint. The error is one that ends the whole
 // batch; the write's own is kept in o until the commit.
 func (w *writer) apply(ctx context.Context, o *op) error {
 	if _, err := w.conn.exec(ctx, "SAVEPOINT op"); err != nil {
 		return err
 	}
-	defer func() {
-		o.state.Store(opApplied)
-		close(o.applied)
-	}()
-	if o.err = o.run(w.conn); o.err != nil {
+	if o.apply(w.conn); o.err != nil {
 		if endsTransaction(o.err) {
 			return o.err
 		}
