@@ -23,7 +23,8 @@ const (
 	messageNotOpen  = "The sandbox is running but port is not open"
 )
 
-// messageNoAnswer comes with 502, which the clients' is_running takes for a no.
+// messageNoAnswer comes with 504. The sandbox runs: 502 the clients' is_running would
+// take for a no, while this is an exception that says so.
 const messageNoAnswer = "The sandbox is running but its agent gave no answer in time"
 
 func (t target) notFound(w http.ResponseWriter, r *http.Request) {
@@ -71,7 +72,8 @@ var errorPage = template.Must(template.New("").Parse(`<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{.Message}}</title>
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem}code{background:#8883;padding:.1em .3em;border-radius:.2em}</style>
 <h1>{{.Message}}</h1>
-{{if .Port}}<p>Nothing listens on port <code>{{.Port}}</code> of the sandbox <code>{{.SandboxID}}</code>. Start the server there, then load this page again.</p>
+{{if eq .Code 504}}<p>The sandbox <code>{{.SandboxID}}</code> is busy. Load this page again in a moment.</p>
+{{else if .Port}}<p>Nothing listens on port <code>{{.Port}}</code> of the sandbox <code>{{.SandboxID}}</code>. Start the server there, then load this page again.</p>
 {{else if eq .Code 503}}<p>The sandbox <code>{{.SandboxID}}</code> is kept. Load this page again in a moment.</p>
 {{else}}<p>There is no running sandbox <code>{{.SandboxID}}</code>. It may have ended, or be paused.</p>
 {{end}}</html>

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// TestHealthOfAnAgentThatHangs: who asks whether a sandbox runs is answered, in the
-// form that clients take for a no; other calls of the same agent may take their time.
+// TestHealthOfAnAgentThatHangs: who asks whether a sandbox runs is answered in time, and
+// not with the 502 that clients take for a no, for it does; other calls of the same agent
+// may take their time, and one that has ended meanwhile is a no.
 func TestHealthOfAnAgentThatHangs(t *testing.T) {
 	w := newWorld(t)
 	w.edge.healthTime = 100 * time.Millisecond
@@ -34,7 +35,7 @@ func TestHealthOfAnAgentThatHangs(t *testing.T) {
 		t.Errorf("the answer took %s", took)
 	}
 	var body sandboxError
-	if err := json.Unmarshal([]byte(a.body), &body); err != nil || a.status != 502 || body.Code != 502 ||
+	if err := json.Unmarshal([]byte(a.body), &body); err != nil || a.status != 504 || body.Code != 504 ||
 		body.SandboxID != string(idA) || body.Message != messageNoAnswer {
 		t.Errorf("%d %s %v", a.status, a.body, err)
 	}
@@ -47,6 +48,13 @@ func TestHealthOfAnAgentThatHangs(t *testing.T) {
 	}))
 	if a := w.do("GET", host("8080", idB), "/health"); a.status != 200 || a.body != "slow server" {
 		t.Errorf("the health of a user's own server: %d %q", a.status, a.body)
+	}
+	w.guest(idB, 49983, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		w.end(idB)
+		<-r.Context().Done()
+	}))
+	if a := w.do("GET", host("49983", idB), "/health"); a.status != 502 || !strings.Contains(a.body, messageNotFound) {
+		t.Errorf("one that ends while it is asked: %d %s", a.status, a.body)
 	}
 	w = newWorld(t) // whose agents have all the time that they have
 	if a := w.do("GET", host("49983", idB), "/health"); a.status != 200 || !strings.HasPrefix(a.body, "agentB") {

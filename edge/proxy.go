@@ -155,7 +155,7 @@ func (e *Edge) proxyError(w http.ResponseWriter, r *http.Request, err error) {
 	case !running || now.Machine != h.route.Machine || nacre.IsCode(err, nacre.CodeNotFound):
 		h.target.notFound(w, r)
 	case errors.Is(err, context.DeadlineExceeded) && h.target.port == nacre.AgentPort && r.URL.Path == "/health":
-		h.target.badGateway(w, r, sandboxError{Port: h.target.port, Message: messageNoAnswer})
+		h.target.gatewayError(w, r, sandboxError{Port: h.target.port, Message: messageNoAnswer, Code: http.StatusGatewayTimeout})
 	case errors.Is(err, errDial):
 		h.target.notOpen(w, r)
 	default:

@@ -44,6 +44,16 @@ def curl(sbx, path):
         return None
 
 
+def stands_still(sbx, exc):
+    """Whether it runs and its agent does not answer: which is no False, but an error that says so."""
+    try:
+        assert sbx.is_running() is True
+        return False
+    except exc.SandboxException as e:
+        assert "its agent gave no answer in time" in str(e), e
+        return True
+
+
 def state_of(sdk, sbx):
     return sbx.get_info().state
 
@@ -351,7 +361,7 @@ def test_strict_pause(make, sdk, exc):
         sbx.commands.run("sleep 0.5; sudo kill -STOP 1", background=True).disconnect()
     except exc.SandboxException:
         pass  # nobody is there to answer any more
-    eventually(lambda: not sbx.is_running())
+    eventually(lambda: stands_still(sbx, exc))
     with pytest.raises(exc.ServiceBusyException):
         sbx.pause(strict=True)
     assert state_of(sdk, sbx) == sdk.SandboxState.RUNNING
