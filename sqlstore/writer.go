@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,15 @@ import (
 const (
 	maxBatch = 256  // writes in one commit
 	maxQueue = 8192 // waiting writes; more are turned away
+)
+
+// SQLite moves its log into the database within the commit that fills a thousand pages
+// of it, some sixty creates: that one takes several times as long as the others. So this
+// is done when nobody writes, and by SQLite only while writes never cease.
+const (
+	tidyAfter  = 40                     // writes
+	tidyQuiet  = 200 * time.Millisecond // since the last
+	maxLogSize = 4000                   // pages
 )
 
 // A write's way through the queue.
@@ -34,12 +44,14 @@ type op struct {
 }
 
 // writer owns SQLite's one writing connection. Its goroutine takes all that is
-// queued, runs each under a savepoint, and commits once.
+// queued, runs each under a savepoint unless it is alone, and commits once.
 type writer struct {
 	db   *sql.DB
 	log  *slog.Logger
 	c    *sql.Conn
 	conn conn
+
+	untidy int // writes since the log was moved into the database
 
 	stale  bool   // what is in the present batch makes lookups out of date
 	forget func() // them
@@ -58,6 +70,11 @@ func startWriter(ctx context.Context, db *sql.DB, log *slog.Logger, forget func(
 	}
 	w := &writer{db: db, log: log, c: c, wake: make(chan struct{}, 1), ended: make(chan struct{}), forget: forget}
 	w.conn = conn{d: sqliteDialect, on: c, stmts: newStmtCache(c), stale: &w.stale}
+	if _, err := w.conn.exec(ctx, "PRAGMA wal_autocheckpoint="+strconv.Itoa(maxLogSize)); err != nil {
+		w.conn.stmts.close()
+		_ = c.Close()
+		return nil, err
+	}
 	go w.loop()
 	return w, nil
 }
@@ -152,10 +169,29 @@ func (w *writer) loop() {
 			return
 		}
 		if len(batch) == 0 {
-			<-w.wake
+			w.await()
 			continue
 		}
 		w.commit(batch)
+		w.untidy += len(batch)
+	}
+}
+
+// await returns when there may be something to do, and tidies up if that takes a while.
+func (w *writer) await() {
+	if w.untidy < tidyAfter {
+		<-w.wake
+		return
+	}
+	t := time.NewTimer(tidyQuiet)
+	defer t.Stop()
+	select {
+	case <-w.wake:
+	case <-t.C:
+		w.untidy = 0
+		if _, err := w.conn.exec(context.Background(), "PRAGMA wal_checkpoint(PASSIVE)"); err != nil {
+			w.log.Warn("the database's log could not be moved into it; that is tried again", "err", err)
+		}
 	}
 }
 
