@@ -29,6 +29,12 @@ var suites = []struct {
 		"test_wire4_01_base_has_what_is_promised", "test_wire4_01_sudo_drops_the_environment", "test_guest_limits", // the base template's
 		"test_wire4_04_timeout", "test_trap07_float_timeout_is_accepted", // seconds that are a real host's
 		"test_big_output", "test_many_at_once")...)}, // about a minute, which is the command's, on a busy emulated host
+	{"python-lifecycle", "python", "e2b", append([]string{"test_lifecycle.py"}, deselected("test_lifecycle.py",
+		"test_create_options_and_info", "test_metrics_wire4_12", "test_clock_is_right", // the base template's
+		"test_wire4_13_set_timeout", "test_set_timeout_extends", "test_timeout_error_as_documented", // seconds that are a real host's
+		"test_ten_at_once",                                                                         // a minute
+		"test_wire4_20_ten_at_once_256_mib_each_way",                                               // the other package's
+		"test_trap10_and_wire4_22_get_host_over_https", "test_private_traffic_and_mask_host")...)}, // by TLS
 }
 
 func deselected(file string, tests ...string) (args []string) {
