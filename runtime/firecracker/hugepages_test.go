@@ -17,27 +17,36 @@ import (
 	"github.com/nacrehq/nacre/nacretest"
 )
 
-// largePages sets so many pages of 2 MiB apart while the test runs, and demands that all
-// of them are free when it ends.
+// largePages has so many pages of 2 MiB free while the test runs, and demands that all of
+// them are free when it ends. What the host had set apart before it has again then.
 func largePages(t *testing.T, n int) {
 	t.Helper()
-	setApart(t, n)
+	free, total, err := HugePages()
+	check(t, err)
+	setApart(t, total-free+n)
 	t.Cleanup(func() {
 		if free := freePages(t); free != n {
 			t.Errorf("%d pages of 2 MiB are free at the end, and %d were at the beginning", free, n)
 		}
-		setApart(t, 0)
+		setApart(t, total)
 	})
 }
 
+// setApart asks until the host has moved together what it can.
 func setApart(t *testing.T, n int) {
 	t.Helper()
-	check(t, os.WriteFile("/proc/sys/vm/compact_memory", []byte("1"), 0))
-	check(t, os.WriteFile(filepath.Join(hugePagesDir, "nr_hugepages"), []byte(strconv.Itoa(n)), 0))
-	_, total, err := HugePages()
-	check(t, err)
-	if total != n {
-		t.Fatalf("the host has set %d pages of 2 MiB apart, %d were asked for", total, n)
+	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		check(t, os.WriteFile(filepath.Join(hugePagesDir, "nr_hugepages"), []byte(strconv.Itoa(n)), 0))
+		_, total, err := HugePages()
+		check(t, err)
+		if total == n {
+			return
+		}
+		if time.Since(begin) > time.Minute {
+			t.Fatalf("the host has set %d pages of 2 MiB apart, %d were asked for", total, n)
+		}
+		check(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+		check(t, os.WriteFile("/proc/sys/vm/compact_memory", []byte("1"), 0))
 	}
 }
 
