@@ -17,6 +17,7 @@ func snapshotCases() []runtimeCase {
 		{"SnapshotHolds", testSnapshotHolds},
 		{"SnapshotFails", testSnapshotFails},
 		{"RestoreKeeps", testRestoreKeeps},
+		{"RestoreEndsConnections", testRestoreEndsConnections},
 		{"RestoreTenAtOnce", testRestoreMany},
 		{"RestoreCalledOff", testRestoreCalledOff},
 		{"RestoreRefuses", testRestoreRefuses},

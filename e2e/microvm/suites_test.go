@@ -35,6 +35,7 @@ var suites = []struct {
 		"test_ten_at_once",                                                                         // a minute
 		"test_wire4_20_ten_at_once_256_mib_each_way",                                               // the other package's
 		"test_trap10_and_wire4_22_get_host_over_https", "test_private_traffic_and_mask_host")...)}, // by TLS
+	{"python-pause", "python", "e2b", []string{"test_pause.py::test_pause_ends_connections_to_the_outside"}}, // of two dozen, which take a minute each
 }
 
 func deselected(file string, tests ...string) (args []string) {

@@ -10,10 +10,10 @@ const (
 
 	// PinnedKernelURL is the guest's kernel, as `make guest-kernel` makes it.
 	PinnedKernelURL    = "https://github.com/nacrehq/nacre/releases/download/guest-kernel-6.12.117-1/vmlinux"
-	PinnedKernelSHA256 = "1c15c41de765083d256b966fee782f5abe3a9be52d3b42bcd41768e8337aba72"
+	PinnedKernelSHA256 = "2cb669a02b7c91f770164bdeefb0777038d1feaf999f3201a7a9e46172f7ecb9"
 	// PinnedKernelBanner is its first message: the source package, compiler and linker
 	// that give exactly these bytes.
 	PinnedKernelBanner = "Linux version 6.12.117-nacre (nacre@nacre) (gcc (Debian 12.2.0-14+deb12u1) 12.2.0, GNU ld (GNU Binutils for Debian) 2.40) #6.12.117-1~deb12u1 SMP 1970-01-01"
 	// PinnedKernelOptions is the sum of guest/kernel/config that it was made with.
-	PinnedKernelOptions = "f90b1bcff629bb687ec2a44a6efa99f1eac472a3bf89d01173dcf7c90a3a53de"
+	PinnedKernelOptions = "7db3be144309dc4fbfd44ff25440199c598ac374cc2bc97ac6bd80c8445119a8"
 )

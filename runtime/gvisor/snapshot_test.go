@@ -3,7 +3,6 @@ package gvisor
 import (
 	"context"
 	"encoding/json"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,53 +123,6 @@ func TestFault11_DiskFullDuringSnapshot(t *testing.T) {
 	check(t, err)
 	stopLater(t, restored, spec)
 	nacretest.DialGuest(t, restored).Do("kept")
-}
-
-// TestRestoredNetwork: a restored guest has the address of its new slot; what was
-// connected to the old one learns at once that it is not any more.
-func TestRestoredNetwork(t *testing.T) {
-	r := newRuntime(t)
-	spec := newSpec(t)
-	m := start(t, r, spec)
-	g := nacretest.DialGuest(t, m)
-	listen := func(s nacre.MachineSpec) (net.Listener, string) {
-		l, err := net.Listen("tcp4", net.JoinHostPort(s.Slot.Gateway.String(), "0"))
-		check(t, err)
-		t.Cleanup(func() { l.Close() })
-		return l, l.Addr().String()
-	}
-	l, addr := listen(spec)
-	g.Do("outside", addr)
-	first, err := l.Accept()
-	check(t, err)
-	defer first.Close()
-
-	dir := t.TempDir()
-	_, err = m.Snapshot(t.Context(), dir, nacre.SnapshotOptions{KeepRunning: true})
-	check(t, err)
-	again := newSpec(t)
-	restored, err := r.Restore(t.Context(), again, dir)
-	check(t, err)
-	stopLater(t, restored, again)
-	rg := nacretest.DialGuest(t, restored)
-	ends := rg.Try("outside-ends")
-	// The guest reads for 20 s; nothing else would end the connection.
-	if ends.Err == "" || strings.Contains(ends.Err, "timeout") {
-		t.Errorf("a connection from before ends after %v with %q", time.Duration(ends.N), ends.Err)
-	}
-	t.Logf("a connection from before ends after %v: %s", time.Duration(ends.N), ends.Err)
-	l, addr = listen(again)
-	rg.Do("outside", addr)
-	c, err := l.Accept()
-	check(t, err)
-	defer c.Close()
-	if from := c.RemoteAddr().(*net.TCPAddr).IP.String(); from != again.Slot.Guest.Addr().String() {
-		t.Errorf("the restored guest speaks from %s, want %s", from, again.Slot.Guest.Addr())
-	}
-	// The first guest's connection lives on.
-	_, err = first.Write([]byte("x"))
-	check(t, err)
-	g.Do("outside-ends") // it reads the byte
 }
 
 // TestRestoredMonotonicClock shows what a guest's monotonic clock does while it is

@@ -244,6 +244,9 @@ func restored(text string, conns *carried) error {
 		return errors.New("no entropy")
 	}
 	conns.end()
+	if err := endConnections(); err != nil {
+		return err
+	}
 	if err := reseed(in.Entropy); err != nil {
 		return fmt.Errorf("entropy: %w", err)
 	}
