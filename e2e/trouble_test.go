@@ -100,7 +100,7 @@ func TestFault05_HangingAgent(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
-		answers(502)
+		answers(504)
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
@@ -114,14 +114,14 @@ func TestFault05_HangingAgent(t *testing.T) {
 		_, _ = sb.Run(ctx, "kill -STOP 1", client.User("root")) // nobody is left to say that it ended
 	}()
 	d.eventually(patience, func() error {
-		if a, err := health(); err != nil || a.Status != 502 {
+		if a, err := health(); err != nil || a.Status != 504 {
 			return fmt.Errorf("it goes on: %s %v", a, err)
 		}
 		return nil
 	})
 	cancel()
 	<-told
-	answers(502)
+	answers(504)
 	if err := sb.Pause(t.Context()); err != nil {
 		t.Fatalf("a pause: %v", err)
 	}

@@ -95,6 +95,9 @@ func (n *Node) bind(ctx context.Context, u *unit, path nacre.BootPath, spec nacr
 	if gerr := g.Wait(); gerr != nil {
 		return gerr
 	}
+	if nacre.IsCode(err, nacre.CodeDeadline) { // the first answer of a guest that lived before
+		return errSilent(err)
+	}
 	return err
 }
 

@@ -204,11 +204,15 @@ func (n *Node) awaitAgent(ctx context.Context, u *unit) error {
 		case <-u.ended:
 			return nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", u.exitDetail())
 		case <-ctx.Done():
-			return nacre.Wrap(nacre.CodeDeadline, err, "the sandbox's agent did not answer in time")
+			return errSilent(err)
 		case <-time.After(pause):
 		}
 		pause = min(pause*5/4, 20*time.Millisecond)
 	}
+}
+
+func errSilent(cause error) error {
+	return nacre.Wrap(nacre.CodeDeadline, cause, "the sandbox's agent did not answer in time")
 }
 
 func (n *Node) healthy(ctx context.Context, agent nacre.Agent) error {
