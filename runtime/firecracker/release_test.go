@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/nacrehq/nacre"
@@ -52,8 +53,8 @@ func TestFault25_OtherRelease(t *testing.T) {
 	}
 }
 
-// TestFault23_ForksAreTheirOwn: ten at once of a guest that runs have random numbers,
-// identifiers and a name of their own. The guest's kernel is told by the VMM, too, that
+// TestFault23_ForksAreTheirOwn: a hundred of a guest that runs, ten at a time, have random
+// numbers, identifiers and a name of their own. The guest's kernel is told by the VMM, too, that
 // it is a copy. For the time that a copy has see Fault24.
 func TestFault23_ForksAreTheirOwn(t *testing.T) {
 	r := newRuntime(t)
@@ -81,24 +82,24 @@ func TestFault23_ForksAreTheirOwn(t *testing.T) {
 		}
 	}
 	own("the first guest", g)
-	var all sync.WaitGroup
-	for i := range 10 {
+	var all errgroup.Group
+	all.SetLimit(10)
+	for i := range 100 {
 		spec := newSpec(t)
 		spec.Hostname = fmt.Sprint("fork-", i)
-		all.Go(func() {
+		all.Go(func() error {
 			f, err := r.Restore(t.Context(), spec, dir)
 			if err != nil {
-				t.Error(err)
-				return
+				return err
 			}
-			g := nacretest.DialGuest(t, f)
-			own(spec.Hostname, g)
-			if err := f.Stop(t.Context()); err != nil {
-				t.Error(err)
-			}
+			own(spec.Hostname, nacretest.DialGuest(t, f))
+			return f.Stop(t.Context())
 		})
 	}
-	all.Wait()
+	check(t, all.Wait())
+	if want := 101 * 5; len(seen) != want { // of each guest
+		t.Errorf("%d values of a hundred forks and the first, want %d", len(seen), want)
+	}
 	check(t, m.Stop(t.Context()))
 }
 
