@@ -211,6 +211,7 @@ func (n *Node) awaitAgent(ctx context.Context, u *unit) error {
 	}
 }
 
+// errSilent is what a start ends with whose guest has had its time.
 func errSilent(cause error) error {
 	return nacre.Wrap(nacre.CodeDeadline, cause, "the sandbox's agent did not answer in time")
 }

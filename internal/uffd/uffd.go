@@ -67,8 +67,9 @@ func (d descriptor) ioctl(call uintptr, arg unsafe.Pointer) error {
 	return nil
 }
 
-// faults returns the addresses that somebody waits for; with wait it waits for one. Any other event is an error:
-// memory that was taken away would have to come back as zeros, and nobody here takes any.
+// faults returns the addresses that somebody waits for; with wait it waits for one. Any
+// other event is an error: memory that was taken away would have to come back as zeros,
+// and nobody here takes any.
 func (d descriptor) faults(wait bool) (addresses []uint64, err error) {
 	until := &unix.Timespec{}
 	if wait {
