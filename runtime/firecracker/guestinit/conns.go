@@ -28,15 +28,21 @@ const (
 // endConnections ends the guest's TCP connections with others, who know nothing of a
 // guest that was restored: what waits for them gets ECONNABORTED, and would else wait
 // for ever. Those within the guest go on. With a kernel that cannot (it was made without
-// INET_DIAG_DESTROY) all go on.
+// INET_DIAG_DESTROY, or without INET_DIAG) all go on.
 func endConnections() error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err == unix.EPROTONOSUPPORT {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("sock_diag: %w", err)
 	}
 	defer unix.Close(fd)
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		ids, err := connections(fd, family)
+		if err == unix.ENOENT { // nobody answers for this family
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("connections of family %d: %w", family, err)
 		}
