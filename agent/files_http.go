@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"mime"
@@ -102,8 +103,37 @@ func (a *Agent) handleDownload(w http.ResponseWriter, r *http.Request) {
 		servePseudo(w, r, f)
 		return
 	}
+	if r.Header.Get("Range") != "" {
+		w = &rangeWriter{ResponseWriter: w, size: fi.Size()}
+	}
 	http.ServeContent(w, r, "", time.Time{}, f) // ranges, HEAD, Content-Length
 }
+
+// rangeWriter gives the refusal of a range the form of every other error; the
+// standard library answers with a line of text.
+type rangeWriter struct {
+	http.ResponseWriter
+	size    int64
+	refused bool
+}
+
+func (w *rangeWriter) WriteHeader(status int) {
+	if w.refused = status == http.StatusRequestedRangeNotSatisfiable; w.refused {
+		writeError(w.ResponseWriter, status, fmt.Sprintf("the range is not within the file, which has %d bytes", w.size))
+		return
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *rangeWriter) Write(b []byte) (int, error) {
+	if w.refused {
+		return len(b), nil
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// ReadFrom keeps the way past this process's memory.
+func (w *rangeWriter) ReadFrom(r io.Reader) (int64, error) { return io.Copy(w.ResponseWriter, r) }
 
 // servePseudo serves a file that says it is empty: it is, or it is one of the
 // kernel's, whose content has no size before it is read.
@@ -238,7 +268,7 @@ func (a *Agent) uploadParts(acc account, mr *multipart.Reader, q url.Values, siz
 			if len(answer) > 0 {
 				return nil, nacre.Invalidf("path", "the request has several files but one path")
 			}
-		} else if filename == "" {
+		} else if filename == "" || q.Has("path") { // for an empty path a client sends the filename "undefined"
 			return nil, nacre.Invalidf("path", "a file has no name: give path, or a filename in its part")
 		}
 		if len(answer) == maxUploads {

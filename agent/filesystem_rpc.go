@@ -77,6 +77,11 @@ func (s *filesystemService) Move(_ context.Context, req *connect.Request[pb.Move
 		return nil, rpcError(err)
 	}
 	err = os.Rename(from, to)
+	if errors.Is(err, syscall.EXDEV) || errors.Is(err, syscall.EBUSY) {
+		if mounts := noMounts(from); mounts != nil {
+			return nil, rpcError(mounts)
+		}
+	}
 	if errors.Is(err, syscall.EXDEV) {
 		err = moveAcross(from, to)
 	}
@@ -100,6 +105,9 @@ func (s *filesystemService) Remove(_ context.Context, req *connect.Request[pb.Re
 		return nil, rpcError(nacre.Invalidf("path", "path is missing: it says what to remove"))
 	case path == "/":
 		return nil, rpcError(nacre.Invalidf("path", "the root directory cannot be removed"))
+	}
+	if err := noMounts(path); err != nil {
+		return nil, rpcError(err)
 	}
 	if err := os.RemoveAll(path); err != nil && !errors.Is(err, syscall.ENOTDIR) {
 		return nil, rpcError(fileError(err, path))

@@ -167,6 +167,9 @@ func (a *Agent) processSpec(acc account, in *pb.StartRequest) (processSpec, erro
 		if strings.IndexByte(arg, 0) >= 0 {
 			return processSpec{}, nacre.Invalidf("process.args", "an argument contains a NUL byte")
 		}
+		if len(arg) > maxArg {
+			return processSpec{}, nacre.Invalidf("process.args", "the command or an argument has %d bytes, and the kernel passes at most %d; put it into a file or send it as input", len(arg), maxArg)
+		}
 	}
 	if err := checkEnv(config.GetEnvs()); err != nil {
 		return processSpec{}, err
@@ -215,13 +218,21 @@ func (a *Agent) processCwd(acc account, asked string) (string, error) {
 		}
 	}
 	if fi, err := os.Stat(cwd); err != nil || !fi.IsDir() {
-		if asked == "" {
+		switch {
+		case asked == "":
 			return "/", nil
+		case err == nil:
+			return "", nacre.Invalidf("process.cwd", "cwd '%s' is not a directory", validText(cwd))
 		}
 		return "", nacre.Invalidf("process.cwd", "cwd '%s' does not exist", validText(cwd))
 	}
 	return cwd, nil
 }
+
+// maxArg is the longest argument, and the longest NAME=VALUE, that the kernel gives
+// to a program. What is longer fails with an error that names neither; gVisor's
+// even speaks of a file name.
+const maxArg = 128<<10 - 1
 
 // checkEnv refuses what cannot stand in an environment.
 func checkEnv(env map[string]string) error {
@@ -231,6 +242,9 @@ func checkEnv(env map[string]string) error {
 		}
 		if strings.IndexByte(v, 0) >= 0 {
 			return nacre.Invalidf("envs", "the value of '%s' contains a NUL byte", validText(k))
+		}
+		if n := len(k) + len("=") + len(v); n > maxArg {
+			return nacre.Invalidf("envs", "the variable '%s' has %d bytes with its name, and the kernel passes at most %d; put it into a file", validText(k), n, maxArg)
 		}
 	}
 	return nil

@@ -86,6 +86,10 @@ func TestTrap05_UploadAnswer(t *testing.T) {
 	if want := `[{"name":"a.txt","type":"file","path":"` + g.home + `/a.txt"}]`; status != 200 || body != want {
 		t.Errorf("%d %s, want %s", status, body, want)
 	}
+	// Given no path at all it sends that name, too: nobody means such a file.
+	if status, body, _ := g.request(t, "POST", "/files?path=", form("undefined", "file", "js"), formType); status != 400 {
+		t.Errorf("an empty path: %d %s", status, body)
+	}
 	// Several files go by their names, directories and all, also below the root.
 	var b strings.Builder
 	var want []string
@@ -155,6 +159,10 @@ func TestWire2_1_Downloads(t *testing.T) {
 	status, body, _ = g.request(t, "GET", "/files?path=ten", nil, "Range: bytes=2-4")
 	if status != 206 || body != "234" {
 		t.Errorf("range: %d %q", status, body)
+	}
+	status, body, h = g.request(t, "GET", "/files?path=ten", nil, "Range: bytes=10-")
+	if status != 416 || body != `{"code":416,"message":"the range is not within the file, which has 10 bytes"}` || h.Get("Content-Range") != "bytes */10" {
+		t.Errorf("a range behind the end: %d %q, Content-Range %q", status, body, h.Get("Content-Range"))
 	}
 	status, body, _ = g.request(t, "GET", "/files?path=/proc/version", nil)
 	if status != 200 || !strings.Contains(body, "version") {

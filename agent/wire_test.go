@@ -176,6 +176,9 @@ func TestWire2_4_ErrorsOfStreams(t *testing.T) {
 		headers                  []string
 	}{
 		{"cwd", startRPC, `{"process":{"cmd":"/bin/bash","cwd":"/missing"}}`, `2 {"error":{"code":"invalid_argument","message":"cwd '/missing' does not exist"}}`, nil},
+		{"cwd that is a file", startRPC, `{"process":{"cmd":"/bin/bash","cwd":"/etc/passwd"}}`, `2 {"error":{"code":"invalid_argument","message":"cwd '/etc/passwd' is not a directory"}}`, nil},
+		{"long argument", startRPC, `{"process":{"cmd":"/bin/bash","args":["` + strings.Repeat("x", 131072) + `"]}}`, `2 {"error":{"code":"invalid_argument","message":"the command or an argument has 131072 bytes, and the kernel passes at most 131071; put it into a file or send it as input"}}`, nil},
+		{"long variable", startRPC, `{"process":{"cmd":"/bin/bash","envs":{"A":"` + strings.Repeat("x", 131070) + `"}}}`, `2 {"error":{"code":"invalid_argument","message":"the variable 'A' has 131072 bytes with its name, and the kernel passes at most 131071; put it into a file"}}`, nil},
 		{"user", startRPC, startBody("true", ""), `2 {"error":{"code":"unauthenticated","message":"invalid username: 'ghost'"}}`, []string{asUser("ghost")}},
 		{"pid", connectRPC, `{"process":{"pid":999999}}`, `2 {"error":{"code":"not_found","message":"process with pid 999999 not found"}}`, nil},
 	} {

@@ -109,6 +109,11 @@ func (h *handler) run(c *Call) (pattern string, err error) {
 	if err != nil {
 		return "", err
 	}
+	// Query() leaves out what it cannot decode, and a list without its filter is a
+	// list of everything.
+	if _, err := url.ParseQuery(c.R.URL.RawQuery); err != nil {
+		return route.Path, nacre.Invalidf("query", "the query string is not valid: %v", err)
+	}
 	if !route.Public {
 		if c.Key, err = h.Auth.Key(c.R.Context(), Credential(c.R)); err != nil {
 			return route.Path, err

@@ -93,6 +93,9 @@ func TestRouting(t *testing.T) {
 		{"GET", "/a/x/", 404, "", ""},
 		{"GET", "//a/x", 404, "", ""},
 		{"GET", "/A/x", 404, "", ""},
+		{"GET", "/a/x?q=%20+y", 200, "one x ", ""},
+		{"GET", "/a/x?q=%", 400, "", ""},
+		{"GET", "/a/x?q=1;w=2", 400, "", ""},
 	} {
 		rec := httptest.NewRecorder()
 		h.ServeHTTP(rec, httptest.NewRequest(c.method, c.path, nil))

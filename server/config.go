@@ -193,6 +193,9 @@ func (c *Config) loadFile(fs *pflag.FlagSet, declared, given map[string]bool) er
 func (c *Config) ownStore() string { return "sqlite:" + filepath.Join(c.DataDir, "nacre.db") }
 
 func (c *Config) validate() error {
+	if c.DataDir == "" { // which would mean the working directory
+		return errors.New("--data-dir is empty; name a directory, or leave it out for " + DefaultDataDir())
+	}
 	abs, err := filepath.Abs(c.DataDir)
 	if err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
@@ -232,6 +235,21 @@ func (c *Config) validate() error {
 	}
 	if min(c.SnapshotMiBPerTeam, c.PlainMiB, c.LowWaterMiB) < 0 {
 		return errors.New("--max-snapshots-mib-per-team, --snapshots-plain-mib and --snapshots-low-water-mib cannot be negative")
+	}
+	if min(c.MaxSandboxes, c.PerTeam, c.PausedPerTeam, c.ReserveMiB, c.SlotsReady) < 0 {
+		return errors.New("--max-sandboxes, --max-sandboxes-per-team, --max-paused-per-team, --memory-reserve-mib and --slots-ready cannot be negative")
+	}
+	if c.Standby < -1 {
+		return fmt.Errorf("--standby %d: want a number of machines, or -1 to size it to the host", c.Standby)
+	}
+	if !(c.Overcommit > 0) { // not a number, too
+		return fmt.Errorf("--memory-overcommit %v: want more than 0", c.Overcommit)
+	}
+	if c.MaxTimeout < time.Second {
+		return fmt.Errorf("--max-timeout %v: want a second at least", c.MaxTimeout)
+	}
+	if c.Retention < 0 {
+		return fmt.Errorf("--retention %v cannot be negative", c.Retention)
 	}
 	if _, err := netip.ParsePrefix(c.NetworkPool); c.NetworkPool != "" && err != nil {
 		return fmt.Errorf("--network-pool %q: want an IPv4 network such as 10.231.0.0/16", c.NetworkPool)

@@ -59,7 +59,7 @@ func parseSnapshotCursor(f nacre.SnapshotFilter) (*snapshotCursor, error) {
 }
 
 func errCursor() error {
-	return nacre.Invalidf("cursor", "the cursor is not one that this list gave; begin again without one")
+	return nacre.Invalidf("Cursor", "the Cursor is not one that this list gave; begin again without one")
 }
 
 func encodeCursor(filter uint64, at int64, id string) string {

@@ -30,7 +30,7 @@ var statuses = map[nacre.Code]int{
 var fields = map[string]string{
 	"Template": "templateID", "Timeout": "timeout", "OnTimeout": "autoPause", "AutoResume": "autoResume", "Metadata": "metadata", "Env": "envVars",
 	"AllowOut": "allowOut", "DenyOut": "denyOut", "MaskRequestHost": "maskRequestHost",
-	"Count": "count", "Name": "name", "Comment": "comment", "Keep": "expiresIn", "cursor": "nextToken",
+	"Count": "count", "Name": "name", "Comment": "comment", "Keep": "expiresIn", "Cursor": "nextToken",
 }
 
 // messageOf is what went wrong, with the field by the name that the client gave it.

@@ -128,7 +128,7 @@ func TestErrorsUseTheWiresNames(t *testing.T) {
 		`the value of "A" in envVars`:       nacre.Invalidf("Env", "the value of %q in Env", "A"),
 		"metadata has 65 entries":           nacre.Invalidf("Metadata", "Metadata has 65 entries"),
 		"Timeout cannot be greater":         nacre.Invalidf("Timeout", "Timeout cannot be greater"),
-		"the nextToken is not one":          nacre.Invalidf("cursor", "the cursor is not one"),
+		"the nextToken is not one":          nacre.Invalidf("Cursor", "the Cursor is not one"),
 		"templateID: the template's name":   nacre.Invalidf("Template", "the template's name"),
 		"Resources.CPUs: there are so many": nacre.Invalidf("Resources.CPUs", "there are so many"),
 		"what has no field":                 nacre.Errorf(nacre.CodeInvalid, "what has no field"),

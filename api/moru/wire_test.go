@@ -230,6 +230,10 @@ func TestListFilters(t *testing.T) {
 	h.ok(400, "GET", "/v2/sandboxes?state=stopped", "")
 	h.ok(400, "GET", "/v2/sandboxes?nextToken=x", "")
 	h.ok(400, "GET", "/v2/sandboxes?metadata=%25zz", "")
+	h.ok(400, "GET", "/v2/sandboxes?metadata=%", "") // not a list of everything
+	if a := h.ok(400, "GET", "/sandboxes/"+string(id1)+"/logs?cursor=x", ""); !strings.Contains(a.body, `"cursor must`) {
+		t.Errorf("a bad cursor: %s", a.body)
+	}
 	h.ok(400, "GET", "/v2/sandboxes?order=up", "")
 	// The wire's own example, as all four clients send it.
 	h.record(id1, h.teamA, nacre.StateRunning)
