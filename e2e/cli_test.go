@@ -71,6 +71,14 @@ func cliLifecycle(d *daemon) {
 	if _, err := d.try("run", "--rm", "--", "exit 7"); code(err) != 7 {
 		t.Errorf("an exit status: %v", err)
 	}
+	// A reader that goes early ends the command and, with --rm, its sandbox.
+	early := exec.CommandContext(t.Context(), "bash", "-c", `"$0" run --rm --data-dir "$1" -- 'trap "" PIPE; while :; do echo y || sleep 1; done' | head -1; exit ${PIPESTATUS[0]}`, d.bin, d.dir)
+	if out, err := early.CombinedOutput(); code(err) != 141 || string(out) != "y\n" {
+		t.Errorf("run | head: %v, %q", err, out)
+	}
+	if left := d.cli("ps", "-q"); left != "" {
+		t.Errorf("run --rm | head left %q", left)
+	}
 	made := js[struct{ ID string }](d, "run", "--timeout", "10m", "--metadata", "user=7")
 	if !nacre.SandboxID(made.ID).Valid() {
 		t.Fatalf("run --json: %+v", made)
@@ -104,7 +112,7 @@ func cliLifecycle(d *daemon) {
 		if err := d.call(d.note().APIKey, http.MethodGet, "/templates", nil).decode(&made); err != nil {
 			return err
 		}
-		if len(keys) != 1 || time.Since(keys[0].UsedAt) > 2*time.Minute || made[0].SpawnCount != 3 || time.Since(made[0].LastSpawnedAt) > time.Minute {
+		if len(keys) != 1 || time.Since(keys[0].UsedAt) > 2*time.Minute || made[0].SpawnCount != 4 || time.Since(made[0].LastSpawnedAt) > time.Minute {
 			return fmt.Errorf("keys %+v, templates %+v", keys, made)
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"syscall"
@@ -30,6 +31,9 @@ func main() {
 		os.Exit(firecracker.PagerMain())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A reader that has gone, as in `nacre run --rm ... | head`, is to be an error of
+	// the write: a death by the signal would leave the command and its sandbox.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	cmd, err := newRoot().ExecuteContextC(ctx)
 	stop()
 	var code exitCode
@@ -37,10 +41,19 @@ func main() {
 	case err == nil:
 	case errors.As(err, &code):
 		os.Exit(int(code))
+	case outputClosed(err):
+		os.Exit(exitSignal + int(syscall.SIGPIPE))
 	default:
 		fmt.Fprintln(os.Stderr, "nacre:", errorText(err))
 		os.Exit(statusOf(cmd))
 	}
+}
+
+// outputClosed tells that nobody reads what the command writes any more, which is
+// nothing to complain about.
+func outputClosed(err error) bool {
+	var write *fs.PathError
+	return errors.As(err, &write) && errors.Is(write, syscall.EPIPE) && (write.Path == os.Stdout.Name() || write.Path == os.Stderr.Name())
 }
 
 func newRoot() *cobra.Command {
