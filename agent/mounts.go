@@ -10,12 +10,13 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// noMounts refuses to remove a tree that another file system is mounted in. What is
-// mounted is not what the caller means to delete, and in /proc of gVisor a walk
-// leaves the tree: it opens the links /proc/PID/root and cwd even when told not to
-// follow links, and would delete the whole guest behind them.
+// noMounts refuses to remove a tree that another file system is mounted in, and what
+// is the kernel's. What is mounted is not what the caller means to delete, and in
+// /proc of gVisor a walk leaves the tree: links there, such as self and PID/root, are
+// opened as the directories behind them even by who follows no links, and the whole
+// guest would be deleted.
 func noMounts(path string) error {
-	if fi, err := os.Lstat(path); err != nil || !fi.IsDir() {
+	if _, err := os.Lstat(path); err != nil {
 		return nil
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
@@ -29,8 +30,10 @@ func noMounts(path string) error {
 	}
 	defer func() { _ = f.Close() }()
 	lines := bufio.NewScanner(f)
+	var within, kind string // the innermost mount that holds the path
 	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
+		before, after, _ := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
 		if len(fields) < 5 {
 			continue
 		}
@@ -39,7 +42,14 @@ func noMounts(path string) error {
 			return nacre.Invalidf("path", "a file system is mounted at '%s', which can be neither moved nor removed", validText(path))
 		case strings.HasPrefix(point, path+"/"):
 			return nacre.Invalidf("path", "'%s' can be neither removed nor moved to another file system: one is mounted at '%s'; unmount it first", validText(path), validText(point))
+		case strings.HasPrefix(path, strings.TrimSuffix(point, "/")+"/") && len(point) >= len(within):
+			within = point
+			kind, _, _ = strings.Cut(after, " ")
 		}
+	}
+	switch kind {
+	case "proc", "sysfs", "cgroup", "cgroup2", "devpts":
+		return nacre.Errorf(nacre.CodeForbidden, "'%s' belongs to the kernel, which can be neither moved nor removed", validText(path))
 	}
 	return fileError(lines.Err(), path)
 }

@@ -46,6 +46,12 @@ func TestMountsAreNotRemoved(t *testing.T) {
 	if _, err := os.Stat(mounted + "/kept"); err != nil {
 		t.Errorf("what is mounted in the tree was removed with it: %v", err)
 	}
+	must(t, os.Symlink("/proc/self", g.dir+"/self"))
+	for _, path := range []string{"/proc/self", "/proc/1", "/proc/1/root", g.dir + "/self/cwd"} {
+		if status, answer := g.unary(t, fsRPC+"Remove", `{"path":"`+path+`"}`); status == 200 || !strings.Contains(answer, "belongs to the kernel") {
+			t.Errorf("Remove %s: %d %s", path, status, answer)
+		}
+	}
 	if status, answer := g.unary(t, fsRPC+"Remove", `{"path":"`+g.dir+`/link"}`); status != 200 { // the link alone
 		t.Errorf("a link to a directory with a mount: %d %s", status, answer)
 	}

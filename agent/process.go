@@ -232,7 +232,7 @@ func startError(err error, spec processSpec) error {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOEXEC), errors.Is(err, unix.ENAMETOOLONG):
 		return nacre.Wrap(nacre.CodeInvalid, err, fmt.Sprintf("'%s' cannot be run: %v", cmd, err))
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return nacre.Wrap(nacre.CodeExhausted, err, fmt.Sprintf("the guest has no room for another process: %v", err))
+		return nacre.Wrap(nacre.CodeExhausted, err, fmt.Sprintf("the sandbox has no room for another process (%v): end some of its own, or try again", err))
 	}
 	return nacre.Wrap(nacre.CodeInternal, err, fmt.Sprintf("'%s' could not be started: %v", cmd, err))
 }
