@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -179,6 +181,83 @@ func TestEventsOfOtherProcesses(t *testing.T) {
 	if got := <-done; got[2].Data["i"] != "2" {
 		t.Errorf("%+v", got)
 	}
+}
+
+// quietLog counts how often it is read.
+type quietLog struct {
+	mu     sync.Mutex
+	events []nacre.Event
+	reads  int
+	next   chan struct{}
+}
+
+func (l *quietLog) Events(_ context.Context, f nacre.EventFilter) ([]nacre.Event, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reads++
+	return slices.Clone(l.events[f.After:]), nil
+}
+
+func (l *quietLog) LastEvent(context.Context) (int64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reads++
+	return int64(len(l.events)), nil
+}
+
+func (l *quietLog) EventsWritten() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.next == nil {
+		l.next = make(chan struct{})
+	}
+	return l.next
+}
+
+func (l *quietLog) write(team nacre.TeamID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, nacre.Event{Seq: int64(len(l.events)) + 1, TeamID: team})
+	if l.next != nil {
+		close(l.next)
+		l.next = nil
+	}
+}
+
+// TestNobodyReadsForNobody: while there is no stream the log is not read, and the next
+// stream misses nothing of what was written meanwhile.
+func TestNobodyReadsForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, team := &quietLog{}, nacre.NewTeamID()
+		h := New(Config{Log: log, Signal: log})
+		run(t, h.Run)
+		for round := range 3 {
+			synctest.Wait()
+			log.mu.Lock()
+			before := log.reads
+			log.mu.Unlock()
+			for range 5 {
+				log.write(team)
+				time.Sleep(time.Minute)
+			}
+			log.mu.Lock()
+			if n := log.reads - before; n != 0 {
+				t.Errorf("round %d: the log was read %d times for nobody", round, n)
+			}
+			log.mu.Unlock()
+			after := int64(round * 6)
+			done := make(chan []nacre.Event)
+			go func() { done <- take(t, h, team, "", after, 6) }()
+			synctest.Wait() // it has seen five, and waits
+			log.write(team)
+			for i, e := range <-done {
+				if e.Seq != after+int64(i)+1 {
+					t.Errorf("round %d: event %d after %d", round, e.Seq, after)
+				}
+			}
+			time.Sleep(2 * h.Poll) // a look was under way
+		}
+	})
 }
 
 // TestThousandStreams: a thousand readers of one sandbox cost a few kilobytes each

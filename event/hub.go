@@ -31,6 +31,9 @@ type Hub struct {
 	floor  int64         // recent holds everything after this, up to head
 	recent []nacre.Event // oldest first
 	wakers map[topic]chan struct{}
+
+	streams int
+	begun   chan struct{} // holds one when there are streams again
 }
 
 // topic is whose events somebody waits for: a sandbox's, or a team's.
@@ -53,14 +56,24 @@ func New(c Config) *Hub {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Hub{Config: c, wakers: map[topic]chan struct{}{}}
+	return &Hub{Config: c, wakers: map[topic]chan struct{}{}, begun: make(chan struct{}, 1)}
 }
 
-// Run follows the log until ctx ends. Streams stand still while nobody runs it.
+// Run follows the log until ctx ends, while there are streams: what is written when
+// nobody waits for it, as a create's events mostly are, is read by nobody. Streams
+// stand still while nobody runs it.
 func (h *Hub) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		if h.rest() {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-h.begun:
+			}
+			continue
+		}
 		written := h.Signal.EventsWritten() // before the look, so that nothing falls between
 		n, err := h.look(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -85,6 +98,35 @@ func (h *Hub) Run(ctx context.Context) error {
 				}
 			}
 		}
+	}
+}
+
+// rest tells whether there are no streams. What is known of the log is forgotten then:
+// it is out of date when there is one again.
+func (h *Hub) rest() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.streams > 0 {
+		return false
+	}
+	h.ready, h.recent = false, nil
+	clear(h.wakers)
+	return true
+}
+
+// join counts a stream in until leave is called.
+func (h *Hub) join() (leave func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.streams++
+	select {
+	case h.begun <- struct{}{}:
+	default:
+	}
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.streams--
 	}
 }
 
@@ -137,6 +179,7 @@ func (h *Hub) Stream(ctx context.Context, team nacre.TeamID, sandbox nacre.Sandb
 	if team == "" {
 		return nacre.Errorf(nacre.CodeNotFound, "events are a team's")
 	}
+	defer h.join()()
 	for {
 		events, next, wake, err := h.next(ctx, topic{team, sandbox}, after)
 		if err != nil {
