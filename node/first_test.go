@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -101,6 +103,7 @@ type overs struct {
 	err           error         // of the next words over a spare connection
 	patience      time.Duration // of the last of them
 	broken        net.Conn
+	woken         func(net.Conn) // called when a guest was woken over a spare connection
 }
 
 func (a overAgent) Greet(_ context.Context, conn net.Conn) error {
@@ -120,7 +123,7 @@ func (a overAgent) Init(ctx context.Context, in nacre.AgentInit) error {
 	return a.Agent.Init(ctx, in)
 }
 
-func (a overAgent) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit) error {
+func (a overAgent) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit, ready func() error) error {
 	a.all.mu.Lock()
 	a.all.told = append(a.all.told, conn)
 	if until, ok := ctx.Deadline(); ok {
@@ -128,7 +131,13 @@ func (a overAgent) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentIn
 	}
 	err := a.all.err
 	a.all.mu.Unlock()
+	if a.all.woken != nil {
+		a.all.woken(conn)
+	}
 	if err != nil {
+		return err
+	}
+	if err := ready(); err != nil {
 		return err
 	}
 	return a.Init(ctx, in)
@@ -229,6 +238,58 @@ func TestAStandbyIsToldOverTheConnectionOfItsFirstClient(t *testing.T) {
 			}
 			if _, err := spare.Write([]byte{0}); err == nil {
 				t.Error("the connection was left open")
+			}
+		})
+	}
+}
+
+// TestAStandbyWakesBeforeItIsTold: its handle says whose it is before it is told, and not
+// before it is woken; one whose handle cannot be written is told nothing.
+func TestAStandbyWakesBeforeItIsTold(t *testing.T) {
+	for name, broken := range map[string]bool{"told": false, "no handle": true} {
+		t.Run(name, func(t *testing.T) {
+			all := &overs{}
+			w := all.world(t, node.Standby{Count: 1, Quiet: time.Hour, Patience: time.Hour, Check: time.Hour})
+			w.n.KeepReady(node.Shape{Build: build, Resources: resources})
+			w.eventually("a standby is ready", func() bool { return w.standbys() == 1 })
+			handles := filepath.Join(w.dir, "node", "handles")
+			unmet := func() int {
+				found, err := filepath.Glob(filepath.Join(handles, "*.unmet.json"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(found)
+			}
+			woken := 0
+			all.woken = func(net.Conn) {
+				if woken++; unmet() != 0 {
+					t.Error("the handle was written before the guest was woken")
+				}
+				if broken {
+					if err := os.RemoveAll(handles); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			spec := w.spec()
+			spec.Chosen = func(st nacre.Started) {
+				if n := unmet(); n != 1 {
+					t.Errorf("%d handles say that their guest knows nothing yet", n)
+				}
+			}
+			_, err := w.n.Start(t.Context(), spec)
+			if (err != nil) != broken || woken != 1 {
+				t.Fatalf("woken %d times, then %v", woken, err)
+			}
+			all.mu.Lock()
+			defer all.mu.Unlock()
+			if want := map[bool]int{false: 2, true: 1}[broken]; len(all.inits) != want { // the first as a standby
+				t.Errorf("told %d times, want %d", len(all.inits), want)
+			}
+			if broken {
+				if err := os.MkdirAll(handles, 0o700); err != nil { // for its end
+					t.Fatal(err)
+				}
 			}
 		})
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"sync"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -57,41 +58,30 @@ func (n *Node) disown(u *unit) error {
 
 // bind gives the machine to the sandbox. The handle says so before the guest
 // learns anything: a standby that has met a sandbox is never handed to another,
-// and a guest that has not is nobody's, whenever this process is killed.
+// and a guest that has not is nobody's, whenever this process is killed. The guest
+// wakes up while the handle is written.
 func (n *Node) bind(ctx context.Context, u *unit, path nacre.BootPath, spec nacre.StartSpec, policy nacre.EgressPolicy) error {
 	token := ""
 	if spec.Secure {
 		token = n.cfg.TokenKey.AccessToken(spec.Sandbox, spec.TokenEpoch)
 	}
 	if spec.Chosen != nil && !u.hasSpare() {
-		n.connectAhead(u) // which wakes the guest while the handle is written
+		n.connectAhead(u)
 	}
-	u.mu.Lock()
-	if u.exit != nil {
-		detail := u.exit.Detail
-		u.mu.Unlock()
-		return nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", detail)
-	}
-	agent := n.agentFor(u, token)
-	same := equalPolicy(u.policy, policy)
-	u.spec, u.policy, u.started, u.agent = spec, policy, n.cfg.Clock(), agent
-	u.spec.Env, u.spec.Chosen = nil, nil // the guest's alone from here on; the caller's
-	u.unmet = true
-	err := n.handles.save(u.file())
-	u.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if spec.Chosen != nil {
-		spec.Chosen(nacre.Started{Machine: u.id, Runtime: u.runtime, BootPath: path})
-	}
-
 	g, gctx := errgroup.WithContext(ctx)
-	if !same {
-		g.Go(func() error { return n.cfg.Network.SetEgress(gctx, u.id, policy) })
-	}
-	// The guest takes longest: what is said to it goes out before the others begin.
-	err = n.introduce(gctx, agent, u, token, spec.Env)
+	err := n.introduce(gctx, u, token, spec.Env, func() error {
+		same, err := n.own(u, spec, policy)
+		if err != nil {
+			return err
+		}
+		if !same {
+			g.Go(func() error { return n.cfg.Network.SetEgress(gctx, u.id, policy) })
+		}
+		if spec.Chosen != nil {
+			spec.Chosen(nacre.Started{Machine: u.id, Runtime: u.runtime, BootPath: path})
+		}
+		return nil
+	})
 	if gerr := g.Wait(); gerr != nil {
 		return gerr
 	}
@@ -99,6 +89,21 @@ func (n *Node) bind(ctx context.Context, u *unit, path nacre.BootPath, spec nacr
 		return errSilent(err)
 	}
 	return err
+}
+
+// own makes the unit the sandbox's, by its handle, and tells whether it has the
+// sandbox's policy already.
+func (n *Node) own(u *unit, spec nacre.StartSpec, policy nacre.EgressPolicy) (same bool, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.exit != nil {
+		return false, nacre.Errorf(nacre.CodeInternal, "the machine ended while it started: %s", u.exit.Detail)
+	}
+	same = equalPolicy(u.policy, policy)
+	u.spec, u.policy, u.started = spec, policy, n.cfg.Clock()
+	u.spec.Env, u.spec.Chosen = nil, nil // the guest's alone from here on; the caller's
+	u.unmet = true
+	return same, n.handles.save(u.file())
 }
 
 // renewer is a client that can change its tokens and keep its connections: a
@@ -127,14 +132,16 @@ func (u *unit) knows() nacre.MachineID {
 	return u.id
 }
 
-// introduce tells the guest who it is. A restored one thinks until then that it is
-// the one that it was made from.
-func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token string, env map[string]string) error {
+// introduce tells the guest who it is, when ready has returned nil. A restored one
+// thinks until then that it is the one that it was made from.
+func (n *Node) introduce(ctx context.Context, u *unit, token string, env map[string]string, ready func() error) error {
 	dns := ""
 	if u.slot.Gateway.IsValid() {
 		dns = u.slot.Gateway.String()
 	}
 	u.mu.Lock()
+	agent := n.agentFor(u, token)
+	u.agent = agent
 	anew, stirred := u.anew, u.stirred
 	u.mu.Unlock()
 	var entropy []byte
@@ -145,21 +152,26 @@ func (n *Node) introduce(ctx context.Context, agent nacre.Agent, u *unit, token 
 	err := u.tell(ctx, agent, nacre.AgentInit{
 		Hostname: u.host, Env: env, AccessToken: token, HostToken: n.cfg.TokenKey.HostToken(u.id),
 		Time: n.cfg.Clock(), Entropy: entropy, DNS: dns, NewIdentity: anew,
-	})
+	}, ready)
 	if err != nil {
 		return err
 	}
 	return n.met(u, token)
 }
 
-// tell is the agent's Init, over the unit's spare connection when there is one that works.
-func (u *unit) tell(ctx context.Context, agent nacre.Agent, in nacre.AgentInit) error {
+// tell is the agent's Init, over the unit's spare connection when there is one that
+// works. ready is called once.
+func (u *unit) tell(ctx context.Context, agent nacre.Agent, in nacre.AgentInit, ready func() error) error {
+	ready = sync.OnceValue(ready)
 	if conn := u.takeSpare(); conn != nil {
-		if g, ok := agent.(greeter); ok && g.InitOver(ctx, conn, in) == nil {
+		if g, ok := agent.(greeter); ok && g.InitOver(ctx, conn, in, ready) == nil {
 			u.putSpare(conn)
 			return nil
 		}
 		_ = conn.Close()
+	}
+	if err := ready(); err != nil {
+		return err
 	}
 	return agent.Init(ctx, in)
 }

@@ -43,8 +43,9 @@ type Config struct {
 	// needed; one with Tunnel(ctx, port) (net.Conn, error) serves the guest's loopback;
 	// one with WithTokens(hostToken, accessToken) nacre.Agent keeps its connections
 	// when the guest gets others; one with Greet(ctx, net.Conn) error and
-	// InitOver(ctx, net.Conn, nacre.AgentInit) error makes a first request on a new
-	// connection, and Init over one that is idle, which stays the caller's.
+	// InitOver(ctx, net.Conn, nacre.AgentInit, ready func() error) error makes a first
+	// request on a new connection, and Init over one that is idle, which stays the
+	// caller's: it says nothing to the guest before ready has returned nil.
 	NewAgent  func(dial func(ctx context.Context, port int) (net.Conn, error), hostToken, accessToken string) nacre.Agent
 	AgentPath string
 	TokenKey  nacre.TokenKey

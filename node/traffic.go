@@ -94,10 +94,11 @@ func (n *Node) connectAhead(u *unit) {
 }
 
 // greeter is a client that can make a first request on a new connection, and tell the
-// guest who it is over one that it was given.
+// guest who it is over one that it was given: it wakes the guest, calls ready, and tells
+// it when that returned nil.
 type greeter interface {
 	Greet(ctx context.Context, conn net.Conn) error
-	InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit) error
+	InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit, ready func() error) error
 }
 
 // connect makes a connection to the agent and exchanges a word over it.

@@ -25,21 +25,15 @@ type visited interface{ Visitor() nacre.Agent }
 // another; its log tells nothing of what the host runs.
 func (n *Node) warm(ctx context.Context, u *unit) error {
 	token := rand.Text()
-	u.mu.Lock()
-	agent := n.agentFor(u, token)
-	u.agent = agent
-	u.mu.Unlock()
 	first, cancel := context.WithTimeout(ctx, n.cfg.BootTimeout) // it is a restored guest's first answer
-	err := n.introduce(first, agent, u, token, nil)
+	err := n.introduce(first, u, token, nil, func() error { return nil })
 	cancel()
 	if err != nil {
 		return err
 	}
 	ctx, cancel = context.WithTimeout(ctx, warmUp)
 	defer cancel()
-	u.mu.Lock()
-	agent = u.agent // a restored guest has learnt another host token
-	u.mu.Unlock()
+	agent := u.client() // a restored guest has learnt another host token
 	if v, ok := agent.(visited); ok {
 		agent = v.Visitor()
 		defer closeAgent(agent)

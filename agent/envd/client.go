@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -220,13 +221,25 @@ func (c *Client) Init(ctx context.Context, in nacre.AgentInit) error {
 }
 
 // InitOver is Init over an idle connection to the agent, which stays the caller's and
-// is of no use after an error.
-func (c *Client) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit) error {
+// is of no use after an error. The head of the request goes out before ready is called,
+// and wakes the guest meanwhile; the body, which tells it something, when ready has
+// returned nil.
+func (c *Client) InitOver(ctx context.Context, conn net.Conn, in nacre.AgentInit, ready func() error) error {
 	body, err := initBody(in)
 	if err != nil {
 		return err
 	}
-	return c.exchange(ctx, conn, http.MethodPost, PathInit, bytes.NewReader(body))
+	return c.exchange(ctx, conn, func() error {
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: guest\r\n%s: %s\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n",
+			PathInit, HeaderHostToken, c.opts.HostToken, len(body)); err != nil {
+			return err
+		}
+		if err := ready(); err != nil {
+			return err
+		}
+		_, err := conn.Write(body)
+		return err
+	})
 }
 
 func initBody(in nacre.AgentInit) ([]byte, error) {
@@ -254,14 +267,20 @@ func (c *Client) Healthy(ctx context.Context) error {
 // idle one that was used before: the first answer on one takes longer than the next.
 // The connection stays the caller's, and is of no use after an error.
 func (c *Client) Greet(ctx context.Context, conn net.Conn) error {
-	return c.exchange(ctx, conn, http.MethodGet, PathHealth, nil)
+	return c.exchange(ctx, conn, func() error {
+		_, err := io.WriteString(conn, "GET "+PathHealth+" HTTP/1.1\r\nHost: guest\r\n\r\n")
+		return err
+	})
 }
 
-// exchange makes a request that is answered without a body, over a connection that
-// goes on.
-func (c *Client) exchange(ctx context.Context, conn net.Conn, method, path string, body io.Reader) error {
+// exchange makes a request, which write sends, that is answered without a body, over a
+// connection that goes on.
+func (c *Client) exchange(ctx context.Context, conn net.Conn, write func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	err := c.ask(ctx, conn, method, path, body)
+	err := write()
+	if err == nil {
+		err = readEmpty(conn)
+	}
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -271,20 +290,10 @@ func (c *Client) exchange(ctx context.Context, conn net.Conn, method, path strin
 	return nil
 }
 
-func (c *Client) ask(ctx context.Context, conn net.Conn, method, path string, body io.Reader) error {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
-	if err != nil {
-		return err
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/octet-stream")
-		req.Header.Set(HeaderHostToken, c.opts.HostToken)
-	}
-	if err := req.Write(conn); err != nil {
-		return err
-	}
+// readEmpty reads an answer without a body.
+func readEmpty(conn net.Conn) error {
 	br := bufio.NewReader(&io.LimitedReader{R: conn, N: maxHeaders})
-	resp, err := http.ReadResponse(br, req)
+	resp, err := http.ReadResponse(br, nil)
 	if err != nil {
 		return err
 	}

@@ -353,30 +353,40 @@ func TestGreet(t *testing.T) {
 }
 
 // TestInitOver: a guest is told who it is over a connection that was used before and is
-// used again; one that refuses, or has nobody at its other end, says so.
+// used again; one that refuses, or has nobody at its other end, says so. It is woken
+// before its host is ready to tell it, and told nothing until then.
 func TestInitOver(t *testing.T) {
 	in := nacre.AgentInit{Hostname: "box", HostToken: "new", AccessToken: "access", Env: map[string]string{"A": "1"}}
 	for name, c := range map[string]struct {
-		status int
-		good   bool
+		status  int
+		unready error
+		good    bool
 	}{
-		"told":    {http.StatusNoContent, true},
-		"refused": {http.StatusUnauthorized, false},
-		"gone":    {0, false},
+		"told":      {status: http.StatusNoContent, good: true},
+		"refused":   {status: http.StatusUnauthorized},
+		"gone":      {},
+		"not ready": {status: http.StatusNoContent, unready: errors.New("the disk is full")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ours, theirs := net.Pipe()
 			defer func() { _ = ours.Close() }()
 			var got InitRequest
 			var token string
+			woken := make(chan struct{})
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				defer func() { _ = theirs.Close() }()
 				br := bufio.NewReader(theirs)
 				for {
 					req, err := http.ReadRequest(br)
-					if err != nil || req.Method == http.MethodPost && c.status == 0 {
+					if err != nil {
 						return
+					}
+					if req.Method == http.MethodPost {
+						close(woken)
+						if c.status == 0 {
+							return
+						}
 					}
 					status := http.StatusNoContent
 					if req.Method == http.MethodPost && req.URL.Path == PathInit {
@@ -391,7 +401,15 @@ func TestInitOver(t *testing.T) {
 			if err := client.Greet(t.Context(), ours); err != nil {
 				t.Fatal(err)
 			}
-			if err := client.InitOver(t.Context(), ours, in); (err == nil) != c.good {
+			ready := func() error {
+				select {
+				case <-woken:
+				case <-time.After(30 * time.Second):
+					t.Error("the guest was not woken before")
+				}
+				return c.unready
+			}
+			if err := client.InitOver(t.Context(), ours, in, ready); (err == nil) != c.good || c.unready != nil && !errors.Is(err, c.unready) {
 				t.Fatalf("told: %v", err)
 			}
 			if c.good {
@@ -401,6 +419,9 @@ func TestInitOver(t *testing.T) {
 			}
 			_ = ours.Close()
 			wg.Wait()
+			if c.unready != nil && got.HostToken != "" {
+				t.Errorf("the guest was told %+v before its host was ready", got)
+			}
 			if c.good && (token != "old" || got.HostToken != "new" || got.AccessToken != "access" || got.EnvVars["A"] != "1" || got.Hostname != "box") {
 				t.Errorf("with the token %q the guest was told %+v", token, got)
 			}
