@@ -65,7 +65,7 @@ type Agent struct {
 
 	trimMu  sync.Mutex
 	trim    *time.Timer
-	trimmed uint64 // what had been allocated when memory was given back last; 0: never
+	trimmed uint64 // what had been allocated when memory was given back last
 	closing context.Context
 	close   context.CancelFunc
 }
@@ -139,10 +139,10 @@ func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.handler.ServeHTTP(w, r)
 }
 
-// trimWorth is how much must have been allocated since the agent gave memory back
-// for it to do so again: that takes the host some milliseconds, and of a pool of
-// standbys one is asked every moment whether it is well.
-const trimWorth = 1 << 20
+// trimWorth is how much must have been allocated since the agent gave memory back, or
+// since it began, for it to do so: that takes the host some milliseconds, and an agent
+// that has done little, as those of standbys have, has nothing to give.
+const trimWorth = 4 << 20
 
 // trimLater returns memory to the system once the agent has been idle for a
 // while: between two bursts a guest should cost as little as a fresh one.
@@ -153,7 +153,7 @@ func (a *Agent) trimLater() {
 	a.trimMu.Lock()
 	defer a.trimMu.Unlock()
 	switch {
-	case a.trimmed != 0 && allocated()-a.trimmed < trimWorth:
+	case allocated()-a.trimmed < trimWorth:
 	case a.trim != nil:
 		a.trim.Reset(a.cfg.TrimAfter)
 	default:
