@@ -26,6 +26,12 @@ type guest struct {
 // newGuest needs root, for a user's processes run as that user.
 func newGuest(t testing.TB) *guest {
 	t.Helper()
+	return newGuestBehind(t, func(ln net.Listener) net.Listener { return ln })
+}
+
+// newGuestBehind is newGuest on the listener that wrap makes.
+func newGuestBehind(t testing.TB, wrap func(net.Listener) net.Listener) *guest {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: the agent starts processes as other users")
 	}
@@ -50,7 +56,7 @@ func newGuest(t testing.TB) *guest {
 	must(t, err)
 	g.addr = ln.Addr().String()
 	served := make(chan error, 1)
-	go func() { served <- a.Serve(ln) }()
+	go func() { served <- a.Serve(wrap(ln)) }()
 	t.Cleanup(func() {
 		a.Close()
 		if err := <-served; err != nil {

@@ -114,6 +114,7 @@ func (p *process) follow(ctx context.Context, sub *subscriber, limit, silence ti
 			if p.timedOut.Load() {
 				return connect.NewError(connect.CodeDeadlineExceeded, errors.New("the process was killed because its time was over"))
 			}
+			lastMessage(ctx)
 			return send(&pb.ProcessEvent{Event: &pb.ProcessEvent_End{End: p.end}})
 		case <-keepalive.C:
 			if err := send(&pb.ProcessEvent{Event: &pb.ProcessEvent_Keepalive{Keepalive: &pb.ProcessEvent_KeepAlive{}}}); err != nil {

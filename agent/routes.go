@@ -122,6 +122,9 @@ func (a *Agent) rpc(known calls, next http.Handler) http.Handler {
 			return
 		}
 		a.watchers.sync()
+		if ownTimeout(r.URL.Path) {
+			w, r = withLast(w, r)
+		}
 		next.ServeHTTP(w, withTimeout(r))
 	})
 }
