@@ -26,13 +26,14 @@ import (
 const (
 	// balloonWorth is what must be there to be won, in MiB.
 	balloonWorth = 32
-	// balloonPatience is how long the filling may take at most, and the letting out, each
-	// with balloonPerGiB more for what is moved: about what a slow host takes to write it.
+	// balloonPatience is how long the filling may take at most, with balloonPerGiB more for
+	// what is moved: about what a slow host takes to write it.
 	balloonPatience = time.Second
 	balloonPerGiB   = 10 * time.Second
-	// balloonMost is the bound for any guest: one that gives its memory slowly on purpose
-	// keeps others' snapshots waiting for their turn.
-	balloonMost = 10 * time.Second
+	// balloonMost is the bound of all of it for any guest, and two thirds of that are the
+	// bound of the filling, so that there is time to let it out: one that gives its memory
+	// slowly on purpose keeps others' snapshots waiting for their turn.
+	balloonMost = 3 * time.Second
 	// A guest that has not begun after balloonPatience will not; one that has not moved
 	// for balloonStall, or for balloonMoves times as long as it needed before, is done.
 	balloonStall = 250 * time.Millisecond
@@ -104,20 +105,21 @@ func (s *saving) squeeze(ctx context.Context) error {
 // squeezeTo has all of the free memory but what is left put into the balloon and taken
 // out again, and returns how little was free.
 func (m *machine) squeezeTo(ctx context.Context, free, left int) (least int, err error) {
-	patience := m.r.allow(fillTime(free))
+	ctx, cancel := context.WithTimeout(ctx, m.r.allow(balloonMost))
+	defer cancel()
 	defer func() {
 		// Whatever happened: it is let out, or the guest does so as soon as it can.
 		if lerr := m.letOut(context.WithoutCancel(ctx)); lerr != nil {
 			err = errors.Join(err, lerr)
 			return
 		}
-		_, aerr := m.awaitFree(ctx, patience, 1, free)
+		_, aerr := m.awaitFree(ctx, m.r.allow(balloonMost), 1, free)
 		err = errors.Join(err, aerr)
 	}()
 	if err = m.api.fillBalloon(ctx, free-left); err != nil {
 		return free, err
 	}
-	return m.awaitFree(ctx, patience, -1, left)
+	return m.awaitFree(ctx, m.r.allow(fillTime(free)), -1, left)
 }
 
 // awaitFree waits for the guest's free memory.
@@ -125,9 +127,9 @@ func (m *machine) awaitFree(ctx context.Context, patience time.Duration, way, wa
 	return waiting{m.freeMemory, patience, m.r.allow(balloonPatience), m.r.allow(balloonStall)}.until(ctx, way, want)
 }
 
-// fillTime is how long a guest may take to give so many MiB, or to take them back.
+// fillTime is how long a guest may take to give so many MiB.
 func fillTime(mib int) time.Duration {
-	return min(balloonPatience+time.Duration(mib)*balloonPerGiB/1024, balloonMost)
+	return min(balloonPatience+time.Duration(mib)*balloonPerGiB/1024, balloonMost*2/3)
 }
 
 // waiting is for a guest's free memory to change.
@@ -190,7 +192,8 @@ func (m *machine) askMiB(ctx context.Context, what string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return strconv.Atoi(line)
+	n, err := strconv.ParseUint(line, 10, 31) // the guest's word: no number that overflows
+	return int(n), err
 }
 
 // letOut gives the guest its memory back.

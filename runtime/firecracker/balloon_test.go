@@ -176,7 +176,7 @@ func TestBalloonLeftFull(t *testing.T) {
 // TestFillTime: the time grows with the memory, and no guest keeps the others' snapshots
 // waiting for long, however much it says that it has.
 func TestFillTime(t *testing.T) {
-	for mib, want := range map[int]time.Duration{0: time.Second, 512: 6 * time.Second, 4096: 10 * time.Second, 1 << 20: 10 * time.Second} {
+	for mib, want := range map[int]time.Duration{0: time.Second, 64: 1625 * time.Millisecond, 512: 2 * time.Second, 1 << 20: 2 * time.Second} {
 		if got := fillTime(mib); got != want {
 			t.Errorf("%d MiB: %v, want %v", mib, got, want)
 		}

@@ -30,9 +30,12 @@ import (
 const (
 	// trimWorth is what must be there to be won, in bytes.
 	trimWorth = 32 << 20
-	// trimPatience is how long a guest may take to write what it has not written yet, and
-	// then for each answer; trimStill how long its processors stand still at most.
-	trimPatience = 2 * time.Second
+	// trimPatience is how long all that comes before the holes may take: the guest's
+	// answers, its writing of what it has not written yet, and the walk through its disk.
+	// trimStill is how long its processors stand still at most, and how long it may then
+	// take to say that it goes on. A guest that is slow on purpose keeps others' snapshots
+	// waiting for their turn, so that is all that it gets.
+	trimPatience = 3 * time.Second
 	trimStill    = time.Second
 	// trimLease is how long after it was asked to hold still a guest surely does, by
 	// the host's clock.
@@ -66,18 +69,18 @@ func (m *machine) trim(ctx context.Context, size int64) (t trimmed, err error) {
 		return t, err
 	}
 	defer disk.Close()
-	worth, err := m.trimWorth(ctx, disk)
+	asked, cancel := context.WithTimeout(ctx, m.r.allow(trimPatience))
+	defer cancel()
+	worth, err := m.trimWorth(asked, disk)
 	if err != nil || !worth {
 		return t, err
 	}
-	still, err := m.freeze(ctx, uint64(size/wire.ExtentBlock))
+	still, err := m.freeze(asked, uint64(size/wire.ExtentBlock))
 	if err != nil {
 		return t, err
 	}
-	defer func() { err = errors.Join(err, still.thaw(m.r.allow(trimPatience))) }()
-	look, cancel := context.WithTimeout(ctx, m.r.allow(trimPatience))
-	full, there, err := occupied(look, disk, still.free)
-	cancel()
+	defer func() { err = errors.Join(err, still.thaw(m.r.allow(trimStill))) }()
+	full, there, err := occupied(asked, disk, still.free)
 	if err != nil || there < trimWorth {
 		return t, err
 	}
@@ -98,8 +101,6 @@ func (m *machine) trimWorth(ctx context.Context, disk *os.File) (bool, error) {
 	if err != nil || has < trimWorth {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.r.allow(trimPatience))
-	defer cancel()
 	used, err := m.askMiB(ctx, "used")
 	if refused := (errGuest{}); errors.As(err, &refused) {
 		return false, nil // it booted with an earlier release's first program
@@ -123,8 +124,6 @@ type frozen struct {
 
 // freeze has a guest hold a file system of so many blocks still.
 func (m *machine) freeze(ctx context.Context, blocks uint64) (f *frozen, err error) {
-	ctx, cancel := context.WithTimeout(ctx, m.r.allow(trimPatience))
-	defer cancel()
 	f = &frozen{since: uptime()}
 	c, err := tell(ctx, m.st.Slot.Path, "freeze")
 	if err != nil {
