@@ -220,10 +220,8 @@ func (l *launch) cacheMiB() int {
 
 // explain adds what the guest left as its last word, or on its console.
 func (l *launch) explain(err error) error {
-	if b, rerr := l.jail.tail(upperName, wire.LastWordSize); rerr == nil {
-		if w, ok := wire.DecodeLastWord(b); ok && w.Failed != "" {
-			err = fmt.Errorf("%w; the guest says: %q", err, w.Failed)
-		}
+	if w, ok := readLastWord(l.spec.Root.UpperDir); ok && w.Failed != "" {
+		err = fmt.Errorf("%w; the guest says: %q", err, w.Failed)
 	}
 	if l.r.cfg.Debug {
 		b, _ := os.ReadFile(filepath.Join(l.spec.StateDir, consoleFile))

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/agentfs"
 	"github.com/nacrehq/nacre/runtime/firecracker/wire"
@@ -68,6 +70,24 @@ func (s *stock) emptyUpper(dir string, mib int) (string, error) {
 		return "", err
 	}
 	return path, nil
+}
+
+// readLastWord reads what a guest left behind its file system. It goes by the name that
+// the VMM, which is not trusted, does not have: in the jail another file could be in its
+// place, or one that nobody can be done with opening.
+func readLastWord(upperDir string) (w wire.LastWord, ok bool) {
+	f, err := os.OpenFile(filepath.Join(upperDir, upperFile), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return w, false
+	}
+	defer f.Close()
+	b := make([]byte, wire.LastWordSize)
+	if st, err := f.Stat(); err != nil {
+		return w, false
+	} else if _, err := f.ReadAt(b, st.Size()-int64(len(b))); err != nil {
+		return w, false
+	}
+	return wire.DecodeLastWord(b)
 }
 
 func upperSize(mib int) int64 { return int64(mib)<<20 + wire.LastWordSize }

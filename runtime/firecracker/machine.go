@@ -17,7 +17,6 @@ import (
 	"github.com/nacrehq/nacre/internal/machines"
 	"github.com/nacrehq/nacre/internal/pidfd"
 	"github.com/nacrehq/nacre/internal/uffd"
-	"github.com/nacrehq/nacre/runtime/firecracker/wire"
 )
 
 // state is a handle's content.
@@ -132,11 +131,7 @@ func (m *machine) Reason(status unix.WaitStatus, known bool) (nacre.EndReason, s
 	hung := err == nil
 	_, err = os.Stat(filepath.Join(m.st.Dir, lostFile))
 	lost := err == nil
-	var last wire.LastWord
-	said := false
-	if b, err := m.jail.tail(upperName, wire.LastWordSize); err == nil {
-		last, said = wire.DecodeLastWord(b)
-	}
+	last, said := readLastWord(m.st.Upper)
 	switch {
 	case hung:
 		return nacre.EndCrash, "The machine's VMM did not answer and was killed."

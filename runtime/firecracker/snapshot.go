@@ -136,8 +136,11 @@ func (s *saving) discard() {
 	for _, f := range s.files {
 		_ = os.Remove(filepath.Join(s.dir, f))
 	}
-	for _, f := range []string{stateFile, memFile} {
-		_ = os.Remove(filepath.Join(s.m.jail.root, saveDir, f))
+	if d, err := s.m.jail.saved(); err == nil {
+		defer d.Close()
+		for _, f := range []string{stateFile, memFile} {
+			_ = unix.Unlinkat(int(d.Fd()), f, 0)
+		}
 	}
 }
 
@@ -231,28 +234,58 @@ func (s *saving) write(ctx context.Context) error {
 	return sparse.Clone(filepath.Join(m.st.Upper, upperFile), filepath.Join(s.dir, diskFile), 0o600)
 }
 
-// take moves a file that the VMM wrote out of the jail. From then on it is root's.
+// take moves a file that the VMM wrote out of the jail. From then on it is root's. The VMM
+// is not trusted: what it left must be a file of its own, and the one that was looked at
+// must be the one that was moved.
 func (s *saving) take(name string) error {
-	src, dst := filepath.Join(s.m.jail.root, saveDir, name), filepath.Join(s.dir, name)
-	// The VMM is not trusted: what it left must be a file of its own.
-	var st unix.Stat_t
-	if err := unix.Lstat(src, &st); err != nil {
+	d, err := s.m.jail.saved()
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	fd, err := unix.Openat(int(d.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var st, moved unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != s.m.jail.uid || st.Nlink != 1 {
 		return fmt.Errorf("%s is no file of the VMM's", name)
 	}
-	s.files = append(s.files, name)
-	if err := os.Rename(src, dst); err != nil {
-		if !errors.Is(err, unix.EXDEV) {
-			return err
-		}
-		if err := sparse.Clone(src, dst, 0o644); err != nil {
-			return err
-		}
-		_ = os.Remove(src)
+	if want := memorySize(s.birth.MemoryMiB); name == memFile && st.Size != want {
+		return fmt.Errorf("the VMM wrote %d bytes of memory, the guest has %d", st.Size, want)
 	}
-	return errors.Join(os.Chown(dst, 0, 0), os.Chmod(dst, 0o644))
+	dst := filepath.Join(s.dir, name)
+	s.files = append(s.files, name)
+	switch err := unix.Renameat(int(d.Fd()), name, unix.AT_FDCWD, dst); {
+	case errors.Is(err, unix.EXDEV):
+		return s.copyOut(d, f, dst)
+	case err != nil:
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := unix.Lstat(dst, &moved); err != nil {
+		return err
+	}
+	if moved.Dev != st.Dev || moved.Ino != st.Ino {
+		return fmt.Errorf("the VMM put another file in the place of %s", name)
+	}
+	return errors.Join(f.Chown(0, 0), f.Chmod(0o644))
+}
+
+// copyOut is for a snapshot on another file system than the jail.
+func (s *saving) copyOut(from, f *os.File, dst string) error {
+	out, err := os.OpenFile(dst, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(sparse.Copy(out, f), out.Close()); err != nil {
+		return err
+	}
+	return unix.Unlinkat(int(from.Fd()), f.Name(), 0)
 }
 
 // finish describes what was written.
