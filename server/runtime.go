@@ -63,11 +63,22 @@ type virtualization struct {
 	setUp  bool
 	fit    func(context.Context) error // why KVM does not run guests; it takes seconds where that hangs
 	usable func() error                // why what was set up is refused, such as a release with a known hole
+	kernel func() (firecracker.KernelState, error)
+	holes  func() error // the known hole of what is taken all the same, nil where there is none
 }
 
 func hostVirtualization(dataDir string) virtualization {
 	c, ok := firecrackerConfig(dataDir)
-	return virtualization{setUp: ok, usable: c.Usable, fit: func(ctx context.Context) error {
+	kernel := func() (firecracker.KernelState, error) { return firecracker.InstalledKernel(FirecrackerDir(dataDir)) }
+	holes := func() error {
+		if !c.AllowHoles {
+			return nil // usable says so
+		}
+		strict := c
+		strict.AllowHoles = false
+		return strict.Usable()
+	}
+	return virtualization{setUp: ok, usable: c.Usable, kernel: kernel, holes: holes, fit: func(ctx context.Context) error {
 		self, err := os.Executable()
 		if err == nil {
 			err = firecracker.Probe(ctx, self)
@@ -219,10 +230,36 @@ func runtimeFindings(ctx context.Context, text string, v virtualization) []Findi
 	case !v.setUp:
 		kvm.What += " once `nacre setup firecracker` has brought it"
 	}
-	if c.against == nil {
-		return []Finding{out, kvm}
+	found := []Finding{out, kvm}
+	if v.setUp {
+		found = append(found, kernelFinding(v.kernel()))
+		if err := v.holes(); err != nil {
+			found = append(found, Finding{ID: "firecracker holes", Level: "warn", What: nacre.ErrorMessage(err),
+				Advice: "NACRE_FIRECRACKER_ALLOW_HOLES takes it all the same, which is for tests: unset it, and run `nacre setup firecracker`"})
+		}
 	}
-	return []Finding{out, kvm, {ID: "firecracker", Level: "warn", What: "Firecracker is set up and cannot be used", Advice: nacre.ErrorMessage(c.against)}}
+	if c.against != nil {
+		found = append(found, Finding{ID: "firecracker", Level: "warn", What: "Firecracker is set up and cannot be used", Advice: nacre.ErrorMessage(c.against)})
+	}
+	return found
+}
+
+// kernelFinding is of the guest kernel that was set up. One of somebody's own is not judged,
+// unless it is older.
+func kernelFinding(k firecracker.KernelState, err error) Finding {
+	f := Finding{ID: "guest kernel", Level: "ok", What: "new microVMs boot " + k.Name}
+	switch {
+	case err != nil:
+		f.Level, f.What, f.Advice = "warn", "the guest kernel that was set up cannot be read: "+err.Error(), "run `nacre setup firecracker` again"
+	case k.Pinned:
+		f.What += ", the one that this version of nacre was made for"
+	case k.Behind != "":
+		f.Level, f.What = "warn", f.What+": "+k.Behind
+		f.Advice = "run `nacre setup firecracker` again, with --kernel if it is to be one of yours. What runs, and what was kept of it, stays with the kernel that it booted"
+	default:
+		f.What += ", built here or given by path: as good as the one that this version of nacre was made for if it is of the same options"
+	}
+	return f
 }
 
 // unfitFindings are of the snapshots that were here at the start and that nothing goes

@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/nacretest"
 	"github.com/nacrehq/nacre/node"
+	"github.com/nacrehq/nacre/runtime/firecracker"
 )
 
 const hangs = "/dev/kvm is there, but hangs"
@@ -24,7 +27,8 @@ func virtual(setUp, fit, holed bool) virtualization {
 		}
 		return nil
 	}
-	return virtualization{setUp: setUp, usable: usable, fit: func(context.Context) error {
+	kernel := func() (firecracker.KernelState, error) { return firecracker.KernelState{Pinned: true}, nil }
+	return virtualization{setUp: setUp, usable: usable, kernel: kernel, holes: func() error { return nil }, fit: func(context.Context) error {
 		if fit {
 			return nil
 		}
@@ -177,8 +181,10 @@ func TestDoctorOnRuntimes(t *testing.T) {
 		v.fit = func(ctx context.Context) error { asked++; return fit(ctx) }
 		got := runtimeFindings(t.Context(), c.text, v)
 		warned := ""
-		if len(got) > 2 {
-			warned = got[2].Level
+		for _, f := range got {
+			if f.ID == "firecracker" {
+				warned = f.Level
+			}
 		}
 		if got[0].Level != c.runtime || warned != c.warned || !strings.Contains(got[0].Advice+got[1].What, c.says) || asked != 1 {
 			t.Errorf("%+v: %+v, KVM was asked %d times", c, got, asked)
@@ -187,6 +193,50 @@ func TestDoctorOnRuntimes(t *testing.T) {
 			if f.What == "" || f.Level != "ok" && f.Advice == "" {
 				t.Errorf("%+v: %+v", c, f)
 			}
+		}
+	}
+}
+
+// TestDoctorOnTheGuestKernel: an operator is told when it is older than the one that the
+// program was made for, and what to do; an own one is no fault.
+func TestDoctorOnTheGuestKernel(t *testing.T) {
+	for _, c := range []struct {
+		state firecracker.KernelState
+		err   error
+		level string
+		says  string
+	}{
+		{firecracker.KernelState{Name: "Linux 6.12.117-nacre", Pinned: true}, nil, "ok", "Linux 6.12.117-nacre, the one that"},
+		{firecracker.KernelState{Name: "Linux 6.12.117-nacre"}, nil, "ok", "built here or given by path"},
+		{firecracker.KernelState{Name: "Linux 6.12.90-nacre", Behind: "it is older"}, nil, "warn", "Linux 6.12.90-nacre: it is older"},
+		{firecracker.KernelState{}, io.ErrUnexpectedEOF, "warn", "cannot be read"},
+	} {
+		v := virtual(true, true, false)
+		v.kernel = func() (firecracker.KernelState, error) { return c.state, c.err }
+		found := false
+		for _, f := range runtimeFindings(t.Context(), "auto", v) {
+			if f.ID != "guest kernel" {
+				continue
+			}
+			found = true
+			if f.Level != c.level || !strings.Contains(f.What, c.says) || (c.level == "warn") != strings.Contains(f.Advice, "nacre setup firecracker") {
+				t.Errorf("%+v, %v: %+v", c.state, c.err, f)
+			}
+		}
+		if !found {
+			t.Errorf("%+v: nothing is said of it", c.state)
+		}
+	}
+	v := virtual(true, true, false)
+	v.holes = virtual(true, true, true).usable
+	if got := runtimeFindings(t.Context(), "auto", v); !slices.ContainsFunc(got, func(f Finding) bool {
+		return f.Level == "warn" && f.What == hole && strings.Contains(f.Advice, "NACRE_FIRECRACKER_ALLOW_HOLES")
+	}) {
+		t.Errorf("a known hole that is taken all the same: %+v", got)
+	}
+	for _, f := range runtimeFindings(t.Context(), "auto", virtual(false, true, false)) {
+		if f.ID == "guest kernel" {
+			t.Errorf("of one that was not set up: %+v", f)
 		}
 	}
 }

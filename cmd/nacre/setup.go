@@ -57,6 +57,7 @@ func newSetupFirecrackerCommand() *cobra.Command {
 				if from.Kernel, err = builder(cmd.Context()); err != nil {
 					return err
 				}
+				from.KernelBuilt = true
 			}
 			if !noBuild && c.Install {
 				from.BuildKernel = insteadOfDownload(cmd.ErrOrStderr(), builder)

@@ -152,8 +152,8 @@ func TestSetupAgain(t *testing.T) {
 			t.Errorf("the kernel is %q, %v", b, err)
 		}
 		entries, err := os.ReadDir(dir)
-		if len(entries) != 3 || err != nil {
-			t.Errorf("it holds %v, %v; want the kernel and two programs", entries, err)
+		if len(entries) != 4 || err != nil {
+			t.Errorf("it holds %v, %v; want the kernel, the note on it, and two programs", entries, err)
 		}
 	}
 }

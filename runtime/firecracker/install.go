@@ -36,6 +36,8 @@ type Release struct {
 	// Kernel is the guest's, an uncompressed vmlinux.
 	Kernel       string
 	KernelSHA256 string // in hex
+	// KernelBuilt tells that Kernel was made by this program's own recipe.
+	KernelBuilt bool
 	// BuildKernel makes the kernel on this host and returns its path. It is called where the
 	// one that this driver was made for cannot be downloaded, and told why. May be nil.
 	BuildKernel func(ctx context.Context, why error) (string, error)
@@ -152,7 +154,7 @@ func alone(dir string) (unlock func(), err error) {
 
 // replace puts what is in tmp into dir, for good.
 func replace(dir, tmp string) error {
-	names := []string{KernelName, JailerName, VMMName}
+	names := []string{KernelName, KernelName + notedSuffix, JailerName, VMMName}
 	for _, name := range names {
 		if err := persist(filepath.Join(tmp, name)); err != nil {
 			return err

@@ -5,8 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/internal/sparse"
@@ -28,7 +32,85 @@ func (from Release) bringKernel(ctx context.Context, path string) error {
 	if err := checkKernel(path); err != nil {
 		return err
 	}
+	if err := from.noteOptions(path); err != nil {
+		return err
+	}
 	return os.Chmod(path, 0o444)
+}
+
+// noteOptions leaves word beside a kernel of what options it was made with, where that is
+// known: of the pinned one, and of one that was built here.
+func (from Release) noteOptions(path string) error {
+	options := "unknown"
+	if from.pinnedKernel || from.KernelBuilt {
+		options = PinnedKernelOptions
+	}
+	sum, err := sumOf(path)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path+notedSuffix, []byte(sum+" "+options+"\n"), 0o444)
+}
+
+const notedSuffix = ".options" // of noteOptions's file
+
+func sumOf(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// KernelState is how an installed guest kernel stands to the pinned one.
+type KernelState struct {
+	Name   string // what it calls itself, such as "Linux 6.12.117-nacre"
+	Pinned bool   // it is that one, byte for byte
+	// Behind says why it is an older one, "" where it is not known to be.
+	Behind string
+}
+
+// kernelBanner is a kernel's first message: its release, who made it, and the package.
+var kernelBanner = regexp.MustCompile(`Linux version ((\d+)\.(\d+)\.?(\d*)[^ \x00\n]*) [^\x00\n]*#[^\x00\n]*`)
+
+// InstalledKernel looks at the kernel that Install put into dir.
+func InstalledKernel(dir string) (k KernelState, err error) {
+	path := filepath.Join(dir, KernelName)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return k, err
+	}
+	digest := sha256.Sum256(b)
+	sum := hex.EncodeToString(digest[:])
+	own, pinned := kernelBanner.FindSubmatch(b), kernelBanner.FindSubmatch([]byte(PinnedKernelBanner))
+	if k.Name = "a kernel of an unknown version"; own != nil {
+		k.Name = "Linux " + string(own[1])
+	}
+	note, _ := os.ReadFile(path + notedSuffix)
+	noted, options, _ := strings.Cut(strings.TrimSpace(string(note)), " ")
+	switch {
+	case sum == PinnedKernelSHA256:
+		k.Pinned = true
+	case own != nil && compareRelease(own, pinned) < 0:
+		k.Behind = fmt.Sprintf("it is older than Linux %s, which this version of nacre was made for", pinned[1])
+	case noted == sum && options != "unknown" && options != PinnedKernelOptions:
+		k.Behind = "it was made with the options of another version of nacre"
+	case bytes.Contains(b, []byte(PinnedKernelBanner)):
+		k.Behind = "it is of the same source and compiler as the one that this version of nacre was made for, and another one all the same: its options are those of another version, or it is damaged"
+	}
+	return k, nil
+}
+
+// compareRelease compares two matches of kernelBanner.
+func compareRelease(a, b [][]byte) int {
+	n := func(m [][]byte) (v version) {
+		_, _ = fmt.Sscan(string(m[2]), &v.major)
+		_, _ = fmt.Sscan(string(m[3]), &v.minor)
+		_, _ = fmt.Sscan(string(m[4]), &v.patch)
+		return v
+	}
+	return n(a).compare(n(b))
 }
 
 // buildKernel puts the kernel at path that is made here, for one cannot be had.
@@ -40,7 +122,7 @@ func (from Release) buildKernel(ctx context.Context, path string, why error) err
 	if err := sparse.Clone(built, path, 0o644); err != nil {
 		return err
 	}
-	_, err = IsPinnedKernel(path)
+	_, err = IsPinnedKernel(path) // with the options that the program has
 	return err
 }
 
