@@ -31,6 +31,20 @@ func snapshotCases() []runtimeCase {
 	}
 }
 
+// TestSnapshots is the part of TestRuntime's that is about snapshots and copies, for
+// machines of another kind. Those cases are left out that have many at once or again and
+// again, that are about files alone or what is refused by them, or that reckon with what
+// such machines cost.
+func TestSnapshots(t *testing.T, host RuntimeHost) {
+	for _, c := range snapshotCases() {
+		switch c.name {
+		case "SnapshotOfRunning", "RestoreTenAtOnce", "SnapshotOfFiles", "Fault22_PauseResumeMany", "RestoreRefuses", "Fault25_DamagedSnapshots":
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) { c.test(t, host) })
+	}
+}
+
 // snap takes a snapshot into a new directory.
 func snap(t *testing.T, m nacre.Machine, opt nacre.SnapshotOptions) (string, nacre.SnapshotInfo) {
 	t.Helper()
