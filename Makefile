@@ -10,7 +10,7 @@ export CGO_ENABLED = 0
 # One set of flags everywhere, so that gVisor is compiled once.
 export GOFLAGS := $(GOFLAGS) -trimpath
 
-.PHONY: build up test lint unit e2e test-firecracker test-cgroup2 guest-kernel bench fuzz deps clean generate help
+.PHONY: build up test lint unit e2e test-firecracker firecracker-host test-cgroup2 guest-kernel bench fuzz deps clean generate help
 
 build: bin/nacre
 
@@ -21,6 +21,7 @@ help:
 	@echo "  make up       build bin/nacre, prepare this host, start the server (bin/nacre up --help: its settings)"
 	@echo "  make build    build bin/nacre alone"
 	@echo "  make test     every test; lint, unit, e2e, test-firecracker and test-cgroup2 are parts of it"
+	@echo "  make firecracker-host   an emulated host with Firecracker, to try it by hand"
 	@echo "  make bench    measure the figures of the README"
 	@echo "  make fuzz     half a minute for each parser of strangers' bytes"
 	@echo "  make clean    delete what was built"
@@ -68,6 +69,12 @@ test-firecracker: deps build
 	$(GO) test -v -p 1 -timeout 60m -count 1 -run '$(FIRECRACKER)' ./runtime/firecracker/... ./e2e/microvm
 	NACRE_CGROUP_V1=1 $(GO) test -v -timeout 60m -count 1 -run '$(FIRECRACKER_V1)' ./runtime/firecracker
 	$(GO) test -v -count 1 ./guest/kernel
+
+# firecracker-host is a host of test-firecracker's for somebody at a terminal: what is typed
+# is run on it, and it says where clients reach the server that `up` starts there.
+firecracker-host: deps build
+	$(GO) test -c -o bin/firecracker-host ./e2e/microvm
+	cd e2e/microvm && NACRE_BY_HAND=1 ../../bin/firecracker-host
 
 # test-cgroup2 runs the tests of cgroups and the gVisor driver's, and the life of a
 # sandbox on a server, on Debian's kernel with version 2 of cgroups alone, as a fresh

@@ -37,9 +37,13 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == firecracker.ProbeArg {
 		os.Exit(firecracker.ProbeMain())
 	}
-	code := kvmhost.Main(m, kvmhost.Config{Files: files, Fit: fit, Check: []string{firecracker.ProbeArg},
+	cfg := kvmhost.Config{Files: files, Fit: fit, Check: []string{firecracker.ProbeArg},
 		MemoryMiB: 4096, Timeout: 45 * time.Minute, Ports: []int{httpPort},
-		Outer: map[string]func(context.Context, kvmhost.Request) (string, error){"sdk": sdk, "miosa": miosa, "python": python, "javascript": javascript}})
+		Outer: map[string]func(context.Context, kvmhost.Request) (string, error){"sdk": sdk, "miosa": miosa, "python": python, "javascript": javascript}}
+	if os.Getenv(byHandEnv) != "" {
+		byHand(&cfg)
+	}
+	code := kvmhost.Main(m, cfg)
 	if scratch != "" {
 		_ = os.RemoveAll(scratch)
 	}

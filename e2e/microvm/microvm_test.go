@@ -14,14 +14,18 @@ import (
 	"github.com/nacrehq/nacre/nacretest/kvmhost"
 )
 
+// upFlags start the server on a host that is slow and has little.
+func upFlags() []string {
+	return []string{"up", "--data-dir", dataDir, "--runtime", "auto", "--base-image", baseImage,
+		"--http", fmt.Sprintf("0.0.0.0:%d", httpPort), "--https", "", "--install=false", "--warm=false", "--standby", "0",
+		"--boot-timeout", bootTimeout, "--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn"}
+}
+
 // up starts the server, with flags of the caller's, and waits until it is ready. It
 // returns what ends it.
 func up(t *testing.T, flags ...string) (kill func()) {
 	t.Helper()
-	args := append([]string{"up", "--data-dir", dataDir, "--runtime", "auto", "--base-image", baseImage,
-		"--http", fmt.Sprintf("0.0.0.0:%d", httpPort), "--https", "", "--install=false", "--warm=false", "--standby", "0",
-		"--boot-timeout", bootTimeout, "--cpus", "1", "--memory-mib", "256", "--disk-mib", "64", "--slots-ready", "1", "--log-level", "warn"}, flags...)
-	c := exec.Command("/bin/nacre", args...)
+	c := exec.Command("/bin/nacre", slices.Concat(upFlags(), flags)...)
 	c.Env = append(os.Environ(), "NACRE_FIRECRACKER_ALLOW_HOLES=1")
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
 	if err := c.Start(); err != nil {

@@ -36,7 +36,9 @@ latest() { apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends
 mkdir -p "$cache"
 exec 9>"$cache/kvmhost.lock"
 flock 9
-need qemu-system-x86 e2fsprogs procps python3-pip
+# The last row is what guests, and tests inside, run of this host.
+need qemu-system-x86 python3-pip \
+	e2fsprogs erofs-utils nftables procps iproute2 curl
 signed() { apt-cache show --no-all-versions "$1" 2>/dev/null | sed -n 's/^SHA256: //p'; }
 choose() {
 	image=${linux% *} sum=${linux#* }

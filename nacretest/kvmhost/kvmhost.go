@@ -404,7 +404,7 @@ func (m *machine) give(p plan) error {
 func WithLibraries(files map[string]string, program string) error {
 	path, err := exec.LookPath(program)
 	if err != nil {
-		return err
+		return fmt.Errorf("the tests take %s from this host: %w", program, err)
 	}
 	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return err
