@@ -57,6 +57,9 @@ func (l *launch) giveSnapshot() error {
 		}
 		l.own = append(l.own, file)
 		l.orders.load(file)
+		if f.name == pagesFile {
+			l.orders.Cached = inCache(int(file.Fd()))
+		}
 	}
 	return nil
 }
@@ -91,13 +94,13 @@ func collectLate(after time.Duration) {
 
 // serveLoad serves the files behind the socket, which is the first. It runs in the
 // sandbox, and must before the sandbox may make no more files in memory.
-func serveLoad(fds []int) error {
+func serveLoad(fds []int, cached bool) error {
 	if len(fds) != 1+len(loadFiles) {
 		return fmt.Errorf("%d files to load from", len(fds))
 	}
-	files := loader{}
+	files := loader{fds: map[string]int{}, cached: cached}
 	for i, f := range loadFiles {
-		files[f.served] = fds[1+i]
+		files.fds[f.served] = fds[1+i]
 	}
 	server, err := stateipc.NewAsyncFileServer(files)
 	if err != nil {
@@ -115,19 +118,22 @@ func serveLoad(fds []int) error {
 
 // loader implements stateipc.AsyncFileServerImpl: descriptors by the names that
 // gVisor asks for, each once.
-type loader map[string]int
+type loader struct {
+	fds    map[string]int
+	cached bool // the pages are in the host's memory
+}
 
 // OpenRead implements stateipc.AsyncFileServerImpl. The reader owns the descriptor.
 func (l loader) OpenRead(name string) (stateio.AsyncReader, error) {
-	fd, ok := l[name]
+	fd, ok := l.fds[name]
 	if !ok {
 		return nil, fs.ErrNotExist
 	}
-	delete(l, name)
+	delete(l.fds, name)
 	switch {
 	case name != checkpointfiles.PagesFileName:
 		return stateio.NewPagesFileFDReader(int32(fd), loadBytes, 1), nil
-	case inCache(fd):
+	case l.cached:
 		return &cacheReader{fd: fd}, nil
 	}
 	return stateio.NewPagesFileFDReader(int32(fd), loadBytes, loadParallel), nil

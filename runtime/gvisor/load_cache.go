@@ -122,7 +122,8 @@ func each(b []byte, off int64, move func([]byte, int64) (int, error)) error {
 	return nil
 }
 
-// inCache tells whether a file is, so that reading it is copying.
+// inCache tells whether a file is, so that reading it is copying. The daemon asks: newer
+// kernels tell nobody of a file that is another's and that he may not write.
 func inCache(fd int) bool {
 	var st unix.Stat_t
 	return unix.Fstat(fd, &st) == nil && st.Size < uncachedSize && isCached(fd, st.Size)

@@ -3,6 +3,7 @@ package gvisor
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -11,7 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/memmap"
+	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
 	"gvisor.dev/gvisor/pkg/sentry/state/stateio"
+
+	"github.com/nacrehq/nacre/internal/snapfile"
 )
 
 // TestCacheReader: what is read comes to the ranges that it is for, in their order,
@@ -61,4 +65,36 @@ func TestCacheReader(t *testing.T) {
 		t.Errorf("%d reads more, %v", len(more), err)
 	}
 	check(t, r.Close())
+}
+
+// TestPagesInTheCache: the daemon finds that a snapshot's pages are in the host's cache,
+// and the sandbox, which may not ask, believes it.
+func TestPagesInTheCache(t *testing.T) {
+	dir := t.TempDir()
+	for _, f := range loadFiles {
+		check(t, os.WriteFile(filepath.Join(dir, f.name), make([]byte, 64<<10), 0o600))
+	}
+	l := &launch{snap: &snapshot{Snapshot: &snapfile.Snapshot{Dir: dir}}}
+	defer l.close()
+	check(t, l.giveSnapshot())
+	b, err := json.Marshal(l.orders)
+	check(t, err)
+	var o orders
+	check(t, json.Unmarshal(b, &o))
+	if !isCached(int(l.own[len(l.own)-1].Fd()), 64<<10) {
+		t.Skip("this kernel does not tell what is in its cache")
+	}
+	if !o.Cached {
+		t.Error("the sandbox is not told that its pages are in the cache")
+	}
+	for _, cached := range []bool{true, false} {
+		fd, err := unix.Open(filepath.Join(dir, pagesFile), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		check(t, err)
+		r, err := loader{fds: map[string]int{checkpointfiles.PagesFileName: fd}, cached: cached}.OpenRead(checkpointfiles.PagesFileName)
+		check(t, err)
+		if _, copies := r.(*cacheReader); copies != cached {
+			t.Errorf("%T for pages of which it is told %t", r, cached)
+		}
+		check(t, r.Close())
+	}
 }

@@ -27,11 +27,12 @@ const (
 // orders make a process that waits into a machine: gVisor's flags, and files, of
 // which some are the values of flags.
 type orders struct {
-	ID    string
-	CPUs  int
-	Args  []string
-	Files map[int]int // index of an argument that lacks its value: index of the file
-	Load  []int       // indexes of the files that a guest is loaded from, see serveLoad
+	ID     string
+	CPUs   int
+	Args   []string
+	Files  map[int]int // index of an argument that lacks its value: index of the file
+	Load   []int       // indexes of the files that a guest is loaded from, see serveLoad
+	Cached bool        // the pages among them are in the host's cache
 
 	files []*os.File
 }
@@ -115,7 +116,7 @@ func prepareSandbox() {
 	tellName(o.ID)
 	if len(o.Load) > 0 {
 		collectLate(loadTime)
-		if err := serveLoad(o.Load); err != nil {
+		if err := serveLoad(o.Load, o.Cached); err != nil {
 			giveUp(err)
 		}
 	}
