@@ -261,6 +261,9 @@ type SnapshotOptions struct {
 	// SumPages records the checksum of the memory's pages too, which means to read
 	// them once more; the guest does not stand still for it.
 	SumPages bool
+	// Transient records no checksum at all: what is restored from it is, by this process
+	// and at once, or nothing.
+	Transient bool
 	// FilesOnly keeps the writable layer alone: Restore then starts AgentPath in a
 	// guest that boots, with these files and perhaps other CPUs and MemoryMiB. Unix
 	// sockets are not kept, nor extended attributes whose value is no UTF-8 text; files'

@@ -123,7 +123,7 @@ func (n *Node) keep(ctx context.Context, u *unit, spec nacre.SnapshotSpec, s *sn
 	s.dir, s.total = dir, total
 	n.mu.Unlock()
 	held := false
-	m.SnapshotInfo, err = u.machine.Snapshot(ctx, dir, nacre.SnapshotOptions{KeepRunning: !spec.Pause, FilesOnly: spec.FilesOnly})
+	m.SnapshotInfo, err = u.machine.Snapshot(ctx, dir, nacre.SnapshotOptions{KeepRunning: !spec.Pause, FilesOnly: spec.FilesOnly, Transient: spec.Transient})
 	if err == nil {
 		held = spec.Pause
 		m, err = n.cfg.Artifacts.Commit(ctx, m)

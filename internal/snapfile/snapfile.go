@@ -96,7 +96,7 @@ func (f Format) Write(dir string, birth any, opt nacre.SnapshotOptions) (info na
 			return info, &os.PathError{Op: "stat", Path: path, Err: err}
 		}
 		e := entry{Name: name, Size: st.Size}
-		if !f.Large(name) || opt.SumPages {
+		if !opt.Transient && (!f.Large(name) || opt.SumPages) {
 			if e.Sum, err = f.Sum(path); err != nil {
 				return info, err
 			}

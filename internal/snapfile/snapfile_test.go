@@ -98,6 +98,24 @@ func TestSumPages(t *testing.T) {
 	}
 }
 
+// TestTransient: of a snapshot that does not leave its process nobody takes sums; that it
+// is whole is checked all the same.
+func TestTransient(t *testing.T) {
+	dir := write(t, nacre.SnapshotOptions{Transient: true})
+	f, summed := format(), 0
+	f.Sum = func(path string) (string, error) { summed++; return Sum(path) }
+	s, err := f.Open(dir, &birth{})
+	check(t, err)
+	check(t, s.CheckAll())
+	if summed != 0 {
+		t.Errorf("%d sums", summed)
+	}
+	check(t, os.Truncate(filepath.Join(dir, "disk"), 1))
+	if _, err := f.Open(dir, &birth{}); !nacre.IsCode(err, nacre.CodeConflict) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestFits(t *testing.T) {
 	spec := func(cpus, mem, upper int) (s nacre.MachineSpec) {
 		s.Resources.CPUs, s.Resources.MemoryMiB, s.Root.UpperMiB = cpus, mem, upper
