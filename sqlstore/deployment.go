@@ -136,37 +136,27 @@ func (db *DB) Deployments(ctx context.Context, team nacre.TeamID, source nacre.S
 
 // UpdateDeployment implements nacre.DeploymentStore. Id, team and name stay.
 func (db *DB) UpdateDeployment(ctx context.Context, team nacre.TeamID, id nacre.DeploymentID, change func(*nacre.Deployment) error) (nacre.Deployment, error) {
-	var out nacre.Deployment
-	err := db.write(ctx, func(ctx context.Context, c conn) error {
-		old, err := db.getDeployment(ctx, c, team, string(id), db.d.forUpdate)
-		if err != nil {
-			return err
-		}
-		d := old
-		d.Env = maps.Clone(old.Env)
-		if err := change(&d); err != nil {
-			return changeError{err}
-		}
+	return update(ctx, db, func(ctx context.Context, c conn) (nacre.Deployment, error) {
+		return db.getDeployment(ctx, c, team, string(id), db.d.forUpdate)
+	}, func(d *nacre.Deployment) error {
+		d.Env = maps.Clone(d.Env)
+		return change(d)
+	}, func(ctx context.Context, c conn, old, d *nacre.Deployment) error {
 		if d.ID != old.ID || d.TeamID != old.TeamID || d.Name != old.Name {
 			return nacre.Invalidf("name", "the name of a deployment cannot be changed; deploy under another")
 		}
-		if err := checkDeployment(&d); err != nil {
+		if err := checkDeployment(d); err != nil {
 			return err
 		}
-		text, env, err := db.encodeDeployment(&d)
+		text, env, err := db.encodeDeployment(d)
 		if err != nil {
 			return err
 		}
 		_, err = c.exec(ctx, `UPDATE deployments SET source = ?, updated_at = ?, body = ?, env = ? WHERE id = ?`,
 			string(d.Source), unixMicro(d.UpdatedAt), text, env, string(d.ID))
 		d.CreatedAt, d.UpdatedAt = old.CreatedAt, fromUnixMicro(unixMicro(d.UpdatedAt))
-		out = d
 		return err
 	})
-	if err != nil {
-		return nacre.Deployment{}, err
-	}
-	return out, nil
 }
 
 // DeleteDeployment implements nacre.DeploymentStore.

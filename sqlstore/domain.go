@@ -120,49 +120,38 @@ func (db *DB) Domains(ctx context.Context, team nacre.TeamID) ([]nacre.Domain, e
 
 // UpdateDomain implements nacre.DomainStore. Id, team and name stay.
 func (db *DB) UpdateDomain(ctx context.Context, team nacre.TeamID, id nacre.DomainID, change func(*nacre.Domain) error) (nacre.Domain, error) {
-	var out nacre.Domain
 	if !plain(string(team)) || !plain(string(id)) {
-		return out, noDomain()
+		return nacre.Domain{}, noDomain()
 	}
-	err := db.write(ctx, func(ctx context.Context, c conn) error {
-		var old nacre.Domain
-		found, err := c.one(ctx, func(r *sql.Rows) error { return scanDomain(r, &old) },
+	return update(ctx, db, func(ctx context.Context, c conn) (nacre.Domain, error) {
+		var d nacre.Domain
+		found, err := c.one(ctx, func(r *sql.Rows) error { return scanDomain(r, &d) },
 			`SELECT `+domainColumns+` FROM domains WHERE id = ? AND team_id = ?`+db.d.forUpdate, string(id), string(team))
-		if err != nil {
-			return err
+		if err == nil && !found {
+			err = noDomain()
 		}
-		if !found {
-			return noDomain()
-		}
-		d := old
-		if err := change(&d); err != nil {
-			return changeError{err}
-		}
+		return d, err
+	}, change, func(ctx context.Context, c conn, old, d *nacre.Domain) error {
 		if d.ID != old.ID || d.TeamID != old.TeamID || d.Name != old.Name {
 			return nacre.Invalidf("domain", "the name of a domain cannot be changed; add another")
 		}
-		if err := checkDomain(&d); err != nil {
+		if err := checkDomain(d); err != nil {
 			return err
 		}
 		if !d.VerifiedAt.IsZero() {
-			if err := nameFree(ctx, c, &d); err != nil {
+			if err := nameFree(ctx, c, d); err != nil {
 				return err
 			}
 		}
-		text, err := encodeDomain(&d)
+		text, err := encodeDomain(d)
 		if err != nil {
 			return err
 		}
 		_, err = c.exec(ctx, `UPDATE domains SET preview_id = ?, verified_at = ?, body = ? WHERE id = ?`,
 			string(d.Preview), unixMicro(d.VerifiedAt), text, string(d.ID))
 		d.CheckedAt, d.VerifiedAt = fromUnixMicro(unixMicro(d.CheckedAt)), fromUnixMicro(unixMicro(d.VerifiedAt))
-		out = d
 		return err
 	})
-	if err != nil {
-		return nacre.Domain{}, err
-	}
-	return out, nil
 }
 
 // DeleteDomain implements nacre.DomainStore.

@@ -166,34 +166,24 @@ func (db *DB) Previews(ctx context.Context, team nacre.TeamID, sandbox nacre.San
 // UpdatePreview implements nacre.PreviewStore. A new sandbox must be alive; its slug
 // may change, too.
 func (db *DB) UpdatePreview(ctx context.Context, team nacre.TeamID, id nacre.PreviewID, change func(*nacre.Preview) error) (nacre.Preview, error) {
-	var out nacre.Preview
-	err := db.write(ctx, func(ctx context.Context, c conn) error {
-		old, err := db.getPreview(ctx, c, team, id, db.d.forUpdate)
-		if err != nil {
-			return err
-		}
-		p := old
-		p.Metadata, p.Ancestors = maps.Clone(old.Metadata), slices.Clone(old.Ancestors)
-		if err := change(&p); err != nil {
-			return changeError{err}
-		}
+	return update(ctx, db, func(ctx context.Context, c conn) (nacre.Preview, error) {
+		return db.getPreview(ctx, c, team, id, db.d.forUpdate)
+	}, func(p *nacre.Preview) error {
+		p.Metadata, p.Ancestors = maps.Clone(p.Metadata), slices.Clone(p.Ancestors)
+		return change(p)
+	}, func(ctx context.Context, c conn, old, p *nacre.Preview) error {
 		if p.ID != old.ID || p.TeamID != old.TeamID {
 			return nacre.Invalidf("id", "the id and the team of a preview cannot be changed")
 		}
-		if err := checkPreview(&p); err != nil {
+		if err := checkPreview(p); err != nil {
 			return err
 		}
-		if err := db.replacePreview(ctx, c, &old, &p); err != nil {
+		if err := db.replacePreview(ctx, c, old, p); err != nil {
 			return err
 		}
 		p.CreatedAt, p.UpdatedAt = old.CreatedAt, micro(p.UpdatedAt)
-		out = p
 		return nil
 	})
-	if err != nil {
-		return nacre.Preview{}, err
-	}
-	return out, nil
 }
 
 func (db *DB) replacePreview(ctx context.Context, c conn, old, p *nacre.Preview) error {

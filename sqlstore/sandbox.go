@@ -83,36 +83,27 @@ func (db *DB) get(ctx context.Context, c conn, team nacre.TeamID, id nacre.Sandb
 // CodeInvalid, a move that nacre.Transitions does not know CodeConflict; Version
 // is the store's.
 func (db *DB) Update(ctx context.Context, team nacre.TeamID, id nacre.SandboxID, change func(*nacre.Sandbox) ([]nacre.Event, error)) (nacre.Sandbox, error) {
-	var out nacre.Sandbox
-	err := db.write(ctx, func(ctx context.Context, c conn) error {
-		old, err := db.get(ctx, c, team, id, db.d.forUpdate)
-		if err != nil {
+	var events []nacre.Event
+	return update(ctx, db, func(ctx context.Context, c conn) (nacre.Sandbox, error) {
+		return db.get(ctx, c, team, id, db.d.forUpdate)
+	}, func(s *nacre.Sandbox) (err error) {
+		s.Metadata, s.Env = maps.Clone(s.Metadata), maps.Clone(s.Env)
+		events, err = change(s)
+		return err
+	}, func(ctx context.Context, c conn, old, s *nacre.Sandbox) error {
+		cutTimes(s)
+		if err := checkChange(old, s); err != nil {
 			return err
 		}
-		s := old
-		s.Metadata, s.Env = maps.Clone(old.Metadata), maps.Clone(old.Env)
-		events, err := change(&s)
-		if err != nil {
-			return changeError{err}
-		}
-		cutTimes(&s)
-		if err := checkChange(&old, &s); err != nil {
-			return err
-		}
-		if err := db.checkHold(ctx, c, &s); err != nil {
+		if err := db.checkHold(ctx, c, s); err != nil {
 			return err
 		}
 		s.Version = old.Version + 1
-		if err := db.replace(ctx, c, &old, &s); err != nil {
+		if err := db.replace(ctx, c, old, s); err != nil {
 			return err
 		}
-		out = s
-		return db.insertEvents(ctx, c, &s, events)
+		return db.insertEvents(ctx, c, s, events)
 	})
-	if err != nil {
-		return nacre.Sandbox{}, err
-	}
-	return out, nil
 }
 
 func checkChange(old, s *nacre.Sandbox) error {

@@ -110,20 +110,16 @@ func (db *DB) FindSnapshot(ctx context.Context, team nacre.TeamID, nameOrID stri
 // Update. A change to SnapshotDeleting is held to what RetireSnapshot is; from
 // there is no way back: that is CodeConflict.
 func (db *DB) UpdateSnapshot(ctx context.Context, team nacre.TeamID, id nacre.SnapshotID, change func(*nacre.Snapshot) ([]nacre.Event, error)) (nacre.Snapshot, error) {
-	var out nacre.Snapshot
-	err := db.write(ctx, func(ctx context.Context, c conn) error {
-		old, err := db.getSnapshot(ctx, c, team, id, db.d.forUpdate)
-		if err != nil {
-			return err
-		}
-		s := old
-		s.Metadata, s.Env = maps.Clone(old.Metadata), maps.Clone(old.Env)
-		events, err := change(&s)
-		if err != nil {
-			return changeError{err}
-		}
-		cutSnapshotTimes(&s)
-		if err := checkSnapshotChange(&old, &s); err != nil {
+	var events []nacre.Event
+	return update(ctx, db, func(ctx context.Context, c conn) (nacre.Snapshot, error) {
+		return db.getSnapshot(ctx, c, team, id, db.d.forUpdate)
+	}, func(s *nacre.Snapshot) (err error) {
+		s.Metadata, s.Env = maps.Clone(s.Metadata), maps.Clone(s.Env)
+		events, err = change(s)
+		return err
+	}, func(ctx context.Context, c conn, old, s *nacre.Snapshot) error {
+		cutSnapshotTimes(s)
+		if err := checkSnapshotChange(old, s); err != nil {
 			return err
 		}
 		if s.State == nacre.SnapshotDeleting && old.State != s.State {
@@ -132,16 +128,11 @@ func (db *DB) UpdateSnapshot(ctx context.Context, team nacre.TeamID, id nacre.Sn
 			}
 		}
 		s.Version = old.Version + 1
-		if err := db.replaceSnapshot(ctx, c, &old, &s); err != nil {
+		if err := db.replaceSnapshot(ctx, c, old, s); err != nil {
 			return err
 		}
-		out = s
-		return db.insertEvents(ctx, c, takenOf(&s), events)
+		return db.insertEvents(ctx, c, takenOf(s), events)
 	})
-	if err != nil {
-		return nacre.Snapshot{}, err
-	}
-	return out, nil
 }
 
 func checkSnapshotChange(old, s *nacre.Snapshot) error {
@@ -209,30 +200,24 @@ func (db *DB) checkUnheld(ctx context.Context, c conn, id nacre.SnapshotID) erro
 
 // RetireSnapshot implements nacre.SnapshotStore.
 func (db *DB) RetireSnapshot(ctx context.Context, team nacre.TeamID, id nacre.SnapshotID, events ...nacre.Event) (nacre.Snapshot, error) {
-	var out nacre.Snapshot
-	err := db.write(ctx, func(ctx context.Context, c conn) error {
-		s, err := db.getSnapshot(ctx, c, team, id, db.d.forUpdate)
-		if err != nil {
-			return err
-		}
-		if out = s; s.State == nacre.SnapshotDeleting {
+	return update(ctx, db, func(ctx context.Context, c conn) (nacre.Snapshot, error) {
+		return db.getSnapshot(ctx, c, team, id, db.d.forUpdate)
+	}, func(s *nacre.Snapshot) error {
+		s.State = nacre.SnapshotDeleting
+		return nil
+	}, func(ctx context.Context, c conn, old, s *nacre.Snapshot) error {
+		if old.State == s.State {
 			return nil
 		}
 		if err := db.checkUnheld(ctx, c, id); err != nil {
 			return err
 		}
-		old := s
-		s.State, s.Version = nacre.SnapshotDeleting, s.Version+1
-		if err := db.replaceSnapshot(ctx, c, &old, &s); err != nil {
+		s.Version = old.Version + 1
+		if err := db.replaceSnapshot(ctx, c, old, s); err != nil {
 			return err
 		}
-		out = s
-		return db.insertEvents(ctx, c, takenOf(&s), events)
+		return db.insertEvents(ctx, c, takenOf(s), events)
 	})
-	if err != nil {
-		return nacre.Snapshot{}, err
-	}
-	return out, nil
 }
 
 // DropSnapshot implements nacre.SnapshotStore.

@@ -22,3 +22,27 @@ func (db *DB) write(ctx context.Context, fn func(context.Context, conn) error) e
 	}
 	return db.fail(ctx, err)
 }
+
+// update changes one record in one transaction: read reads and locks it, change has
+// the caller's function change a copy, which shares nothing with old that the function
+// may write to, and keep holds that to the rules and writes it.
+func update[T any](ctx context.Context, db *DB, read func(context.Context, conn) (T, error), change func(s *T) error,
+	keep func(ctx context.Context, c conn, old, s *T) error) (T, error) {
+	var out T
+	err := db.write(ctx, func(ctx context.Context, c conn) error {
+		old, err := read(ctx, c)
+		if err != nil {
+			return err
+		}
+		s := old
+		if err := change(&s); err != nil {
+			return changeError{err}
+		}
+		out = s
+		return keep(ctx, c, &old, &out)
+	})
+	if err != nil {
+		return *new(T), err
+	}
+	return out, nil
+}
