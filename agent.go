@@ -141,8 +141,9 @@ type ProcessInfo struct {
 	Tag  string
 }
 
-// ProcessStream follows one process. Not for use by several at once. Reading
-// slowly slows the process down. Close leaves the process running.
+// ProcessStream follows one process. Not for use by several at once: a Next that waits
+// is ended by the context that the stream was made with, not by Close. Reading slowly
+// slows the process down. That context's end and Close leave the process running.
 type ProcessStream interface {
 	PID() int
 	// Next returns the next event; after the one with Exit, io.EOF. A process

@@ -405,7 +405,7 @@ func TestWarmTemplate(t *testing.T) {
 		t.Fatal(err)
 	}
 	cold := w.create(nacre.CreateRequest{})
-	tpl.Start, tpl.Ready = "echo warm", "true"
+	tpl.Start, tpl.Ready = "sleep 1000", "true"
 	tpl, err = w.svc.PrepareWarm(t.Context(), tpl)
 	if err != nil || tpl.Warm == "" {
 		t.Fatalf("%+v, %v", tpl, err)

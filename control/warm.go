@@ -189,7 +189,9 @@ func (s *Service) runStart(ctx context.Context, id nacre.SandboxID, t nacre.Temp
 	if err != nil {
 		return err
 	}
-	start, err := agent.Processes().Start(ctx, shell(t.Start, 0))
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	start, err := agent.Processes().Start(reading, shell(t.Start, 0))
 	if err != nil {
 		return err
 	}
@@ -199,8 +201,9 @@ func (s *Service) runStart(ctx context.Context, id nacre.SandboxID, t nacre.Temp
 		ended <- exitOf(start)
 	}()
 	err = s.awaitReady(ctx, agent, t, ended)
-	_ = start.Close() // the process goes on without a listener
+	stop() // the process goes on without a listener
 	<-gone
+	_ = start.Close()
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -196,9 +197,9 @@ type processes struct {
 	guest *guest
 }
 
-func (p processes) Start(_ context.Context, spec nacre.ProcessSpec) (nacre.ProcessStream, error) {
+func (p processes) Start(ctx context.Context, spec nacre.ProcessSpec) (nacre.ProcessStream, error) {
 	command := spec.Args[1]
-	s := &stream{closed: make(chan struct{})}
+	s := &stream{t: p.guest.world.t, ctx: ctx}
 	if strings.HasPrefix(command, "serve") {
 		p.guest.world.mu.Lock()
 		p.guest.world.serving[p.guest.id] = command
@@ -237,16 +238,19 @@ func (w *world) end(id nacre.SandboxID) {
 }
 
 type stream struct {
+	t      testing.TB
+	ctx    context.Context
 	events []nacre.ProcessEvent
 	ends   bool
-	closed chan struct{}
-	once   sync.Once
+	read   atomic.Bool // somebody is in Next
 }
 
 func (s *stream) PID() int { return 1 }
 
 func (s *stream) Close() error {
-	s.once.Do(func() { close(s.closed) })
+	if s.read.Load() {
+		s.t.Error("a stream is closed while it is read")
+	}
 	return nil
 }
 
@@ -259,8 +263,10 @@ func (s *stream) Next() (nacre.ProcessEvent, error) {
 	case s.ends:
 		return nacre.ProcessEvent{}, io.EOF
 	}
-	<-s.closed
-	return nacre.ProcessEvent{}, nacre.Errorf(nacre.CodeUnavailable, "closed")
+	s.read.Store(true)
+	defer s.read.Store(false)
+	<-s.ctx.Done()
+	return nacre.ProcessEvent{}, s.ctx.Err()
 }
 
 func (w *world) deploy(want nacre.Deployment) nacre.Deployment {

@@ -23,7 +23,9 @@ const (
 
 // start starts the command in a sandbox and returns when that is healthy.
 func (d *Deployer) start(ctx context.Context, dep nacre.Deployment, box nacre.SandboxID) error {
-	stream, err := d.command(ctx, dep, box, dep.Start, 0)
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	stream, err := d.command(reading, dep, box, dep.Start, 0)
 	if err != nil {
 		return nacre.Wrap(nacre.ErrorCode(err), err, "the start command could not be started: "+nacre.ErrorMessage(err))
 	}
@@ -35,9 +37,9 @@ func (d *Deployer) start(ctx context.Context, dep nacre.Deployment, box nacre.Sa
 		ended <- follow(stream)
 	}()
 	err = d.healthy(ctx, dep, box, ended)
-	// The process runs on; only the reading of it ends.
-	_ = stream.Close()
+	stop() // the process runs on; only the reading of it ends
 	<-read
+	_ = stream.Close()
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nacrehq/nacre"
@@ -269,6 +270,7 @@ type fakeStream struct {
 	proc *fakeProcess
 	more chan struct{}
 	stop func() bool
+	busy atomic.Bool // somebody is in Next or Close
 
 	mu     sync.Mutex
 	events []nacre.ProcessEvent
@@ -301,7 +303,17 @@ func (s *fakeStream) signal() {
 
 func (s *fakeStream) PID() int { return s.proc.info.PID }
 
+// alone holds callers to the contract, which another goroutine breaks without harm here
+// and with harm on the wire.
+func (s *fakeStream) alone() (done func()) {
+	if !s.busy.CompareAndSwap(false, true) {
+		panic("nacretest: a ProcessStream is used by several at once")
+	}
+	return func() { s.busy.Store(false) }
+}
+
 func (s *fakeStream) Next() (nacre.ProcessEvent, error) {
+	defer s.alone()()
 	for {
 		s.mu.Lock()
 		if len(s.events) > 0 {
@@ -320,6 +332,7 @@ func (s *fakeStream) Next() (nacre.ProcessEvent, error) {
 }
 
 func (s *fakeStream) Close() error {
+	defer s.alone()()
 	s.stop()
 	s.proc.mu.Lock()
 	delete(s.proc.subs, s)
