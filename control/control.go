@@ -38,6 +38,7 @@ type Config struct {
 	Node      nacre.Node
 	Telemetry nacre.Telemetry
 	Limits    Limits
+	Agent     string        // what guests boot with, by a name that says its content: a warm template of another is made anew
 	Retention time.Duration // how long ended records are kept; default 7 days
 	Reconcile time.Duration // between comparisons with the node; default 30 s
 

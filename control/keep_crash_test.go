@@ -434,9 +434,14 @@ func TestWarmTemplate(t *testing.T) {
 	if err != nil || again.Warm != tpl.Warm {
 		t.Fatalf("made twice: %+v, %v", again, err)
 	}
+	w.rules = func(c *control.Config) { c.Agent = "upgraded" }
 	w.restart()
 	w.settles("warm")
 	old := tpl.Warm
+	if tpl, err = w.svc.PrepareWarm(t.Context(), tpl); err != nil || tpl.Warm == old {
+		t.Fatalf("with another agent it was not made anew: %+v, %v", tpl, err)
+	}
+	old = tpl.Warm
 	tpl.Resources.MemoryMiB = 256
 	tpl.Start, tpl.Ready = "echo warm", "true"
 	tpl.Warm = old

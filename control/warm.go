@@ -21,7 +21,8 @@ const (
 	settleTime = 2 * time.Second
 )
 
-// warmRecipe is the metadata of a warm snapshot that tells what was run before it.
+// warmRecipe is the metadata of a warm snapshot that tells what was run before it, and
+// by what agent.
 const warmRecipe = "recipe"
 
 // PrepareWarm makes the template's warm snapshot: a sandbox of nobody's is booted,
@@ -120,8 +121,8 @@ func (s *Service) abandoned(rec nacre.Sandbox) bool {
 }
 
 // recipeOf names what makes one warm snapshot another than the next.
-func recipeOf(t nacre.Template) string {
-	sum := sha256.Sum256([]byte(t.Start + "\x00" + t.Ready))
+func (s *Service) recipeOf(t nacre.Template) string {
+	sum := sha256.Sum256([]byte(t.Start + "\x00" + t.Ready + "\x00" + s.cfg.Agent))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -137,7 +138,7 @@ func (s *Service) warmFits(ctx context.Context, t nacre.Template, res nacre.Reso
 	if err != nil {
 		return false, err
 	}
-	if n.BuildID != t.Build || n.Resources != res || nacre.RuntimeOf(n.RestoreKey) != on.Runtime || n.Metadata[warmRecipe] != recipeOf(t) {
+	if n.BuildID != t.Build || n.Resources != res || nacre.RuntimeOf(n.RestoreKey) != on.Runtime || n.Metadata[warmRecipe] != s.recipeOf(t) {
 		return false, nil
 	}
 	switch err := s.mayStart(ctx, n); nacre.ErrorCode(err) {
@@ -178,7 +179,7 @@ func (s *Service) takeWarm(ctx context.Context, t nacre.Template, res nacre.Reso
 	}
 	defer release()
 	n := s.snapshotOf(rec, nacre.SnapshotWarm)
-	n.Name, n.Metadata = string(t.ID), map[string]string{warmRecipe: recipeOf(t)}
+	n.Name, n.Metadata = string(t.ID), map[string]string{warmRecipe: s.recipeOf(t)}
 	defer s.hand.add(n.ID)()
 	return s.keep(ctx, n)
 }

@@ -29,13 +29,14 @@ type handleFile struct {
 	Started time.Time
 	Exit    *nacre.Exit `json:",omitempty"`
 	Host    string      `json:",omitempty"` // the guest's name; "" is the machine's
+	Agent   string      `json:",omitempty"` // what the machine booted with, by the name that says its content; "" of one that was restored
 	From    *lineage    `json:",omitempty"`
 	Unmet   bool        `json:"-"` // the guest has not confirmed that it is Spec's: the file's name says so
 }
 
 // file describes the unit; u.mu is held.
 func (u *unit) file() handleFile {
-	h := handleFile{Version: handleVersion, Slot: u.slot, Policy: u.policy, Shape: u.shape, Started: u.started, Exit: u.exit, Host: u.host, Unmet: u.unmet}
+	h := handleFile{Version: handleVersion, Slot: u.slot, Policy: u.policy, Shape: u.shape, Started: u.started, Exit: u.exit, Host: u.host, Agent: u.bootedWith, Unmet: u.unmet}
 	if u.from != nil {
 		from := *u.from
 		h.From = &from

@@ -70,7 +70,7 @@ func (n *Node) Recover(ctx context.Context) error {
 func (n *Node) takeBack(ctx context.Context, f handleFile) *unit {
 	u := n.newUnit(f.Handle.Machine, f.Shape)
 	u.slot, u.policy, u.started = f.Slot, f.Policy, f.Started
-	u.anew, u.from, u.runtime = false, f.From, f.Handle.Runtime
+	u.anew, u.from, u.runtime, u.bootedWith = false, f.From, f.Handle.Runtime, f.Agent
 	if u.shape.Snapshot == "" {
 		u.shape.Runtime = u.runtime // which a handle of a server that had one runtime does not say
 	}
@@ -193,10 +193,13 @@ func (n *Node) adopt(u *unit) {
 	n.spawn(func() { n.watch(u) })
 }
 
+// adoptStandby keeps a standby that runs, unless it booted with another agent: after an
+// upgrade a new sandbox has what the upgrade brings. (Those of a snapshot are as old as
+// it is, and go with it.)
 func (n *Node) adoptStandby(u *unit) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if u.hasEnded() {
+	if u.hasEnded() || u.shape.Snapshot == "" && u.bootedWith != n.agentName() {
 		n.discardLocked(u)
 		return
 	}

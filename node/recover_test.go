@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,41 @@ func TestAStandbyMeetsOneSandboxOnly(t *testing.T) {
 		if _, inits := w.host.Machine(st.Machine).Guest.Init(); inits != 1 {
 			t.Fatalf("killed at %d: the second sandbox got a machine that was told %d times who it is", at, inits)
 		}
+	}
+}
+
+// TestAnUpgradeRenewsStandbys: a server that boots guests with another agent gives up the
+// standbys that it finds, so that no new sandbox has what the upgrade mended. One with the
+// same agent keeps them, and what is a sandbox's goes on in either case.
+func TestAnUpgradeRenewsStandbys(t *testing.T) {
+	for agent, kept := range map[string]bool{"/data/nacre-agent-old": true, "/other/nacre-agent-old": true, "/data/nacre-agent-new": false} {
+		w := newWorld(t)
+		set := func(path string) {
+			w.tweak = func(c *node.Config) {
+				c.AgentPath, c.Standby = path, node.Standby{Count: 1, Quiet: time.Millisecond}
+			}
+		}
+		set("/data/nacre-agent-old")
+		w.start()
+		spec, _ := w.begin()
+		w.n.KeepReady(node.Shape{Build: build, Resources: resources})
+		w.eventually("a standby is ready", func() bool { return w.standbys() == 1 })
+		before := w.host.Machines()
+		set(agent)
+		w.restart()
+		w.n.KeepReady(node.Shape{Build: build, Resources: resources})
+		w.eventually("a standby is ready", func() bool { return w.standbys() == 1 && len(w.host.Machines()) == 2 })
+		all := true
+		for _, m := range w.host.Machines() {
+			all = all && slices.Contains(before, m)
+		}
+		if all != kept {
+			t.Errorf("%s: the standby is the one of before: %v", agent, all)
+		}
+		if list, err := w.n.Machines(t.Context()); err != nil || len(list) != 1 || list[0].Sandbox != spec.Sandbox || list[0].Exit != nil {
+			t.Errorf("%s: the sandbox: %+v, %v", agent, list, err)
+		}
+		w.stop()
 	}
 }
 

@@ -24,13 +24,14 @@ type Shape struct {
 
 // unit is one machine here with all that belongs to it.
 type unit struct {
-	id      nacre.MachineID
-	shape   Shape
-	runtime nacre.RuntimeName
-	machine nacre.Machine // nil for one that was gone when this process came
-	slot    nacre.Slot
-	host    string     // the guest's name
-	down    undo.Stack // takes all of it away
+	id         nacre.MachineID
+	shape      Shape
+	runtime    nacre.RuntimeName
+	machine    nacre.Machine // nil for one that was gone when this process came
+	slot       nacre.Slot
+	host       string     // the guest's name
+	bootedWith string     // its agent; "" of one that was restored
+	down       undo.Stack // takes all of it away
 
 	life   context.Context // ends when the machine is taken down or the node closed
 	cancel context.CancelFunc
@@ -63,6 +64,9 @@ func (n *Node) newUnit(id nacre.MachineID, shape Shape) *unit {
 	n.mu.Unlock()
 	return u
 }
+
+// agentName says the content of the agent that machines boot with now.
+func (n *Node) agentName() string { return filepath.Base(n.cfg.AgentPath) }
 
 func (n *Node) stateDir(id nacre.MachineID) string {
 	return filepath.Join(n.cfg.Dir, "machines", string(id))
@@ -133,6 +137,8 @@ func (n *Node) boot(ctx context.Context, shape Shape, policy nacre.EgressPolicy,
 	u.policy, u.runtime = policy, n.complete(shape).Runtime
 	if snap != nil {
 		u.descend(snap)
+	} else {
+		u.bootedWith = n.agentName()
 	}
 	n.pushFiles(u)
 	defer func() {

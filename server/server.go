@@ -99,6 +99,7 @@ func (s *Server) Run(ctx context.Context, ready func(Status)) error {
 // parts are the rooms of a running server, in the order in which they start.
 type parts struct {
 	db        *sqlstore.DB
+	agent     string // the path of what guests boot with
 	net       *network.Network
 	chosen    choice
 	runtime   *mixed.Runtime
@@ -180,7 +181,7 @@ func (s *Server) build(ctx context.Context, sec secrets, adm *admin) (*parts, er
 		Store: db, Snapshots: db, Templates: db, Node: p.node, Traffic: p.node, Telemetry: p.node, Clock: time.Now, Logger: s.log,
 		Limits: control.Limits{MaxTimeout: s.cfg.MaxTimeout, MaxPerTeam: s.cfg.PerTeam,
 			MaxPaused: s.cfg.PausedPerTeam, MaxSnapshotBytes: s.cfg.SnapshotMiBPerTeam << 20},
-		Retention: s.cfg.Retention,
+		Agent: filepath.Base(p.agent), Retention: s.cfg.Retention,
 	})
 	if err != nil {
 		return p, err
@@ -211,6 +212,7 @@ func (s *Server) buildHost(ctx context.Context, p *parts, sec secrets) error {
 	if err != nil {
 		return err
 	}
+	p.agent = agentPath
 	nc := network.Config{Instance: sec.instance, Pool: s.cfg.pool(), Ready: s.cfg.SlotsReady, Log: s.log}
 	for _, text := range s.cfg.AllowPrivate {
 		nc.AllowPrivate = append(nc.AllowPrivate, netip.MustParsePrefix(text)) // validated by Load
