@@ -24,6 +24,7 @@ const (
 	fatalFile  = "fatal.log"    // what the sandbox says when it cannot go on
 	debugFile  = "debug.log"    // with Config.Debug
 	bootFile   = "boot.json"    // what it was booted from, for its snapshots
+	noticeFile = "notice.pipe"  // tells the sandbox that a snapshot is about to be taken
 )
 
 // upperFile is the writable layer, in RootFS.UpperDir.
@@ -110,7 +111,7 @@ func (r *Runtime) boot(ctx context.Context, l *launch) (m *machine, err error) {
 		err = explain(err, spec.StateDir)
 		p.end(context.WithoutCancel(ctx))
 		err = errors.Join(err, g.Destroy(context.WithoutCancel(ctx)))
-		for _, f := range []string{socketFile, fatalFile, debugFile, bootFile} {
+		for _, f := range []string{socketFile, fatalFile, debugFile, bootFile, noticeFile} {
 			_ = os.Remove(filepath.Join(spec.StateDir, f))
 		}
 		_ = os.Remove(filepath.Join(spec.Root.UpperDir, upperFile))
@@ -258,7 +259,7 @@ func (l *launch) prepareFiles() error {
 		}
 		l.give(f.flag, file)
 	}
-	if err := errors.Join(l.giveLayer(), l.giveSnapshot()); err != nil {
+	if err := errors.Join(l.giveNotice(), l.giveLayer(), l.giveSnapshot()); err != nil {
 		return err
 	}
 	b, err := l.birth(agent)

@@ -4,9 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
-	"runtime/debug"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
@@ -72,24 +69,6 @@ func (l *launch) load(c *urpc.Client) error {
 		return fmt.Errorf("restore: %w", err)
 	}
 	return nil
-}
-
-// loadTime is when a guest's kernel is there for sure, or slow for other reasons.
-const loadTime = time.Second
-
-// collectLate has the sandbox's own memory collected for the first time when 32 MiB of
-// it were used, or after so long: what a kernel is made of stays, so collections while
-// it is loaded find little, and take a quarter of the time of ten restores at once. The
-// second one comes as ever.
-func collectLate(after time.Duration) {
-	const usual, late = 100, 800
-	debug.SetGCPercent(late)
-	// It runs after the first collection.
-	runtime.AddCleanup(new([64]byte), func(int) { debug.SetGCPercent(usual) }, 0)
-	time.AfterFunc(after, func() {
-		debug.SetGCPercent(usual)
-		debug.FreeOSMemory()
-	})
 }
 
 // serveLoad serves the files behind the socket, which is the first. It runs in the

@@ -3,11 +3,7 @@ package gvisor
 import (
 	"os"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
-	"runtime/metrics"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -105,28 +101,6 @@ func TestLargePagesPassTheCache(t *testing.T) {
 		}
 		if isCached(int(f.Fd()), file.Size) {
 			t.Error("the pages are in the host's memory a second time")
-		}
-	}
-}
-
-// TestCollectionsWaitForTheLoad: until the first one, or for a moment.
-func TestCollectionsWaitForTheLoad(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(100))
-	percent := func() uint64 {
-		s := []metrics.Sample{{Name: "/gc/gogc:percent"}}
-		metrics.Read(s)
-		return s[0].Value.Uint64()
-	}
-	for name, end := range map[string]func(){"collected": runtime.GC, "over": func() { collectLate(0) }} {
-		collectLate(time.Hour)
-		if got := percent(); got <= 100 {
-			t.Errorf("%s: %d at first", name, got)
-		}
-		end()
-		for until := time.Now().Add(10 * time.Second); percent() != 100; runtime.Gosched() {
-			if time.Now().After(until) {
-				t.Fatalf("%s: %d at last", name, percent())
-			}
 		}
 	}
 }

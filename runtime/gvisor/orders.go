@@ -33,6 +33,7 @@ type orders struct {
 	Files  map[int]int // index of an argument that lacks its value: index of the file
 	Load   []int       // indexes of the files that a guest is loaded from, see serveLoad
 	Cached bool        // the pages among them are in the host's cache
+	Told   int         // index of the file that tells of snapshots, see late
 
 	files []*os.File
 }
@@ -52,6 +53,12 @@ func (o *orders) give(flag string, f *os.File) {
 // load adds a file that the guest is loaded from.
 func (o *orders) load(f *os.File) {
 	o.Load = append(o.Load, len(o.files))
+	o.files = append(o.files, f)
+}
+
+// notice adds the file that tells of snapshots.
+func (o *orders) notice(f *os.File) {
+	o.Told = len(o.files)
 	o.files = append(o.files, f)
 }
 
@@ -114,8 +121,13 @@ func prepareSandbox() {
 		giveUp(err)
 	}
 	tellName(o.ID)
+	collection := new(late)
+	if err := unix.SetNonblock(o.Told, true); err != nil { // it takes no thread to wait
+		giveUp(err)
+	}
+	go collection.hear(os.NewFile(uintptr(o.Told), noticeFile))
 	if len(o.Load) > 0 {
-		collectLate(loadTime)
+		collection.begin(lateTime)
 		if err := serveLoad(o.Load, o.Cached); err != nil {
 			giveUp(err)
 		}
@@ -181,6 +193,10 @@ func receiveOrders() (*orders, error) {
 		}
 		o.Args[arg] += strconv.Itoa(fds[file])
 	}
+	if o.Told < 0 || o.Told >= len(fds) {
+		return nil, fmt.Errorf("%d files came", len(fds))
+	}
+	o.Told = fds[o.Told]
 	for i, file := range o.Load {
 		if file >= len(fds) {
 			return nil, fmt.Errorf("%d files came", len(fds))

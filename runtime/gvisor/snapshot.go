@@ -185,6 +185,7 @@ func (s *saving) prepare(ctx context.Context) error {
 	if err := s.openFiles(ctx); err != nil || s.opt.FilesOnly {
 		return err
 	}
+	s.m.notice()
 	s.files = append(s.files, agentImgFile)
 	return sparse.Share(s.birth.Agent, filepath.Join(s.dir, agentImgFile))
 }
