@@ -245,7 +245,7 @@ func rpcError(err error) error {
 		code = connect.CodeDeadlineExceeded
 	}
 	msg := nacre.ErrorMessage(err)
-	if nacre.ErrorCode(err) == nacre.CodeInternal && errors.As(err, new(*nacre.Error)) == false {
+	if nacre.ErrorCode(err) == nacre.CodeInternal && !errors.As(err, new(*nacre.Error)) {
 		msg = "the guest agent failed: " + validText(err.Error())
 	}
 	return connect.NewError(code, errors.New(msg))

@@ -105,10 +105,10 @@ func (c *config) resolve() error {
 		c.apiURL = "https://api." + c.domain
 	}
 	if c.apiURL == "" {
-		return errors.New("no server is named: use WithAPIURL or WithDomain, or set NACRE_API_URL or NACRE_DOMAIN")
+		return errors.New("no server is named: set NACRE_API_URL or NACRE_DOMAIN (in Go: WithAPIURL or WithDomain)")
 	}
 	if c.apiKey == "" {
-		return errors.New("there is no API key: use WithAPIKey or set NACRE_API_KEY; `nacre key create` makes one")
+		return errors.New("there is no API key: set NACRE_API_KEY (in Go: WithAPIKey); `nacre key create` makes one")
 	}
 	c.apiURL = strings.TrimRight(c.apiURL, "/")
 	c.sandboxURL = strings.TrimRight(c.sandboxURL, "/")

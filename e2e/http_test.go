@@ -114,17 +114,6 @@ type created struct {
 	EnvdAccessToken string `json:"envdAccessToken"`
 }
 
-// create makes a sandbox with a body of the wire's.
-func (d *daemon) create(key string, body map[string]any) created {
-	d.t.Helper()
-	a := d.call(key, http.MethodPost, "/sandboxes", body)
-	var c created
-	if err := a.decode(&c); err != nil || a.Status != http.StatusCreated {
-		d.t.Fatalf("create: %s (%v)", a, err)
-	}
-	return c
-}
-
 // outcome is a line of the list of runs: how a sandbox ended.
 type outcome struct {
 	SandboxID string    `json:"sandboxID"`

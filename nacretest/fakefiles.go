@@ -172,7 +172,7 @@ func (f fakeFiles) MakeDir(ctx context.Context, user, p string) (nacre.FileInfo,
 }
 
 func (f fakeFiles) Move(ctx context.Context, user, from, to string) (nacre.FileInfo, error) {
-	fs, dst, owner, done, err := f.open(ctx, user, to)
+	_, dst, owner, done, err := f.open(ctx, user, to)
 	if err != nil {
 		return nacre.FileInfo{}, err
 	}

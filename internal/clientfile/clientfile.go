@@ -52,7 +52,7 @@ func Read(dataDir string) (File, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return File{}, fmt.Errorf("no server has run on %s: start one with `nacre up`, name its directory with --data-dir, "+
-			"or set NACRE_API_URL and NACRE_API_KEY", dataDir)
+			"or, for one elsewhere, leave that out and set NACRE_API_URL and NACRE_API_KEY", dataDir)
 	case errors.Is(err, fs.ErrPermission):
 		return File{}, fmt.Errorf("%s belongs to another user: run the command as the server's user, "+
 			"or set NACRE_API_URL and NACRE_API_KEY", path)

@@ -18,13 +18,8 @@ type errGuest struct{ reason string }
 
 func (e errGuest) Error() string { return "the guest says: " + strconv.Quote(e.reason) }
 
-// ask connects to the guest's first program, says one thing and reads the answer.
-// What follows on the connection is the caller's.
-func ask(ctx context.Context, dir, what string) (*net.UnixConn, error) {
-	return askNow(ctx, dir, func() string { return what })
-}
-
-// askNow is ask for what is made when it can be said.
+// askNow connects to the guest's first program, says one thing, which is made when it
+// can be said, and reads the answer. What follows on the connection is the caller's.
 func askNow(ctx context.Context, dir string, what func() string) (*net.UnixConn, error) {
 	c, err := dialSocket(ctx, dir, vsockName)
 	if err != nil {
