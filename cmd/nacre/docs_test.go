@@ -39,6 +39,23 @@ func TestDocsAreTrue(t *testing.T) {
 	}
 }
 
+// TestFlagsNameTheirValues: what stands between backquotes in a flag's text is what help
+// calls its value, so a sentence or a command does not stand there.
+func TestFlagsNameTheirValues(t *testing.T) {
+	var look func(*cobra.Command)
+	look = func(c *cobra.Command) {
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if name, _ := pflag.UnquoteUsage(f); strings.Contains(name, " ") {
+				t.Errorf("%s --help shows --%s %s", c.CommandPath(), f.Name, name)
+			}
+		})
+		for _, sub := range c.Commands() {
+			look(sub)
+		}
+	}
+	look(newRoot())
+}
+
 // TestEveryLineOfSnapshotsPageIsATest: what docs/snapshots.md promises is held by
 // the test that the line names.
 func TestEveryLineOfSnapshotsPageIsATest(t *testing.T) {

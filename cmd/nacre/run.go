@@ -80,7 +80,7 @@ func newRunCommand(g *globals) *cobra.Command {
 	}
 	f.commandFlags.flags(cmd)
 	fs := cmd.Flags()
-	fs.StringVar(&f.template, "template", "base", "what to make the sandbox from: a template, or a snapshot; `nacre templates` and `nacre snapshots` list them")
+	fs.StringVar(&f.template, "template", "base", "what to make the sandbox from: a template, or a snapshot; 'nacre templates' and 'nacre snapshots' list them")
 	fs.StringVar(&f.runtime, "runtime", "", "what the sandbox is made of, gvisor or firecracker, where the server offers it (default: the template's, or the server's)")
 	fs.DurationVar(&f.timeout, "timeout", client.DefaultTimeout, "how long the sandbox lives, such as 1h")
 	fs.StringArrayVar(&f.metadata, "metadata", nil, "mark the sandbox with NAME=VALUE; may be repeated")
