@@ -78,8 +78,8 @@ func (s *filesystemService) Move(_ context.Context, req *connect.Request[pb.Move
 	}
 	err = os.Rename(from, to)
 	if errors.Is(err, syscall.EXDEV) || errors.Is(err, syscall.EBUSY) {
-		if mounts := noMounts(from); mounts != nil {
-			return nil, rpcError(mounts)
+		if refused := mayRemove(from); refused != nil {
+			return nil, rpcError(refused)
 		}
 	}
 	if errors.Is(err, syscall.EXDEV) {
@@ -106,7 +106,7 @@ func (s *filesystemService) Remove(_ context.Context, req *connect.Request[pb.Re
 	case path == "/":
 		return nil, rpcError(nacre.Invalidf("path", "the root directory cannot be removed"))
 	}
-	if err := noMounts(path); err != nil {
+	if err := mayRemove(path); err != nil {
 		return nil, rpcError(err)
 	}
 	if err := os.RemoveAll(path); err != nil && !errors.Is(err, syscall.ENOTDIR) {

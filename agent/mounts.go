@@ -10,12 +10,12 @@ import (
 	"github.com/nacrehq/nacre"
 )
 
-// noMounts refuses to remove a tree that another file system is mounted in, and what
-// is the kernel's. What is mounted is not what the caller means to delete, and in
+// mayRemove refuses the removal of a tree that another file system is mounted in, and of
+// what is the kernel's. What is mounted is not what the caller means to delete, and in
 // /proc of gVisor a walk leaves the tree: links there, such as self and PID/root, are
 // opened as the directories behind them even by who follows no links, and the whole
 // guest would be deleted.
-func noMounts(path string) error {
+func mayRemove(path string) error {
 	if _, err := os.Lstat(path); err != nil {
 		return nil
 	}
