@@ -41,7 +41,15 @@ func sizePlatform(cpus int) error {
 		return fmt.Errorf("%d processors", cpus)
 	}
 	maxSysmsgThreads, maxChildThreads = 0, 0 // gVisor's next platform sets them
-	neverEnableFastPath = min(runtime.NumCPU(), cpus) == 1
+	if min(runtime.NumCPU(), cpus) == 1 {
+		return nil // it never spins
+	}
+	neverEnableFastPath = false // for gVisor to begin to measure
+	constructor, err := platform.Lookup("systrap")
+	if err != nil {
+		return err
+	}
+	platform.Register("systrap", spinLateConstructor{constructor})
 	return nil
 }
 
@@ -53,6 +61,3 @@ var maxSysmsgThreads int
 
 //go:linkname maxChildThreads gvisor.dev/gvisor/pkg/sentry/platform/systrap.maxChildThreads
 var maxChildThreads int
-
-//go:linkname neverEnableFastPath gvisor.dev/gvisor/pkg/sentry/platform/systrap.neverEnableFastPath
-var neverEnableFastPath bool
