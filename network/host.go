@@ -78,23 +78,36 @@ func (n *Network) note(key string, f Finding) {
 // closes the pool's unused addresses, so that nothing sent to a slot that is gone
 // leaves by the uplink.
 func (n *Network) prepareHost(inUse bool) (host, error) {
-	pool, err := n.choosePool(inUse)
-	if err != nil {
-		return host{}, err
-	}
-	h := host{pool: pool, gateway: addrAt(pool, 1)}
 	lo, err := n.nl.LinkByName("lo")
 	if err != nil {
-		return h, fmt.Errorf("network: %w", err)
+		return host{}, fmt.Errorf("network: %w", err)
 	}
-	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(h.gateway, 32)), Label: n.names.label(), Scope: unix.RT_SCOPE_HOST}
-	if err := n.nl.AddrReplace(lo, addr); err != nil {
-		return h, fmt.Errorf("network: gateway address on lo: %w", err)
+	for {
+		pool, err := n.choosePool(inUse)
+		if err != nil {
+			return host{}, err
+		}
+		h := host{pool: pool, gateway: addrAt(pool, 1)}
+		// The address makes the pool ours: of servers that chose at the same moment one has it.
+		err = n.nl.AddrAdd(lo, n.gatewayAddr(pool))
+		if errors.Is(err, unix.EEXIST) {
+			var current netip.Prefix
+			if current, err = n.currentPool(); err == nil && current != pool {
+				continue
+			}
+		}
+		if err != nil {
+			return h, fmt.Errorf("network: gateway address on lo: %w", err)
+		}
+		if err := n.nl.RouteReplace(poolRoute(pool)); err != nil {
+			return h, fmt.Errorf("network: pool route: %w", err)
+		}
+		return h, nil
 	}
-	if err := n.nl.RouteReplace(poolRoute(pool)); err != nil {
-		return h, fmt.Errorf("network: pool route: %w", err)
-	}
-	return h, nil
+}
+
+func (n *Network) gatewayAddr(pool netip.Prefix) *netlink.Addr {
+	return &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addrAt(pool, 1), 32)), Label: n.names.label(), Scope: unix.RT_SCOPE_HOST}
 }
 
 func poolRoute(pool netip.Prefix) *netlink.Route {
@@ -116,8 +129,7 @@ func (n *Network) clearHost() error {
 	if err := n.nl.RouteDel(poolRoute(pool)); err != nil && !errors.Is(err, unix.ESRCH) {
 		errs = append(errs, fmt.Errorf("network: pool route: %w", err))
 	}
-	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addrAt(pool, 1), 32)), Label: n.names.label()}
-	if err := n.nl.AddrDel(lo, addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+	if err := n.nl.AddrDel(lo, n.gatewayAddr(pool)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 		errs = append(errs, fmt.Errorf("network: gateway address: %w", err))
 	}
 	return errors.Join(errs...)

@@ -3,12 +3,14 @@ package network_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -356,6 +358,46 @@ func TestPools(t *testing.T) {
 		}
 		if g := acquire(t, n, nacre.EgressPolicy{}); !netip.MustParsePrefix("172.30.0.0/16").Contains(g.Guest.Addr()) {
 			t.Errorf("guest %s", g.Guest)
+		}
+	})
+	t.Run("each its own when two start at once", func(t *testing.T) {
+		_ = prepare(t)
+		round := func() {
+			var started [4]*network.Network
+			var wg sync.WaitGroup
+			for i := range started {
+				wg.Go(func() {
+					n, err := network.New(network.Config{Instance: "at" + strconv.Itoa(i)})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					started[i] = n
+				})
+			}
+			wg.Wait()
+			var pools []netip.Prefix
+			for i, n := range started {
+				if n == nil {
+					continue
+				}
+				if err := n.Recover(t.Context(), nil); err != nil {
+					t.Error(err)
+				}
+				slot, err := n.Acquire(t.Context(), nacre.NewMachineID(), nacre.EgressPolicy{})
+				if p := slot.Guest.Masked(); err != nil || slices.Contains(pools, p) {
+					t.Errorf("a slot in %s beside %v: %v", p, pools, err)
+				}
+				pools = append(pools, slot.Guest.Masked())
+				defer func() {
+					if err := errors.Join(n.Close(context.Background()), network.Destroy("at"+strconv.Itoa(i))); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+		}
+		for range 10 {
+			round()
 		}
 	})
 	for _, bad := range []network.Config{{}, {Instance: "TooLong"}, {Instance: "a-b"}, {Instance: "a", Pool: netip.MustParsePrefix("10.0.0.0/8")}, {Instance: "a", Pool: netip.MustParsePrefix("fd00::/64")}} {
