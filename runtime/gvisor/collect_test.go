@@ -1,6 +1,8 @@
 package gvisor
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -73,6 +75,7 @@ func TestSandboxIsToldOfItsSnapshot(t *testing.T) {
 		return n
 	}
 	check(t, os.NewSyscallError("kill", unix.Kill(m.st.PID, unix.SIGSTOP)))
+	eventually(t, "the sandbox goes on", func() bool { return stopped(t, m.st.PID) })
 	m.notice()
 	if n := unread(); n != 1 {
 		t.Errorf("the pipe holds %d bytes", n)
@@ -85,6 +88,20 @@ func TestSandboxIsToldOfItsSnapshot(t *testing.T) {
 	}
 	_, err = m.Snapshot(t.Context(), t.TempDir(), nacre.SnapshotOptions{KeepRunning: true})
 	check(t, err)
+}
+
+// stopped tells whether none of the process's threads runs: the signal only asks for it.
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	check(t, err)
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err == nil && !bytes.Contains(b, []byte(") T ")) {
+			return false
+		}
+	}
+	return len(stats) > 0
 }
 
 func awaitPercent(t *testing.T, ok func(uint64) bool) {
