@@ -16,8 +16,12 @@ import (
 // many its own will when it keeps room in its address space for what each needs.
 const maxCPUs = 1024
 
+// spareProcesses are made before the guest has any, for it to use: its agent, a shell
+// and what the shell's profile runs take one each, and one more until it is executed.
+const spareProcesses = 4
+
 // preparePlatform makes the process that all of a guest's processes are forked from,
-// as gVisor would when it boots: 5 ms of each start.
+// as gVisor would when it boots: 5 ms of each start; and the first ones, 3 ms of it.
 func preparePlatform() error {
 	cpuid.Initialize()
 	if err := usage.Init(); err != nil {
@@ -30,8 +34,20 @@ func preparePlatform() error {
 	archState.Init()
 	maxSysmsgThreads, maxChildThreads = maxCPUs, maxCPUs+1
 	// What depends on the machine's processors waits for sizePlatform.
-	_, err = constructor.New(platform.Options{DisableFastPath: true})
-	return err
+	p, err := constructor.New(platform.Options{DisableFastPath: true})
+	if err != nil {
+		return err
+	}
+	var spare [spareProcesses]platform.AddressSpace
+	for i := range spare {
+		if spare[i], err = p.NewAddressSpace(); err != nil {
+			return err
+		}
+	}
+	for _, s := range spare {
+		s.Release() // gVisor keeps it
+	}
+	return nil
 }
 
 // sizePlatform fits the platform that is there to a machine's processors, as gVisor
