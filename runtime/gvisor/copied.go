@@ -26,12 +26,14 @@ import (
 // forked sandbox keeps what was; userfaultfd's write protection is for one address
 // space, which would have to ask for it itself, and the sandbox's filter forbids that;
 // and which pages have changed since an earlier snapshot the kernel forgets with the
-// mapping that they were changed through. gVisor copies on write what its guest's
-// processes have in common after a fork, which is private memory alone: what is in files
-// would be copied as before, each page would be a fault afterwards, what is copied would
-// count for the guest, and gVisor's search for pages of zeros takes as long as a copy
-// beside it. So where the host has the room the copy is made in memory first, several
-// times as fast as a disk, and goes to the disk from there while the guest runs.
+// mapping that they were changed through. Files that share blocks (FICLONE) would have
+// the memory on a disk, and what is not written yet is written first. gVisor copies on
+// write what its guest's processes have in common after a fork, which is private memory
+// alone: what is in files would be copied as before, each page would be a fault
+// afterwards, what is copied would count for the guest, and gVisor's search for pages of
+// zeros takes as long as a copy beside it. So where the host has the room the copy is
+// made in memory first, several times as fast as a disk, and goes to the disk from there
+// while the guest runs.
 //
 // The memory is this process's: the guest's own limit must not be charged. It is had,
 // and filled, before the guest stops, in pages of 2 MiB where the kernel has them, and
