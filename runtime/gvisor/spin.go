@@ -16,12 +16,13 @@ import (
 // A sandbox and its guest's processes hand each system call and page fault over to one
 // another. gVisor lets whoever waits spin for a while before it sleeps: with a processor
 // for each a system call then takes 2 µs and not 60, which are the host's for waking a
-// processor. But the kernel of a virtual machine wakes no processor that its own host
-// has put to sleep: what follows a request runs on the processor that the request came
-// in on, guest and sandbox in turns, and there each spins away the other's time: a shell
-// takes a third longer. Only after some milliseconds with both of them ready are they
-// taken apart. gVisor begins to spin within half a millisecond, measures, and where
-// nothing else has run keeps what it finds: some sandboxes are slow for good, some not.
+// processor. But the kernel of a virtual machine takes a processor for busy that its own
+// host has put to sleep (available_idle_cpu in kernel/sched): what follows a request runs
+// on the processor that the request came in on, guest and sandbox in turns, and there
+// each spins away the other's time: a shell takes a third longer. Only after some
+// milliseconds with both of them ready are they taken apart. gVisor begins to spin within
+// half a millisecond, measures, and where nothing else has run keeps what it finds: some
+// sandboxes are slow for good, some not.
 //
 // So spinning waits here until the guest has been at work for a while.
 
