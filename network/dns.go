@@ -10,10 +10,12 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
 	"github.com/nacrehq/nacre"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -23,6 +25,10 @@ const (
 	dnsMaxUDP     = 1232            // the size that passes everywhere (DNS flag day 2020)
 	dnsIdle       = 10 * time.Second
 	dnsMaxTCPConn = 256 // questions on one TCP connection
+	// What waits to be read, of all slots together: at least 2 KiB of the kernel's for
+	// each question of up to dnsMaxUDP, so what twenty slots may ask at once (inputBurst).
+	// The kernel's own 208 KiB are full with less than what one may.
+	dnsBuffer = 16 << 20
 )
 
 // forwarder answers the guests' DNS questions from the host's resolvers; the
@@ -55,7 +61,14 @@ func startForwarder(ctx context.Context, gateway netip.Addr, up *upstreams, cfg 
 		clients:   map[netip.Addr]*dnsClient{},
 	}
 	addr := netip.AddrPortFrom(gateway, uint16(cfg.DNSPort)).String()
-	udp, err := net.ListenPacket("udp4", addr)
+	wide := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		ctl := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, dnsBuffer/2) // the kernel doubles it, socket(7)
+		})
+		return errors.Join(ctl, err)
+	}}
+	udp, err := wide.ListenPacket(ctx, "udp4", addr)
 	if err != nil {
 		return nil, listenError(err, addr)
 	}

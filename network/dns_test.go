@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -130,6 +131,9 @@ func TestFault42_Flood(t *testing.T) {
 			answered++
 		}
 	})
+	// On one processor the forwarder reads nothing until the flood is over.
+	procs := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(procs)
 	began := time.Now()
 	for i := range asked {
 		q, err := new(dns.Msg).SetQuestion(fmt.Sprintf("10-0-0-%d.ip.test.", i%250), dns.TypeA).Pack()
@@ -147,6 +151,23 @@ func TestFault42_Flood(t *testing.T) {
 	wg.Wait()
 	if answered == 0 || answered > max(asked/2, slow) {
 		t.Errorf("%d of %d questions were answered", answered, asked)
+	}
+}
+
+// TestFault42_LongQuestion: what no question needs, but what would fill the
+// forwarder's buffer, does not reach it.
+func TestFault42_LongQuestion(t *testing.T) {
+	g := acquire(t, start(t, nil), nacre.EgressPolicy{})
+	padded := func(n int) *dns.Msg {
+		q := new(dns.Msg).SetQuestion("example.com.", dns.TypeA).SetEdns0(4096, false)
+		q.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_PADDING{Padding: make([]byte, n-q.Len()-4)}}
+		return q
+	}
+	for n, wait := range map[int]time.Duration{1232: enough, 1233: patience, 1500: patience, 4000: patience} {
+		a, err := g.askWithin(wait, "udp", padded(n))
+		if (err == nil) != (n <= 1232) {
+			t.Errorf("a question of %d bytes: %v, %v", n, a, err)
+		}
 	}
 }
 

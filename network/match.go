@@ -83,6 +83,13 @@ func dport(p uint16) []expr.Any {
 	}
 }
 
+// udpOver matches a datagram of more than n bytes.
+func udpOver(n uint16) []expr.Any {
+	return append(l4proto(unix.IPPROTO_UDP),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 4, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpGt, Register: 1, Data: binary.BigEndian.AppendUint16(nil, n+8)}) // with its header
+}
+
 // dnat: dnat ip to a:p. Not "redirect": that takes the incoming link's address,
 // and a slot's link has none.
 func dnat(a netip.Addr, p uint16) []expr.Any {

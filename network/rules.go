@@ -312,6 +312,7 @@ func (r *rules) addFilter(c *nftables.Conn) error {
 	// Before the socket, which all slots share: a flood would fill its buffer.
 	over, err := r.overLimit(c, "rate_input", expr.MetaKeyIIFNAME, expr.Limit{Type: expr.LimitTypePkts, Rate: inputRate, Burst: inputBurst})
 	r.rule(c, in, from, over, drop())
+	r.rule(c, in, from, udpOver(dnsMaxUDP), drop())
 	r.rule(c, in, from, stateIs(expr.CtStateBitNEW), r.tooManyConns(), drop())
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 		r.rule(c, in, from, daddrIs(r.host.gateway), l4proto(proto), dport(uint16(r.cfg.DNSPort)), accepted())
