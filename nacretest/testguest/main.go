@@ -231,6 +231,10 @@ func child(args []string) {
 		if err != nil {
 			fmt.Println(err)
 		}
+	case "cpuid":
+		leaf, _ := strconv.ParseUint(args[1], 0, 32)
+		a, b, c, d := cpuid(uint32(leaf), 0)
+		fmt.Printf("%08x %08x %08x %08x\n", a, b, c, d)
 	case "sync":
 		syscall.Sync()
 	case "rm":

@@ -27,6 +27,9 @@ func preparePlatform() error {
 	if err := usage.Init(); err != nil {
 		return err
 	}
+	if err := letCPUID(); err != nil {
+		return err
+	}
 	constructor, err := platform.Lookup("systrap")
 	if err != nil {
 		return err

@@ -19,12 +19,13 @@ import (
 // its own version's checkpoints.
 const gvisorVersion = "v0.0.0-20260905035102-160fafc42237"
 
-// restoreKey names what a snapshot can only be restored on. gVisor wants the
-// processor to have all features that the guest's programs have seen.
+// restoreKey names what a snapshot can only be restored on: the processor has all
+// features that the guest's programs have seen, and no others, for those that it starts
+// from then on see what is there (letCPUID).
 func restoreKey() string {
 	cpuid.Initialize()
 	fs := cpuid.HostFeatureSet()
-	sum := sha256.Sum256([]byte(fs.FlagString()))
+	sum := sha256.Sum256([]byte(fs.FlagString() + unnamedFeatures(fs)))
 	return fmt.Sprintf("gvisor/%s/%s/%x", gvisorVersion, runtime.GOARCH, sum[:6])
 }
 
