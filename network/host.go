@@ -114,23 +114,34 @@ func poolRoute(pool netip.Prefix) *netlink.Route {
 	return &netlink.Route{Dst: ipNet(pool), Type: unix.RTN_UNREACHABLE, Protocol: routeProtocol, Priority: 4096}
 }
 
-// clearHost undoes prepareHost. Forwarding on the uplink stays on: others may
-// rely on it by now.
+// clearHost undoes prepareHost, and what is left of one that did not end: an address
+// without its route. Forwarding on the uplink stays on: others may rely on it by now.
 func (n *Network) clearHost() error {
 	pool, err := n.currentPool()
-	if err != nil || !pool.IsValid() {
+	if err != nil {
 		return err
 	}
 	lo, err := n.nl.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	var errs []error
-	if err := n.nl.RouteDel(poolRoute(pool)); err != nil && !errors.Is(err, unix.ESRCH) {
-		errs = append(errs, fmt.Errorf("network: pool route: %w", err))
+	addrs, err := addresses(n.nl)
+	if err != nil {
+		return err
 	}
-	if err := n.nl.AddrDel(lo, n.gatewayAddr(pool)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-		errs = append(errs, fmt.Errorf("network: gateway address: %w", err))
+	var errs []error
+	if pool.IsValid() {
+		if err := n.nl.RouteDel(poolRoute(pool)); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("network: pool route: %w", err))
+		}
+	}
+	for _, a := range addrs {
+		if a.Label != n.names.label() {
+			continue
+		}
+		if err := n.nl.AddrDel(lo, &netlink.Addr{IPNet: a.IPNet}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			errs = append(errs, fmt.Errorf("network: gateway address: %w", err))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -146,10 +157,8 @@ func (n *Network) choosePool(inUse bool) (netip.Prefix, error) {
 		}
 		return current, nil
 	}
-	if current.IsValid() {
-		if err := n.clearHost(); err != nil {
-			return netip.Prefix{}, err
-		}
+	if err := n.clearHost(); err != nil {
+		return netip.Prefix{}, err
 	}
 	return n.freePool()
 }

@@ -22,6 +22,8 @@ import (
 	"github.com/nacrehq/nacre/nacretest/fakenet"
 	"github.com/nacrehq/nacre/nacretest/reach"
 	"github.com/nacrehq/nacre/network"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const daemonEnv = "NACRE_NETWORK_DAEMON" // how many slots it takes
@@ -358,6 +360,34 @@ func TestPools(t *testing.T) {
 		}
 		if g := acquire(t, n, nacre.EgressPolicy{}); !netip.MustParsePrefix("172.30.0.0/16").Contains(g.Guest.Addr()) {
 			t.Errorf("guest %s", g.Guest)
+		}
+	})
+	t.Run("the same when the server was killed between the gateway's address and its route", func(t *testing.T) {
+		_ = prepare(t)
+		var pools []netip.Prefix
+		for range 2 {
+			n := reopen(t, nil)
+			if err := n.Recover(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			pool := acquire(t, n, nacre.EgressPolicy{}).Guest.Masked()
+			pools = append(pools, pool)
+			if err := n.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			_, dst, err := net.ParseCIDR(pool.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.RouteDel(&netlink.Route{Dst: dst, Type: unix.RTN_UNREACHABLE, Priority: 4096}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if pools[0] != pools[1] {
+			t.Errorf("%s, then %s", pools[0], pools[1])
+		}
+		if err := network.Destroy(instance); err != nil { // a leak if it leaves the address
+			t.Error(err)
 		}
 	})
 	t.Run("each its own when two start at once", func(t *testing.T) {
