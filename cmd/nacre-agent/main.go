@@ -17,7 +17,12 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/agent"
+	"github.com/nacrehq/nacre/internal/thread"
 )
+
+// spareThreads are as many as the agent has busy at once by far: two run its code, and
+// few wait for a disk.
+const spareThreads = 8
 
 func main() {
 	listen := flag.String("listen", ":"+strconv.Itoa(nacre.AgentPort), "address to listen on")
@@ -51,6 +56,8 @@ func run(listen string) error {
 	}
 	a := agent.New(cfg)
 	defer a.Close()
+	// So that a fork bomb does not end it; when nobody waits for a guest's first answer.
+	defer time.AfterFunc(time.Second, func() { thread.Spare(spareThreads) }).Stop()
 	return a.Serve(ln)
 }
 
