@@ -235,7 +235,7 @@ func (l *launch) prepare() error {
 	for range 3 {
 		l.give("stdio-fds", null)
 	}
-	o.ID, o.CPUs = string(s.ID), s.Resources.CPUs
+	o.ID, o.CPUs, o.Tasks = string(s.ID), s.Resources.CPUs, s.Resources.MaxPIDs
 	return nil
 }
 

@@ -29,6 +29,7 @@ const (
 type orders struct {
 	ID     string
 	CPUs   int
+	Tasks  int // of the host that it may have
 	Args   []string
 	Files  map[int]int // index of an argument that lacks its value: index of the file
 	Load   []int       // indexes of the files that a guest is loaded from, see serveLoad
@@ -115,7 +116,7 @@ func prepareSandbox() {
 	}
 	o, err := receiveOrders()
 	if err == nil {
-		err = sizePlatform(o.CPUs)
+		err = sizePlatform(o.CPUs, o.Tasks)
 	}
 	if err != nil {
 		giveUp(err)

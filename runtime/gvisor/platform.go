@@ -54,21 +54,22 @@ func preparePlatform() error {
 }
 
 // sizePlatform fits the platform that is there to a machine's processors, as gVisor
-// does when it makes the first one.
-func sizePlatform(cpus int) error {
+// does when it makes the first one, and to how many tasks it may have on the host.
+func sizePlatform(cpus, tasks int) error {
 	if cpus < 1 || cpus > maxCPUs {
 		return fmt.Errorf("%d processors", cpus)
 	}
 	maxSysmsgThreads, maxChildThreads = 0, 0 // gVisor's next platform sets them
-	if min(runtime.NumCPU(), cpus) == 1 {
-		return nil // it never spins
-	}
-	neverEnableFastPath = false // for gVisor to begin to measure
 	constructor, err := platform.Lookup("systrap")
 	if err != nil {
 		return err
 	}
-	platform.Register("systrap", spinLateConstructor{constructor})
+	constructor = limitedConstructor{constructor, guestSpaces(tasks)}
+	if min(runtime.NumCPU(), cpus) > 1 { // or it never spins
+		neverEnableFastPath = false // for gVisor to begin to measure
+		constructor = spinLateConstructor{constructor}
+	}
+	platform.Register("systrap", constructor)
 	return nil
 }
 
