@@ -2,9 +2,6 @@ package gvisor
 
 import (
 	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -68,28 +65,16 @@ func TestSpacesAreLimited(t *testing.T) {
 
 // TestPoolIsGVisors: what is read by gVisor's name is laid out as gVisor's.
 func TestPoolIsGVisors(t *testing.T) {
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "gvisor.dev/gvisor").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := filepath.Join(strings.TrimSpace(string(dir)), "pkg/sentry/platform/systrap")
-	for file, want := range map[string]string{
-		"subprocess.go":      "globalPool = subprocessPool{}\n",
-		"subprocess_pool.go": "import (\n\t\"sync\"\n)\n",
+	pool := systrapSource(t, "subprocess_pool.go")
+	for source, want := range map[string]string{
+		systrapSource(t, "subprocess.go"): "globalPool = subprocessPool{}\n",
+		pool:                              "import (\n\t\"sync\"\n)\n",
 	} {
-		source, err := os.ReadFile(filepath.Join(in, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !strings.Contains(string(source), want) {
-			t.Errorf("gVisor's %s no longer has %q: fit spaces.go to it", file, want)
+		if !strings.Contains(source, want) {
+			t.Errorf("gVisor no longer has %q: fit spaces.go to it", want)
 		}
 	}
-	source, err := os.ReadFile(filepath.Join(in, "subprocess_pool.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, shape, _ := strings.Cut(string(source), "type subprocessPool struct {\n")
+	_, shape, _ := strings.Cut(pool, "type subprocessPool struct {\n")
 	shape, _, _ = strings.Cut(shape, "}")
 	var fields []string
 	for line := range strings.Lines(shape) {

@@ -49,14 +49,7 @@ func TestSpinsLate(t *testing.T) {
 
 // TestLatenciesAreGVisors: what is written to by gVisor's name is as large as gVisor's.
 func TestLatenciesAreGVisors(t *testing.T) {
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "gvisor.dev/gvisor").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	source, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "pkg/sentry/platform/systrap/metrics.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := systrapSource(t, "metrics.go")
 	for _, want := range []string{
 		"numLatencyBuckets = 80\n",
 		"type latencyBuckets [numLatencyBuckets]atomicbitops.Uint64\n",
@@ -64,8 +57,18 @@ func TestLatenciesAreGVisors(t *testing.T) {
 		"var latencies latencyRecorder\n",
 		"var neverEnableFastPath bool\n",
 	} {
-		if !strings.Contains(string(source), want) {
+		if !strings.Contains(source, want) {
 			t.Errorf("gVisor no longer has %q: fit spin.go to it", want)
 		}
 	}
+}
+
+// systrapSource reads a file of the gVisor in go.mod.
+func systrapSource(t *testing.T, file string) string {
+	t.Helper()
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "gvisor.dev/gvisor").Output()
+	check(t, err)
+	source, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "pkg/sentry/platform/systrap", file))
+	check(t, err)
+	return string(source)
 }
