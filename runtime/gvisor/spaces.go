@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"sync"
-	"sync/atomic"
 	"unsafe" // and for go:linkname
 
 	"gvisor.dev/gvisor/pkg/errors/linuxerr"
@@ -32,7 +31,7 @@ func (c limitedConstructor) New(opts platform.Options) (platform.Platform, error
 	if err != nil {
 		return nil, err
 	}
-	return limitedPlatform{p, &spaces{limit: int64(c.limit), spare: spareSpace}}, nil
+	return limitedPlatform{p, newSpaces(c.limit, spareSpace)}, nil
 }
 
 type limitedPlatform struct {
@@ -47,33 +46,43 @@ func (p limitedPlatform) NewAddressSpace() (platform.AddressSpace, error) {
 
 // spaces counts those that were made.
 type spaces struct {
-	limit int64
+	limit int
 	spare func() bool // one waits to be used again
 
-	seen    sync.Map // by platform.AddressSpace
-	made    atomic.Int64
-	making  atomic.Int64
-	atLimit sync.Mutex // of those who want one then, one at a time: what is spare is for one
+	mu     sync.Mutex
+	made   map[platform.AddressSpace]struct{}
+	making int
+}
+
+func newSpaces(limit int, spare func() bool) *spaces {
+	return &spaces{limit: limit, spare: spare, made: map[platform.AddressSpace]struct{}{}}
 }
 
 // take gets one that is spare or makes one.
 func (s *spaces) take(get func() (platform.AddressSpace, error)) (platform.AddressSpace, error) {
-	defer s.making.Add(-1)
-	if s.making.Add(1)+s.made.Load() > s.limit {
-		s.atLimit.Lock()
-		defer s.atLimit.Unlock()
-		if s.made.Load() >= s.limit && !s.spare() {
-			return nil, linuxerr.EAGAIN
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.made)+s.making < s.limit {
+		s.making++
+		s.mu.Unlock() // others make theirs meanwhile
+		as, err := get()
+		s.mu.Lock()
+		s.making--
+		if err == nil {
+			s.made[as] = struct{}{}
 		}
+		return as, err
+	}
+	// One at a time: what is spare is for one. Who makes one meanwhile and finds that
+	// instead leaves room for this one.
+	if !s.spare() {
+		return nil, linuxerr.EAGAIN
 	}
 	as, err := get()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		s.made[as] = struct{}{}
 	}
-	if _, known := s.seen.LoadOrStore(as, struct{}{}); !known {
-		s.made.Add(1)
-	}
-	return as, nil
+	return as, err
 }
 
 // spareSpace tells whether gVisor keeps an address space that nobody uses.

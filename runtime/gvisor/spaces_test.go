@@ -10,7 +10,10 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/platform"
 )
 
-type fakeSpace struct{ platform.AddressSpace }
+type fakeSpace struct {
+	platform.AddressSpace
+	number int
+}
 
 // TestSpacesAreLimited: as many as may be are made whoever asks at once, what was given
 // back is used again, and beyond that a fork is refused.
@@ -28,13 +31,13 @@ func TestSpacesAreLimited(t *testing.T) {
 			return as, nil
 		}
 		made++
-		return &fakeSpace{}, nil
+		return &fakeSpace{number: made}, nil
 	}
-	s := &spaces{limit: limit, spare: func() bool {
+	s := newSpaces(limit, func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(kept) > 0
-	}}
+	})
 	for round := range 20 {
 		var had []platform.AddressSpace
 		var wg sync.WaitGroup
