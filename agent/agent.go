@@ -44,6 +44,10 @@ type Config struct {
 	// TrimAfter is how long the agent is idle before it gives memory back to the
 	// system. 0 means never.
 	TrimAfter time.Duration
+
+	// SpareThreads is how many threads the agent makes ahead, beside those it happens
+	// to have, so that it outlives a guest that is at its limit of tasks. 0 means none.
+	SpareThreads int
 }
 
 // Agent is one guest's daemon.
@@ -57,6 +61,7 @@ type Agent struct {
 	logs     *logRing
 	cpu      cpuMeter
 	conns    conns
+	threads  *spareThreads
 	handler  http.Handler
 
 	active   atomic.Int64 // requests under way
@@ -93,6 +98,7 @@ func New(cfg Config) *Agent {
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.procs = newProcessTable(cfg.Init, a.logs, a.log)
 	a.watchers = newWatcherTable()
+	a.threads = newSpareThreads(cfg.SpareThreads)
 	a.handler = a.routes()
 	return a
 }
@@ -124,6 +130,7 @@ func (a *Agent) Close() {
 		a.trim.Stop()
 	}
 	a.trimMu.Unlock()
+	a.threads.close()
 	a.watchers.closeAll()
 	a.procs.close()
 }

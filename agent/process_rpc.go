@@ -51,6 +51,7 @@ func (s *processService) Start(ctx context.Context, req *connect.Request[pb.Star
 	if err != nil {
 		return rpcError(err)
 	}
+	s.a.threads.processStarted()
 	return p.follow(ctx, sub, 0, keepaliveInterval(req.Header()), func(e *pb.ProcessEvent) error {
 		return stream.Send(&pb.StartResponse{Event: e})
 	})

@@ -17,7 +17,6 @@ import (
 
 	"github.com/nacrehq/nacre"
 	"github.com/nacrehq/nacre/agent"
-	"github.com/nacrehq/nacre/internal/thread"
 )
 
 // spareThreads are as many as the agent has busy at once by far: two run its code, and
@@ -43,7 +42,7 @@ func run(listen string) error {
 	cfg := agent.Config{
 		Logger:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Init:      init,
-		TrimAfter: 100 * time.Millisecond,
+		TrimAfter: 100 * time.Millisecond, SpareThreads: spareThreads,
 	}
 	if init {
 		outliveSignals()
@@ -56,8 +55,6 @@ func run(listen string) error {
 	}
 	a := agent.New(cfg)
 	defer a.Close()
-	// So that a fork bomb does not end it; when nobody waits for a guest's first answer.
-	defer time.AfterFunc(time.Second, func() { thread.Spare(spareThreads) }).Stop()
 	return a.Serve(ln)
 }
 

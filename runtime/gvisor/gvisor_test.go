@@ -44,6 +44,9 @@ func start(t testing.TB, r *Runtime, spec nacre.MachineSpec) *machine {
 
 func stopLater(t testing.TB, m nacre.Machine, spec nacre.MachineSpec) {
 	t.Cleanup(func() {
+		if said := lastWords(spec.StateDir); said != "" && t.Failed() {
+			t.Logf("the sandbox gave up: %s", said)
+		}
 		check(t, m.Stop(context.Background()))
 		if left := leftovers(spec); len(left) > 0 {
 			t.Error("left behind:", left)
