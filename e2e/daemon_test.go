@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -64,16 +67,28 @@ func prepared(t testing.TB, args ...string) *daemon {
 	return d
 }
 
-// freeAddr returns an address that nothing listens on now. The namespace is the
-// test's own, so that nobody takes it before the server does.
+// lastPort is the last that freeAddr took. Those from 32768 on are the ones that the
+// kernel gives to connections (ip_local_port_range), which could have a server's while it
+// is down.
+var lastPort atomic.Int32
+
+func init() { lastPort.Store(20000) }
+
+// freeAddr returns an address that nothing listens on, and that nobody takes before the
+// server does or while it is restarted: the namespace is the tests' own.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		addr := "127.0.0.1:" + strconv.Itoa(int(lastPort.Add(1)))
+		l, err := net.Listen("tcp", addr)
+		switch {
+		case err == nil:
+			_ = l.Close()
+			return addr
+		case !errors.Is(err, syscall.EADDRINUSE):
+			t.Fatal(err)
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // up starts the server and returns when it says that it is ready.
