@@ -162,6 +162,34 @@ func TestTrap02_EverySandboxHasItsOwnToken(t *testing.T) {
 	}
 }
 
+// TestTrap03_VolumeFilesWithoutAKey: one client sends no key with a volume's files.
+// It reads that the key is missing, not an empty body, and learns nothing of volumes.
+func TestTrap03_VolumeFilesWithoutAKey(t *testing.T) {
+	h := newHarness(t)
+	for _, op := range [][2]string{
+		{"PUT", "/volumes/vol_1/files/upload?path=/a"},
+		{"GET", "/volumes/vol_1/files/download?path=/a"},
+	} {
+		h.do(op[0], op[1], "", "").isError(t, 401)
+		h.do(op[0], op[1], h.keyA, "").isError(t, 501)
+	}
+}
+
+// TestTrap04_BothFormsOfAMountPath: the documents write /workspace, which the clients
+// refuse, and the clients /workspace/. Neither is what is wrong with a create that mounts.
+func TestTrap04_BothFormsOfAMountPath(t *testing.T) {
+	h := newHarness(t)
+	answers := map[string]bool{}
+	for _, path := range []string{"/workspace", "/workspace/", "/workspace/x"} {
+		a := h.do("POST", "/sandboxes", h.keyA, `{"volumeId":"vol_1","volumeMountPath":"`+path+`"}`)
+		a.isError(t, 501)
+		answers[a.body] = true
+	}
+	if len(answers) != 1 || len(h.service.Requests()) != 0 {
+		t.Errorf("%d answers, %d requests", len(answers), len(h.service.Requests()))
+	}
+}
+
 // TestTrap06_TokenIsNeverOmitted: an answer without the field makes a client's
 // download_url raise.
 func TestTrap06_TokenIsNeverOmitted(t *testing.T) {
